@@ -1,0 +1,168 @@
+//! Settings and pipeline file, parsed once into types that need no further check.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// All that a running vecsync needs to know. Built only by a parser that has checked everything.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The source.
+    pub database: Database,
+    /// What to index.
+    pub pipeline: Pipeline,
+    /// Embedded log, mirror, embedding cache.
+    pub data_dir: PathBuf,
+    /// The log.
+    pub topics: Topics,
+    /// The model.
+    pub model: Model,
+    /// The query server.
+    pub server: Server,
+}
+
+/// How to reach PostgreSQL.
+#[derive(Clone, Debug)]
+pub struct Database {
+    /// Host, port, user, password, database. Its own ssl mode is not used.
+    pub postgres: tokio_postgres::Config,
+    /// libpq's `sslmode`.
+    pub ssl_mode: SslMode,
+    /// libpq's `sslrootcert`.
+    pub ssl_root: SslRoot,
+}
+
+/// libpq's `sslmode`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SslMode {
+    /// Never TLS.
+    Disable,
+    /// TLS where the server has it.
+    Prefer,
+    /// TLS, any certificate (the root's, if one is given, as libpq does).
+    Require,
+    /// TLS, a certificate of a known root.
+    VerifyCa,
+    /// TLS, a certificate of a known root with the host's name.
+    VerifyFull,
+}
+
+/// Which roots a certificate is checked against.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SslRoot {
+    /// None was named and there is no `~/.postgresql/root.crt`.
+    None,
+    /// The certificates of this file.
+    File(PathBuf),
+    /// The operating system's.
+    System,
+}
+
+/// One pipeline file.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Pipeline {
+    /// Name: lower-case letters, digits and underscores.
+    pub name: String,
+    /// Where rows come from.
+    pub source: Source,
+    /// What is embedded and returned.
+    pub document: Document,
+    /// Fields of the payload that searches may filter by.
+    pub filters: Vec<String>,
+}
+
+/// `[source]` of a pipeline file.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Source {
+    /// Schema, as in the catalog.
+    pub schema: String,
+    /// Table, as in the catalog.
+    pub table: String,
+    /// Publication.
+    pub publication: String,
+    /// Replication slot.
+    pub slot: String,
+}
+
+/// `[document]` of a pipeline file.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Document {
+    /// Template of the title.
+    pub title: Option<String>,
+    /// Template of the text.
+    pub text: String,
+    /// Columns in the payload, in order.
+    pub payload: Vec<String>,
+    /// Expression; false removes the row from the index.
+    pub when: Option<String>,
+    /// Share of the title's own vector in each point, 0 to 1.
+    pub title_weight: f32,
+    /// Length of a window in the model's tokens, the two special ones included; 16 to 512.
+    pub window_tokens: usize,
+    /// Tokens that neighbouring windows share; less than half of `window_tokens`.
+    pub overlap_tokens: usize,
+}
+
+/// `VECSYNC_TOPIC_*`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Topics {
+    /// Prefix of the topics' names.
+    pub prefix: String,
+    /// Partitions of a topic when it is made.
+    pub partitions: u16,
+}
+
+/// `VECSYNC_MODEL*` and `ORT_DYLIB_PATH`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Model {
+    /// Which of the two; `None`: the preferred one of those that are in the folder.
+    pub precision: Option<Precision>,
+    /// Folder with `model.onnx` (or `model_int8.onnx`) and `tokenizer.json`.
+    pub dir: PathBuf,
+    /// ONNX Runtime's shared library; `None`: the one beside the model.
+    pub runtime: Option<PathBuf>,
+}
+
+/// The model's arithmetic.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Precision {
+    /// 32-bit floating point.
+    Fp32,
+    /// Dynamically quantised to 8-bit integers.
+    Int8,
+}
+
+/// The query server.
+#[derive(Clone, Debug)]
+pub struct Server {
+    /// Where it listens.
+    pub listen: SocketAddr,
+    /// Keys that are let in; empty: everyone.
+    pub api_keys: Vec<Secret>,
+    /// Certificate chain and key, PEM files.
+    pub tls: Option<(PathBuf, PathBuf)>,
+    /// A search's limit.
+    pub search_deadline: Duration,
+}
+
+/// A value that is never printed.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(String);
+
+impl Secret {
+    /// Wraps a value.
+    pub fn new(value: String) -> Self {
+        Secret(value)
+    }
+
+    /// The value itself, for comparing or sending.
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl std::fmt::Debug for Secret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("***")
+    }
+}

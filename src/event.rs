@@ -1,0 +1,522 @@
+//! The values that flow through vecsync and how they are written in records. No I/O.
+
+use std::fmt;
+use std::str::FromStr;
+
+use bytes::Bytes;
+use prost::Message;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+/// A row as JSON, columns in catalog order.
+pub type Row = Map<String, Value>;
+
+/// A position in PostgreSQL's write-ahead log, in bytes since its beginning.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Lsn(pub u64);
+
+impl fmt::Display for Lsn {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:X}/{:X}", self.0 >> 32, self.0 & 0xffff_ffff)
+    }
+}
+
+impl FromStr for Lsn {
+    type Err = EventError;
+
+    /// Reads PostgreSQL's notation, two hexadecimal halves such as `16/B374D848`.
+    fn from_str(text: &str) -> Result<Self, EventError> {
+        let halves = text.split_once('/').and_then(|(high, low)| {
+            let high = u32::from_str_radix(high, 16).ok()?;
+            let low = u32::from_str_radix(low, 16).ok()?;
+            Some((u64::from(high) << 32) | u64::from(low))
+        });
+        halves.map(Lsn).ok_or_else(|| EventError::Lsn(text.to_owned()))
+    }
+}
+
+/// The version of a row's state: the offset of its record in `changes`. Monotone for a key.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Version(pub u64);
+
+/// Where an event stands in the source. Orders events of one timeline of one system.
+///
+/// An event's own LSN repeats, and one transaction's end can equal the next one's begin;
+/// the commit LSN together with the ordinal inside the transaction does not repeat.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Position {
+    /// Start of the transaction's commit record.
+    pub commit_lsn: Lsn,
+    /// Number of the event inside its transaction, from 1; 0 stands before the first.
+    pub ordinal: u64,
+}
+
+/// A row's primary key: a JSON object of the key columns in catalog order, in its one canonical spelling.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RowKey(String);
+
+impl RowKey {
+    /// Builds the key from its columns, which the caller gives in catalog order.
+    pub fn from_columns(columns: Row) -> Self {
+        RowKey(Value::Object(columns).to_string())
+    }
+
+    /// Reads a record's key.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self, EventError> {
+        let columns: Row = serde_json::from_slice(bytes).map_err(|source| EventError::Json { part: "key", source })?;
+        if columns.is_empty() {
+            return Err(EventError::EmptyKey);
+        }
+        Ok(RowKey::from_columns(columns))
+    }
+
+    /// The canonical JSON text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// What users see as the row's id: the value of a single-column key, the object of a composite one.
+    pub fn id(&self) -> Value {
+        let columns: Row = serde_json::from_str(&self.0).expect("a RowKey is built from a JSON object");
+        if columns.len() == 1 {
+            columns.into_iter().next().map(|(_, value)| value).expect("one column was counted")
+        } else {
+            Value::Object(columns)
+        }
+    }
+
+    fn to_bytes(&self) -> Bytes {
+        Bytes::copy_from_slice(self.0.as_bytes())
+    }
+}
+
+/// The reserved key of a barrier record. Compacted topics need a key; no row can have this one,
+/// because a row's key names columns and PostgreSQL's catalog cannot hold an empty column name.
+pub const BARRIER_KEY: &[u8] = br#"{"":"barrier"}"#;
+
+/// Header of a tombstone in `vectors`: the version of the delete, decimal.
+const VERSION_HEADER: &str = "vecsync.version";
+/// Header of a tombstone: when the delete was committed, milliseconds since the Unix epoch, decimal.
+const COMMIT_HEADER: &str = "vecsync.commit_ts_ms";
+
+/// One record of a topic, before it has a place in it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Record {
+    /// The compaction key.
+    pub key: Bytes,
+    /// The value; `None` is a tombstone.
+    pub value: Option<Bytes>,
+    /// Named extra values, in order.
+    pub headers: Vec<(String, Bytes)>,
+    /// When the record was made, milliseconds since the Unix epoch.
+    pub timestamp_ms: i64,
+}
+
+impl Record {
+    fn header_number<T: FromStr>(&self, name: &str) -> Option<T> {
+        let (_, value) = self.headers.iter().find(|(header, _)| header == name)?;
+        std::str::from_utf8(value).ok()?.parse().ok()
+    }
+}
+
+/// What happened to a row, in the letters of the Debezium envelope.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Op {
+    /// Inserted.
+    #[serde(rename = "c")]
+    Create,
+    /// Updated.
+    #[serde(rename = "u")]
+    Update,
+    /// Deleted.
+    #[serde(rename = "d")]
+    Delete,
+    /// The table was truncated.
+    #[serde(rename = "t")]
+    Truncate,
+    /// Read by a snapshot.
+    #[serde(rename = "r")]
+    Read,
+}
+
+impl Op {
+    /// The value of the metrics label `op`.
+    pub fn as_label(self) -> &'static str {
+        match self {
+            Op::Create => "create",
+            Op::Update => "update",
+            Op::Delete => "delete",
+            Op::Truncate => "truncate",
+            Op::Read => "read",
+        }
+    }
+}
+
+/// A change of one row: the value of a record in `changes`. The field names are the Debezium envelope's.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Change {
+    /// The row before, as far as the replica identity gives it.
+    pub before: Option<Row>,
+    /// The row after; none for a delete or a truncate.
+    pub after: Option<Row>,
+    /// Where the change comes from.
+    pub source: Source,
+    /// What happened.
+    pub op: Op,
+    /// When vecsync made the event, milliseconds since the Unix epoch.
+    pub ts_ms: i64,
+}
+
+/// The `source` block of a change.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Source {
+    /// Version of the program that captured it.
+    #[serde(default)]
+    pub version: String,
+    /// Kind of connector, `postgresql`.
+    #[serde(default)]
+    pub connector: String,
+    /// The pipeline's name.
+    #[serde(default)]
+    pub name: String,
+    /// Database.
+    #[serde(default)]
+    pub db: String,
+    /// Schema.
+    #[serde(default)]
+    pub schema: String,
+    /// Table.
+    #[serde(default)]
+    pub table: String,
+    /// The event's own LSN.
+    #[serde(default)]
+    pub lsn: Option<u64>,
+    /// The transaction's id.
+    #[serde(rename = "txId", default)]
+    pub tx_id: Option<u64>,
+    /// When the transaction was committed (a snapshot: when it was taken), milliseconds since the Unix epoch.
+    pub ts_ms: i64,
+    /// `true` for a row read by a snapshot, else `false`.
+    #[serde(default)]
+    pub snapshot: Option<String>,
+    /// Start of the transaction's commit record.
+    #[serde(default)]
+    pub commit_lsn: Option<Lsn>,
+    /// Number of the event inside its transaction.
+    #[serde(default)]
+    pub ordinal: Option<u64>,
+}
+
+/// What a record in `changes` says.
+#[derive(Clone, Debug, PartialEq)]
+pub enum ChangeEvent {
+    /// A row changed.
+    Row {
+        /// Its key.
+        key: RowKey,
+        /// The change.
+        change: Box<Change>,
+    },
+    /// A row is gone: the tombstone that follows its delete.
+    Tombstone {
+        /// Its key.
+        key: RowKey,
+        /// When the delete was committed, milliseconds since the Unix epoch, if known.
+        commit_ts_ms: Option<i64>,
+    },
+    /// All rows of this partition below this record are gone.
+    Barrier {
+        /// The truncate.
+        change: Box<Change>,
+    },
+}
+
+impl ChangeEvent {
+    /// Writes the event as a record made at `now_ms`.
+    pub fn to_record(&self, now_ms: i64) -> Record {
+        let json = |change: &Change| Bytes::from(serde_json::to_vec(change).expect("a change has string keys only"));
+        match self {
+            ChangeEvent::Row { key, change } => {
+                Record { key: key.to_bytes(), value: Some(json(change)), headers: vec![], timestamp_ms: now_ms }
+            }
+            ChangeEvent::Tombstone { key, commit_ts_ms } => Record {
+                key: key.to_bytes(),
+                value: None,
+                headers: commit_ts_ms.map(|ms| number_header(COMMIT_HEADER, ms)).into_iter().collect(),
+                timestamp_ms: now_ms,
+            },
+            ChangeEvent::Barrier { change } => Record {
+                key: Bytes::from_static(BARRIER_KEY),
+                value: Some(json(change)),
+                headers: vec![],
+                timestamp_ms: now_ms,
+            },
+        }
+    }
+
+    /// Reads a record of `changes`. An error is poison: this record will never be readable.
+    pub fn from_record(record: &Record) -> Result<Self, EventError> {
+        let change = |value: &[u8]| {
+            serde_json::from_slice::<Box<Change>>(value).map_err(|source| EventError::Json { part: "value", source })
+        };
+        match &record.value {
+            Some(value) if record.key == BARRIER_KEY => Ok(ChangeEvent::Barrier { change: change(value)? }),
+            Some(value) => {
+                let (key, change) = (RowKey::from_bytes(&record.key)?, change(value)?);
+                if change.after.is_none() && change.op != Op::Delete {
+                    return Err(EventError::NoRow(change.op.as_label()));
+                }
+                Ok(ChangeEvent::Row { key, change })
+            }
+            None => Ok(ChangeEvent::Tombstone {
+                key: RowKey::from_bytes(&record.key)?,
+                commit_ts_ms: record.header_number(COMMIT_HEADER),
+            }),
+        }
+    }
+}
+
+/// An embedded row: the value of a record in `vectors`, a protobuf message.
+#[derive(Clone, PartialEq, Message)]
+pub struct EmbeddedRow {
+    /// The row's version: its offset in `changes`.
+    #[prost(uint64, tag = "1")]
+    pub version: u64,
+    /// Hash of all that is indexed, text and payload, 16 bytes.
+    #[prost(bytes = "vec", tag = "2")]
+    pub row_hash: Vec<u8>,
+    /// Hash of the rendered title and text, 16 bytes.
+    #[prost(bytes = "vec", tag = "3")]
+    pub text_hash: Vec<u8>,
+    /// The payload: a JSON object.
+    #[prost(string, tag = "4")]
+    pub payload: String,
+    /// The row's windows in reading order; at least one.
+    #[prost(message, repeated, tag = "5")]
+    pub windows: Vec<Window>,
+    /// When the change was committed, milliseconds since the Unix epoch.
+    #[prost(sint64, tag = "6")]
+    pub commit_ts_ms: i64,
+}
+
+/// One window of a row's text.
+#[derive(Clone, PartialEq, Message)]
+pub struct Window {
+    /// Unit-length vector, one f32 a dimension.
+    #[prost(float, repeated, tag = "1")]
+    pub vector: Vec<f32>,
+    /// The text that the vector stands for, without the title.
+    #[prost(string, tag = "2")]
+    pub passage: String,
+}
+
+/// What a record in `vectors` says.
+#[derive(Clone, Debug, PartialEq)]
+pub enum VectorEvent {
+    /// The row is this now.
+    Upsert {
+        /// Its key.
+        key: RowKey,
+        /// The row, embedded.
+        row: EmbeddedRow,
+    },
+    /// The row is gone.
+    Delete {
+        /// Its key.
+        key: RowKey,
+        /// Version of the delete.
+        version: Version,
+        /// When the delete was committed, milliseconds since the Unix epoch, if known.
+        commit_ts_ms: Option<i64>,
+    },
+    /// All rows of this partition with an older version are gone.
+    Barrier {
+        /// Version of the truncate.
+        version: Version,
+        /// When the truncate was committed, milliseconds since the Unix epoch.
+        commit_ts_ms: i64,
+    },
+}
+
+impl VectorEvent {
+    /// Writes the event as a record made at `now_ms`.
+    pub fn to_record(&self, now_ms: i64) -> Record {
+        match self {
+            VectorEvent::Upsert { key, row } => Record {
+                key: key.to_bytes(),
+                value: Some(row.encode_to_vec().into()),
+                headers: vec![],
+                timestamp_ms: now_ms,
+            },
+            VectorEvent::Delete { key, version, commit_ts_ms } => {
+                let mut headers = vec![number_header(VERSION_HEADER, version.0)];
+                headers.extend(commit_ts_ms.map(|ms| number_header(COMMIT_HEADER, ms)));
+                Record { key: key.to_bytes(), value: None, headers, timestamp_ms: now_ms }
+            }
+            VectorEvent::Barrier { version, commit_ts_ms } => {
+                let row = EmbeddedRow { version: version.0, commit_ts_ms: *commit_ts_ms, ..EmbeddedRow::default() };
+                Record {
+                    key: Bytes::from_static(BARRIER_KEY),
+                    value: Some(row.encode_to_vec().into()),
+                    headers: vec![],
+                    timestamp_ms: now_ms,
+                }
+            }
+        }
+    }
+
+    /// Reads a record of `vectors`.
+    pub fn from_record(record: &Record) -> Result<Self, EventError> {
+        match &record.value {
+            Some(value) => {
+                let row = EmbeddedRow::decode(value.clone()).map_err(EventError::Protobuf)?;
+                if record.key == BARRIER_KEY {
+                    return Ok(VectorEvent::Barrier { version: Version(row.version), commit_ts_ms: row.commit_ts_ms });
+                }
+                Ok(VectorEvent::Upsert { key: RowKey::from_bytes(&record.key)?, row })
+            }
+            None => Ok(VectorEvent::Delete {
+                key: RowKey::from_bytes(&record.key)?,
+                version: record.header_number(VERSION_HEADER).map(Version).ok_or(EventError::NoVersion)?,
+                commit_ts_ms: record.header_number(COMMIT_HEADER),
+            }),
+        }
+    }
+}
+
+/// A record or a value that cannot be read. Reading it again gives the same: it is poison, not a passing fault.
+#[derive(Debug, thiserror::Error)]
+pub enum EventError {
+    /// Not an LSN.
+    #[error(
+        "read LSN {0:?}: wanted two hexadecimal numbers of at most 8 digits with a slash between, like 16/B374D848"
+    )]
+    Lsn(String),
+    /// Not the JSON that was wanted.
+    #[error("read record {part}: not the JSON object that was wanted")]
+    Json {
+        /// `key` or `value`.
+        part: &'static str,
+        /// What the parser said.
+        source: serde_json::Error,
+    },
+    /// A key without columns.
+    #[error("read record key: an object without columns")]
+    EmptyKey,
+    /// A change without the row it is about.
+    #[error("read record value: a change with op {0} has no `after`")]
+    NoRow(&'static str),
+    /// A tombstone without its version.
+    #[error("read tombstone: header {VERSION_HEADER} is missing or not a number")]
+    NoVersion,
+    /// Not the protobuf message that was wanted.
+    #[error("read embedded row")]
+    Protobuf(#[source] prost::DecodeError),
+}
+
+fn number_header(name: &str, number: impl fmt::Display) -> (String, Bytes) {
+    (name.to_owned(), Bytes::from(number.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn key(value: Value) -> RowKey {
+        RowKey::from_bytes(value.to_string().as_bytes()).expect("an object")
+    }
+
+    #[test]
+    fn lsn_reads_and_prints_what_postgres_prints() {
+        for text in ["0/0", "0/16B3748", "16/B374D848", "FFFFFFFF/FFFFFFFF"] {
+            assert_eq!(text.parse::<Lsn>().expect("an LSN").to_string(), text);
+        }
+        for text in ["", "1", "/", "1/2/3", "g/0", "100000000/0"] {
+            assert!(text.parse::<Lsn>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn row_id_is_the_value_of_a_single_key_and_the_object_of_a_composite_one() {
+        assert_eq!(key(json!({"id": 7})).id(), json!(7));
+        assert_eq!(key(json!({"slug": "a"})).id(), json!("a"));
+        assert_eq!(key(json!({"b": 1, "a": 2})).id(), json!({"b": 1, "a": 2}));
+        assert_eq!(key(json!({"b": 1, "a": 2})).as_str(), r#"{"b":1,"a":2}"#);
+        assert!(RowKey::from_bytes(b"{}").is_err());
+        assert!(RowKey::from_bytes(b"7").is_err());
+    }
+
+    #[test]
+    fn change_events_survive_a_round_trip() {
+        let change = Change {
+            before: None,
+            after: Some(json!({"id": 1, "answer": "x"}).as_object().expect("object").clone()),
+            source: Source {
+                version: "0".into(),
+                connector: "postgresql".into(),
+                name: "faq".into(),
+                db: "d".into(),
+                schema: "public".into(),
+                table: "faq_faq".into(),
+                lsn: Some(5),
+                tx_id: Some(6),
+                ts_ms: 7,
+                snapshot: Some("false".into()),
+                commit_lsn: Some(Lsn(8)),
+                ordinal: Some(1),
+            },
+            op: Op::Create,
+            ts_ms: 9,
+        };
+        let events = [
+            ChangeEvent::Row { key: key(json!({"id": 1})), change: Box::new(change.clone()) },
+            ChangeEvent::Tombstone { key: key(json!({"id": 1})), commit_ts_ms: Some(7) },
+            ChangeEvent::Barrier { change: Box::new(Change { op: Op::Truncate, after: None, ..change }) },
+        ];
+        for event in events {
+            assert_eq!(ChangeEvent::from_record(&event.to_record(1)).expect("readable"), event);
+        }
+    }
+
+    #[test]
+    fn vector_events_survive_a_round_trip() {
+        let row = EmbeddedRow {
+            version: 3,
+            row_hash: vec![1; 16],
+            text_hash: vec![2; 16],
+            payload: r#"{"id":1}"#.into(),
+            windows: vec![Window { vector: vec![0.6, 0.8], passage: "p".into() }],
+            commit_ts_ms: 4,
+        };
+        let events = [
+            VectorEvent::Upsert { key: key(json!({"id": 1})), row },
+            VectorEvent::Delete { key: key(json!({"id": 1})), version: Version(9), commit_ts_ms: None },
+            VectorEvent::Barrier { version: Version(10), commit_ts_ms: 11 },
+        ];
+        for event in events {
+            assert_eq!(VectorEvent::from_record(&event.to_record(1)).expect("readable"), event);
+        }
+    }
+
+    #[test]
+    fn poison_is_an_error_that_names_the_part() {
+        let record = |key: &'static [u8], value: Option<&'static [u8]>| Record {
+            key: Bytes::from_static(key),
+            value: value.map(Bytes::from_static),
+            headers: vec![],
+            timestamp_ms: 0,
+        };
+        let no_row = br#"{"before":null,"after":null,"source":{"ts_ms":1},"op":"u","ts_ms":1}"#;
+        for (record, wanted) in [
+            (record(b"1", None), "key"),
+            (record(br#"{"id":1}"#, Some(b"{")), "value"),
+            (record(br#"{"id":1}"#, Some(no_row)), "update"),
+        ] {
+            let error = ChangeEvent::from_record(&record).expect_err("poison").to_string();
+            assert!(error.contains(wanted), "{error}");
+        }
+    }
+}

@@ -1,0 +1,11 @@
+//! vecsync keeps a semantic search index in step with a PostgreSQL table. The rooms, in the order data flows.
+
+pub mod config;
+pub mod event;
+
+pub mod capture;
+pub mod topic;
+
+pub mod metrics;
+pub mod retry;
+pub mod shutdown;

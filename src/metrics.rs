@@ -1,0 +1,191 @@
+//! Every metric vecsync has: name, unit, labels, buckets, and the one registry. No label carries a key, a text or an LSN.
+
+use std::time::Duration;
+
+use metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
+use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
+
+/// Latencies from a local search (0.5 ms) to an outage's edge (60 s).
+const SECONDS: &[f64] =
+    &[0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0];
+/// Texts in one call of the model.
+const BATCH: &[f64] = &[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0];
+
+/// Installs the registry. Call once, before anything is counted.
+pub fn install(version: &'static str, model: &str) -> Result<PrometheusHandle, BuildError> {
+    let handle = PrometheusBuilder::new()
+        .set_buckets_for_metric(Matcher::Suffix("_seconds".into()), SECONDS)?
+        .set_buckets_for_metric(Matcher::Full("vecsync_embed_batch_size".into()), BATCH)?
+        .install_recorder()?;
+    describe();
+    gauge!("vecsync_build_info", "version" => version, "model" => model.to_owned()).set(1.0);
+    Ok(handle)
+}
+
+fn describe() {
+    let gauges = [
+        ("vecsync_source_lag_bytes", Unit::Bytes, "WAL written by the source and not yet in the log"),
+        ("vecsync_slot_retained_wal_bytes", Unit::Bytes, "WAL that the replication slot keeps on the source"),
+        ("vecsync_slot_safe_wal_bytes", Unit::Bytes, "WAL that can still be written before the slot is lost"),
+        (
+            "vecsync_last_event_commit_timestamp_seconds",
+            Unit::Seconds,
+            "Commit time of the last event of a stage, Unix time",
+        ),
+        ("vecsync_store_points", Unit::Count, "Points in a store"),
+        ("vecsync_store_bytes", Unit::Bytes, "Size of a store on disk"),
+        ("vecsync_data_dir_free_bytes", Unit::Bytes, "Free space where VECSYNC_DATA_DIR is"),
+        ("vecsync_sink_lag_records", Unit::Count, "Records of vectors that a store has not yet taken"),
+        ("vecsync_build_info", Unit::Count, "Version and model, always 1"),
+    ];
+    for (name, unit, text) in gauges {
+        describe_gauge!(name, unit, text);
+    }
+    let counters = [
+        ("vecsync_events_total", "Events through a stage"),
+        ("vecsync_embeddings_total", "Texts embedded, by result"),
+        ("vecsync_texts_split_total", "Texts that needed more than one window"),
+        ("vecsync_store_requests_total", "Requests to a store"),
+        ("vecsync_queries_total", "Searches answered"),
+        ("vecsync_dead_letters_total", "Records put aside as unreadable"),
+        ("vecsync_retries_total", "Attempts that failed and are made again"),
+    ];
+    for (name, text) in counters {
+        describe_counter!(name, Unit::Count, text);
+    }
+    let histograms = [
+        ("vecsync_end_to_end_latency_seconds", "Commit in the source to durable in the store"),
+        ("vecsync_embed_duration_seconds", "One call of the model"),
+        ("vecsync_store_request_duration_seconds", "One request to a store"),
+        ("vecsync_query_duration_seconds", "One search, from request to answer"),
+    ];
+    for (name, text) in histograms {
+        describe_histogram!(name, Unit::Seconds, text);
+    }
+    describe_histogram!("vecsync_embed_batch_size", Unit::Count, "Texts in one call of the model");
+}
+
+/// The stages of the pipeline, as the label `stage` names them.
+#[derive(Clone, Copy, Debug)]
+pub enum Stage {
+    /// Events into `changes`.
+    Capture,
+    /// Events out of `changes` into `vectors`.
+    Embed,
+    /// Events into a store.
+    Index,
+}
+
+impl Stage {
+    fn as_label(self) -> &'static str {
+        match self {
+            Stage::Capture => "capture",
+            Stage::Embed => "embed",
+            Stage::Index => "index",
+        }
+    }
+}
+
+/// The metrics of one pipeline: each carries its name.
+#[derive(Clone, Debug)]
+pub struct PipelineMetrics {
+    pipeline: String,
+}
+
+impl PipelineMetrics {
+    /// Metrics with the label `pipeline`.
+    pub fn new(pipeline: &str) -> Self {
+        PipelineMetrics { pipeline: pipeline.to_owned() }
+    }
+
+    fn label(&self) -> String {
+        self.pipeline.clone()
+    }
+
+    /// `count` events with this `op` went through `stage`.
+    pub fn events(&self, stage: Stage, op: &'static str, count: u64) {
+        counter!("vecsync_events_total", "pipeline" => self.label(), "stage" => stage.as_label(), "op" => op)
+            .increment(count);
+    }
+
+    /// The newest event of `stage` was committed at this time, milliseconds since the Unix epoch.
+    pub fn last_commit(&self, stage: Stage, commit_ts_ms: i64) {
+        gauge!("vecsync_last_event_commit_timestamp_seconds", "pipeline" => self.label(), "stage" => stage.as_label())
+            .set(commit_ts_ms as f64 / 1000.0);
+    }
+
+    /// WAL of the source, in bytes: not yet captured, kept by the slot, and left before the slot is lost.
+    pub fn source(&self, lag: u64, retained: u64, safe: Option<i64>) {
+        gauge!("vecsync_source_lag_bytes", "pipeline" => self.label()).set(lag as f64);
+        gauge!("vecsync_slot_retained_wal_bytes", "pipeline" => self.label()).set(retained as f64);
+        if let Some(safe) = safe {
+            gauge!("vecsync_slot_safe_wal_bytes", "pipeline" => self.label()).set(safe as f64);
+        }
+    }
+
+    /// Texts whose vector was computed, and texts whose vector was known.
+    pub fn embeddings(&self, computed: u64, cached: u64) {
+        for (result, count) in [("computed", computed), ("cached", cached)] {
+            counter!("vecsync_embeddings_total", "pipeline" => self.label(), "result" => result).increment(count);
+        }
+    }
+
+    /// `count` texts needed more than one window.
+    pub fn texts_split(&self, count: u64) {
+        counter!("vecsync_texts_split_total", "pipeline" => self.label()).increment(count);
+    }
+
+    /// A record was put aside.
+    pub fn dead_letter(&self, reason: &'static str) {
+        counter!("vecsync_dead_letters_total", "pipeline" => self.label(), "reason" => reason).increment(1);
+    }
+
+    /// A change that was committed at `commit_ts_ms` is durable in the store at `now_ms`.
+    pub fn end_to_end(&self, store: &'static str, commit_ts_ms: i64, now_ms: i64) {
+        histogram!("vecsync_end_to_end_latency_seconds", "pipeline" => self.label(), "store" => store)
+            .record((now_ms - commit_ts_ms).max(0) as f64 / 1000.0);
+    }
+
+    /// How much a store holds.
+    pub fn store(&self, store: &'static str, points: u64, bytes: u64) {
+        gauge!("vecsync_store_points", "pipeline" => self.label(), "store" => store).set(points as f64);
+        gauge!("vecsync_store_bytes", "pipeline" => self.label(), "store" => store).set(bytes as f64);
+    }
+
+    /// Records of `vectors` that a store has not yet taken.
+    pub fn sink_lag(&self, store: &'static str, records: u64) {
+        gauge!("vecsync_sink_lag_records", "pipeline" => self.label(), "store" => store).set(records as f64);
+    }
+
+    /// One request to a store.
+    pub fn store_request(&self, store: &'static str, operation: &'static str, ok: bool, took: Duration) {
+        let result = if ok { "ok" } else { "error" };
+        counter!("vecsync_store_requests_total", "pipeline" => self.label(), "store" => store, "operation" => operation, "result" => result)
+            .increment(1);
+        histogram!("vecsync_store_request_duration_seconds", "pipeline" => self.label(), "store" => store, "operation" => operation)
+            .record(took);
+    }
+
+    /// One search was answered with this HTTP status.
+    pub fn query(&self, served_by: &'static str, code: u16, took: Duration) {
+        counter!("vecsync_queries_total", "pipeline" => self.label(), "served_by" => served_by, "code" => code.to_string())
+            .increment(1);
+        histogram!("vecsync_query_duration_seconds", "pipeline" => self.label(), "served_by" => served_by).record(took);
+    }
+}
+
+/// One call of the model with `texts` texts.
+pub fn model_call(texts: usize, took: Duration) {
+    histogram!("vecsync_embed_batch_size").record(texts as f64);
+    histogram!("vecsync_embed_duration_seconds").record(took);
+}
+
+/// An attempt at `target` failed and is made again.
+pub fn retried(target: &'static str) {
+    counter!("vecsync_retries_total", "target" => target).increment(1);
+}
+
+/// Free space where the data directory is, in bytes.
+pub fn data_dir_free(bytes: u64) {
+    gauge!("vecsync_data_dir_free_bytes").set(bytes as f64);
+}
