@@ -36,7 +36,7 @@ impl Retry {
     }
 
     /// Logs the fault, counts it and waits. Says `false` when shutdown came first.
-    pub async fn wait(&mut self, fault: &dyn fmt::Display, shutdown: &Shutdown) -> bool {
+    pub async fn wait(&mut self, fault: &(dyn fmt::Display + Sync), shutdown: &Shutdown) -> bool {
         let wait = self.backoff.next_backoff().expect("no limit on elapsed time is set");
         tracing::warn!(target_name = self.target, "{fault}; trying again in {} ms", wait.as_millis());
         metrics::retried(self.target);
