@@ -15,15 +15,14 @@ use crate::capture::{self, Capture, CaptureError, Phase, ResyncRequest};
 use crate::clock::now_ms;
 use crate::config::Config;
 use crate::control::{self, ControlError, Reply, Request};
-use crate::embed::cache::Cache;
-use crate::embed::document::{Document, DocumentError};
-use crate::embed::{EmbedError, Embedder, LoadError, Worker, WorkerError};
+use crate::embed::{Cache, Document, DocumentError, EmbedError, Embedder, LoadError, Worker, WorkerError};
 use crate::freshness::{Freshness, Positions};
-use crate::index::{Filter, Mirror, MirrorError, MirrorSettings, sink};
+use crate::index::{self, Filter, Mirror, MirrorError, MirrorSettings, sink};
 use crate::metrics::{self, PipelineMetrics};
 use crate::progress_bar::Progress;
+use crate::retry::Chain;
 use crate::serve::health::{Component, Report, Status};
-use crate::serve::{self, SearchAnswer, SearchError, SearchRequest, SearchResult, ServeError, Service};
+use crate::serve::{self, FilterValue, SearchAnswer, SearchError, SearchRequest, SearchResult, ServeError, Service};
 use crate::shutdown::{self, Shutdown};
 use crate::topic::embedded::{Log, Settings as LogSettings};
 use crate::topic::{LogError, Offsets, SnapshotMarker};
@@ -108,8 +107,7 @@ pub enum AppError {
 /// Runs the whole pipeline and the query server until a signal or a fault that cannot be mended.
 pub async fn run(config: Config) -> Result<(), AppError> {
     let started = Instant::now();
-    std::fs::create_dir_all(&config.data_dir)
-        .map_err(|source| AppError::DataDir { path: config.data_dir.clone(), source })?;
+    make_data_dir(&config)?;
     let listener = listen(&config).await?;
     let server_settings = serve::Settings::load(&config.server)?;
     let document = Document::compile(&config.pipeline.document)?;
@@ -117,13 +115,7 @@ pub async fn run(config: Config) -> Result<(), AppError> {
     // The two slow starts side by side.
     let (model, threads) = (config.model.clone(), cores());
     let loading = spawn_blocking(move || Embedder::load(&model, threads));
-    let log_settings = LogSettings {
-        dir: config.data_dir.join("log"),
-        prefix: config.topics.prefix.clone(),
-        pipeline: config.pipeline.name.clone(),
-        partitions: config.topics.partitions,
-        tombstone_retention: TOMBSTONE_RETENTION,
-    };
+    let log_settings = log_settings(&config);
     let opening = spawn_blocking(move || Log::open(log_settings));
     let embedder = joined("load the model", loading.await)??;
     let log = joined("open the log", opening.await)??;
@@ -158,16 +150,10 @@ pub async fn run(config: Config) -> Result<(), AppError> {
     });
 
     let mut tasks: JoinSet<(&'static str, Result<(), AppError>)> = JoinSet::new();
-    let capture = Capture {
-        database: config.database.clone(),
-        source: config.pipeline.source.clone(),
-        pipeline: config.pipeline.name.clone(),
-        columns: named_columns(&config, &document),
-        log: log.clone(),
-        metrics: pipeline_metrics.clone(),
-    };
+    let capture = capture_of(&config, named_columns(&config, &document), &log, &pipeline_metrics);
     spawn(&mut tasks, "capture", capture::run(capture, status_sender, resyncs, shutdown.clone()));
-    let worker = Worker::new(embedder.clone(), document, cache, pipeline_metrics.clone());
+    let topic = format!("{}.{}.changes", config.topics.prefix, config.pipeline.name);
+    let worker = Worker::new(embedder.clone(), &config.pipeline.document, cache, pipeline_metrics.clone(), &topic)?;
     spawn(&mut tasks, "embed", worker.run(log.embedder(&revision)?, shutdown.clone()));
     let reader = log.vectors(&revision)?;
     let storing = sink::run(mirror.clone(), reader, pipeline_metrics.clone(), shutdown.clone(), stored_sender);
@@ -202,7 +188,7 @@ pub async fn run(config: Config) -> Result<(), AppError> {
         registry: prometheus,
     };
     spawn(&mut tasks, "freshness", watching.run(shutdown.clone()));
-    let handler = control_handler(Arc::clone(&shared), resync_sender);
+    let handler = control_handler(resync_sender);
     let answering = control::run(control, handler, shutdown.clone());
     spawn(&mut tasks, "control", async { Ok::<_, ControlError>(answering.await) });
     tracing::info!(
@@ -224,41 +210,15 @@ pub async fn run(config: Config) -> Result<(), AppError> {
     Ok(())
 }
 
-/// Asks a running vecsync for a resync, or, where none runs, prepares one for its next start.
-/// Gives what to tell the user.
-pub async fn sync(config: Config) -> Result<&'static str, AppError> {
-    match control::call(&config.data_dir, Request::Sync).await {
-        Ok(_) => return Ok("the resync has begun; `vecsync status` shows how far it is"),
-        Err(ControlError::NotRunning { .. }) => {}
-        Err(error) => return Err(error.into()),
-    }
-    std::fs::create_dir_all(&config.data_dir)
-        .map_err(|source| AppError::DataDir { path: config.data_dir.clone(), source })?;
-    let log_settings = LogSettings {
-        dir: config.data_dir.join("log"),
-        prefix: config.topics.prefix.clone(),
-        pipeline: config.pipeline.name.clone(),
-        partitions: config.topics.partitions,
-        tombstone_retention: TOMBSTONE_RETENTION,
-    };
+/// Prepares a resync for the next `run` on this data directory. None may be running on it.
+pub async fn prepare_resync(config: Config) -> Result<(), AppError> {
+    make_data_dir(&config)?;
+    let log_settings = log_settings(&config);
     let log = joined("open the log", spawn_blocking(move || Log::open(log_settings)).await)??;
-    let capture = Capture {
-        database: config.database.clone(),
-        source: config.pipeline.source.clone(),
-        pipeline: config.pipeline.name.clone(),
-        columns: vec![],
-        log: log.clone(),
-        metrics: PipelineMetrics::new(&config.pipeline.name),
-    };
-    let reset = capture::prepare_resync(&capture).await;
+    let metrics = PipelineMetrics::new(&config.pipeline.name);
+    let prepared = capture::prepare_resync(&capture_of(&config, vec![], &log, &metrics)).await;
     log.close().await?;
-    reset?;
-    Ok("no vecsync runs here; the resync will be made when `vecsync run` starts")
-}
-
-/// What a running vecsync says of itself.
-pub async fn status(data_dir: &Path) -> Result<Value, AppError> {
-    Ok(control::call(data_dir, Request::Status).await?)
+    Ok(prepared?)
 }
 
 /// What the query server and the commands need.
@@ -275,14 +235,16 @@ impl Shared {
         if let Some((field, _)) = request.filter.iter().find(|(field, _)| !known.contains(field)) {
             return Err(SearchError::UnknownFilter { field: field.clone(), known: known.to_vec() });
         }
-        let filter = Filter::new(request.filter.into_iter().map(|(field, value)| (field, value.into())).collect());
-        let vector = match self.embedder.query(&request.query).await {
-            Ok(vector) => vector,
-            Err(EmbedError::EmptyText) => return Ok(self.answer(vec![])),
-            Err(error) => return Err(SearchError::Internal(error.to_string())),
+        let filter = request.filter.into_iter().map(condition).collect::<Result<_, _>>().map(Filter::new)?;
+        let query = match self.embedder.query(&request.query).await {
+            Ok(query) => query.vector,
+            // Nothing in the query is a word to the model, so nothing is near it.
+            Err(EmbedError::Empty) => return Ok(self.answer(vec![])),
+            Err(EmbedError::Busy { .. }) => return Err(SearchError::Overloaded),
+            Err(error) => return Err(SearchError::Internal(Chain(&error).to_string())),
         };
         let mirror = self.mirror.clone();
-        let found = spawn_blocking(move || mirror.search(&vector, request.limit, request.min_score, &filter)).await;
+        let found = spawn_blocking(move || mirror.search(&query, request.limit, request.min_score, &filter)).await;
         let hits = match found {
             Ok(Ok(hits)) => hits,
             Ok(Err(error)) => {
@@ -344,6 +306,17 @@ impl Shared {
     }
 }
 
+fn condition((field, value): (String, FilterValue)) -> Result<(String, index::FilterValue), SearchError> {
+    let value = match value {
+        FilterValue::Text(text) => index::FilterValue::from_text(&text),
+        FilterValue::Json(value) => match index::FilterValue::from_json(value) {
+            Some(value) => value,
+            None => return Err(SearchError::BadFilter { field, wanted: "a string, a number or a boolean".into() }),
+        },
+    };
+    Ok((field, value))
+}
+
 fn faulty(name: &'static str, why: &str) -> Component {
     Component { error: Some(why.to_owned()), ..Component::new(name, Status::Degraded) }
 }
@@ -378,15 +351,13 @@ impl Watching {
                 _ = measure.tick() => self.measure().await,
                 _ = prune.tick() => {
                     let stored = self.stored.borrow().clone();
-                    let removed = self.log.prune(&self.revision, now_ms(), &stored).await?;
+                    let removed = self.log.prune(now_ms(), &self.revision, &stored).await?;
                     if removed > 0 {
                         tracing::debug!(removed, "log pruned");
                     }
-                    self.shared.mirror.prune(now_ms() - TOMBSTONE_RETENTION.as_millis() as i64).await;
                 }
             }
-            let embedded = self.log.embedded(&self.revision)?;
-            let vector_ends = self.log.vector_ends(&self.revision)?;
+            let (embedded, vector_ends) = self.log.progress(&self.revision)?;
             let stored = self.stored.borrow().clone();
             self.shared.freshness().advance(&Positions { embedded, vector_ends, stored });
             self.show_load(&mut bar);
@@ -397,13 +368,12 @@ impl Watching {
         let loaded = self.shared.freshness().is_loaded();
         let snapshot = self.shared.status.borrow().snapshot.clone();
         match bar {
-            Some(progress) if loaded => {
+            Some(progress) => {
                 progress.set(self.shared.mirror.rows());
-                progress.finish();
-                *bar = None;
-                tracing::info!(rows = self.shared.mirror.rows(), "the index is loaded");
+                if loaded && let Some(progress) = bar.take() {
+                    progress.finish();
+                }
             }
-            Some(progress) => progress.set(self.shared.mirror.rows()),
             None if !loaded && snapshot.expected > 0 => {
                 *bar = Some(Progress::start(snapshot.expected, "rows searchable"));
             }
@@ -422,23 +392,18 @@ impl Watching {
     }
 }
 
-fn control_handler(shared: Arc<Shared>, resyncs: mpsc::Sender<ResyncRequest>) -> control::Handler {
-    Arc::new(move |request| {
-        let (shared, resyncs) = (Arc::clone(&shared), resyncs.clone());
+fn control_handler(resyncs: mpsc::Sender<ResyncRequest>) -> control::Handler {
+    Arc::new(move |Request::Sync| {
+        let resyncs = resyncs.clone();
         Box::pin(async move {
-            match request {
-                Request::Status => Reply::Done(serve::health::describe(&shared.report())),
-                Request::Sync => {
-                    let (answer, answered) = oneshot::channel();
-                    if resyncs.send(answer).await.is_err() {
-                        return Reply::Failed("capture has ended".into());
-                    }
-                    match answered.await {
-                        Ok(Ok(())) => Reply::Done(Value::Null),
-                        Ok(Err(reason)) => Reply::Failed(format!("the resync did not begin: {reason}")),
-                        Err(_) => Reply::Failed("the resync did not begin: capture has ended".into()),
-                    }
-                }
+            let (answer, answered) = oneshot::channel();
+            if resyncs.send(answer).await.is_err() {
+                return Reply::Failed("the resync did not begin: capture has ended".into());
+            }
+            match answered.await {
+                Ok(Ok(())) => Reply::Done(Value::Null),
+                Ok(Err(reason)) => Reply::Failed(format!("the resync did not begin: {reason}")),
+                Err(_) => Reply::Failed("the resync did not begin: capture has ended".into()),
             }
         })
     })
@@ -493,6 +458,32 @@ fn spawn<E: Into<AppError>>(
 
 fn joined<T>(task: &'static str, ended: Result<T, tokio::task::JoinError>) -> Result<T, AppError> {
     ended.map_err(|error| AppError::Task { task, fault: error.to_string() })
+}
+
+fn make_data_dir(config: &Config) -> Result<(), AppError> {
+    let path = &config.data_dir;
+    std::fs::create_dir_all(path).map_err(|source| AppError::DataDir { path: path.clone(), source })
+}
+
+fn log_settings(config: &Config) -> LogSettings {
+    LogSettings {
+        dir: config.data_dir.join("log"),
+        prefix: config.topics.prefix.clone(),
+        pipeline: config.pipeline.name.clone(),
+        partitions: config.topics.partitions,
+        tombstone_retention: TOMBSTONE_RETENTION,
+    }
+}
+
+fn capture_of(config: &Config, columns: Vec<(String, String)>, log: &Log, metrics: &PipelineMetrics) -> Capture {
+    Capture {
+        database: config.database.clone(),
+        source: config.pipeline.source.clone(),
+        pipeline: config.pipeline.name.clone(),
+        columns,
+        log: log.clone(),
+        metrics: metrics.clone(),
+    }
 }
 
 async fn listen(config: &Config) -> Result<TcpListener, AppError> {

@@ -27,8 +27,6 @@ const REQUEST_PATIENCE: Duration = Duration::from_secs(5);
 pub enum Request {
     /// Bring the index back to the table.
     Sync,
-    /// Say how it goes.
-    Status,
 }
 
 /// What it answers.
@@ -160,33 +158,54 @@ mod tests {
     use super::*;
     use serde_json::json;
 
+    fn answering(reply: Reply) -> Handler {
+        std::sync::Arc::new(move |Request::Sync| {
+            let reply = reply.clone();
+            Box::pin(async move { reply })
+        })
+    }
+
+    async fn refused_by_nobody(data_dir: &Path) {
+        let refused = call(data_dir, Request::Sync).await.expect_err("nobody listens");
+        assert!(matches!(refused, ControlError::NotRunning { .. }), "{refused}");
+    }
+
     #[tokio::test]
     async fn a_command_is_answered_and_a_dead_socket_is_named() {
         let dir = tempfile::tempdir().expect("a folder");
-        let refused = call(dir.path(), Request::Status).await.expect_err("nobody listens");
-        assert!(matches!(refused, ControlError::NotRunning { .. }));
+        refused_by_nobody(dir.path()).await;
 
+        for reply in [Reply::Done(json!({"rows": 3})), Reply::Failed("no".into())] {
+            let listener = bind(dir.path()).expect("a dead socket is replaced");
+            let mode = std::fs::metadata(path(dir.path())).expect("there").permissions().mode();
+            assert_eq!(mode & 0o777, 0o600);
+            let shutdown = Shutdown::new();
+            let server = tokio::spawn(run(listener, answering(reply.clone()), shutdown.clone()));
+            let answered = call(dir.path(), Request::Sync).await.map_err(|error| error.to_string());
+            let wanted = match reply {
+                Reply::Done(value) => Ok(value),
+                Reply::Failed(reason) => Err(reason),
+            };
+            assert_eq!(answered, wanted);
+            shutdown.raise();
+            server.await.expect("it ends");
+            // A vecsync that was killed leaves its socket behind.
+            refused_by_nobody(dir.path()).await;
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_no_command_is_refused_by_name() {
+        let dir = tempfile::tempdir().expect("a folder");
         let listener = bind(dir.path()).expect("a socket");
-        let mode = std::fs::metadata(path(dir.path())).expect("there").permissions().mode();
-        assert_eq!(mode & 0o777, 0o600);
         let shutdown = Shutdown::new();
-        let handler: Handler = std::sync::Arc::new(|request| {
-            Box::pin(async move {
-                match request {
-                    Request::Status => Reply::Done(json!({"rows": 3})),
-                    Request::Sync => Reply::Failed("no".into()),
-                }
-            })
-        });
-        let server = tokio::spawn(run(listener, handler, shutdown.clone()));
-        assert_eq!(call(dir.path(), Request::Status).await.expect("an answer"), json!({"rows": 3}));
-        assert_eq!(call(dir.path(), Request::Sync).await.expect_err("a reason").to_string(), "no");
-
+        let server = tokio::spawn(run(listener, answering(Reply::Done(Value::Null)), shutdown.clone()));
+        let mut stream = UnixStream::connect(path(dir.path())).await.expect("a connection");
+        stream.write_all(b"{\"command\":\"dance\"}\n").await.expect("written");
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.expect("read");
+        assert!(answer.contains("failed") && answer.contains("dance"), "{answer}");
         shutdown.raise();
         server.await.expect("it ends");
-        // A vecsync that was killed leaves its socket behind.
-        let refused = call(dir.path(), Request::Status).await.expect_err("nobody listens");
-        assert!(matches!(refused, ControlError::NotRunning { .. }));
-        bind(dir.path()).expect("a dead socket is replaced");
     }
 }

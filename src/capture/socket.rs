@@ -413,13 +413,12 @@ mod tests {
 
     #[tokio::test]
     async fn a_silent_server_is_given_up_in_time() {
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
-        let port = listener.local_addr().expect("its address").port();
-        let database = database(&format!("host=127.0.0.1 port={port} user=u connect_timeout=1"));
+        let mut database = database("host=127.0.0.1 user=u");
+        database.postgres.connect_timeout(Duration::from_millis(20));
         let route = Route::of(&database).await.expect("a route");
         let target = route.targets.as_slice()[0].clone();
         let silence = std::future::pending::<Result<(), ConnectFault>>();
         let error = route.attempt(&target, silence).await.expect_err("no answer");
-        assert!(error.is_transient() && error.to_string().contains("within 1 s"), "{error}");
+        assert!(error.is_transient() && error.to_string().contains("within 0.02 s"), "{error}");
     }
 }

@@ -9,9 +9,10 @@ use tokio_rustls::rustls::client::danger::{HandshakeSignatureValid, ServerCertVe
 use tokio_rustls::rustls::client::{verify_server_cert_signed_by_trust_anchor, verify_server_name};
 use tokio_rustls::rustls::crypto::{
     CryptoProvider, WebPkiSupportedAlgorithms, ring, verify_tls12_signature, verify_tls13_signature,
+    verify_tls13_signature_with_raw_key,
 };
 use tokio_rustls::rustls::pki_types::pem::PemObject;
-use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName, SubjectPublicKeyInfoDer, UnixTime};
 use tokio_rustls::rustls::server::ParsedCertificate;
 use tokio_rustls::rustls::{
     CertificateError, ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme,
@@ -160,7 +161,16 @@ impl ServerCertVerifier for Verifier {
         certificate: &CertificateDer<'_>,
         signed: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls13_signature(message, certificate, signed, &self.algorithms)
+        match verify_tls13_signature(message, certificate, signed, &self.algorithms) {
+            // webpki reads no certificate of X.509 version 1, which `openssl x509 -req` made by default up to 3.1. Where
+            // nothing in it is to be checked, its key is all that is needed.
+            Err(Error::InvalidCertificate(CertificateError::Other(_))) if self.check == Check::Nothing => {
+                let key = public_key(certificate).ok_or(Error::InvalidCertificate(CertificateError::BadEncoding))?;
+                let key = SubjectPublicKeyInfoDer::from(key);
+                verify_tls13_signature_with_raw_key(message, &key, signed, &self.algorithms)
+            }
+            result => result,
+        }
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
@@ -189,15 +199,31 @@ pub fn server_end_point(certificate: &[u8]) -> Option<Vec<u8>> {
     })
 }
 
+/// DER's tag of a sequence.
+const SEQUENCE: u8 = 0x30;
+
 /// The object identifier of a certificate's signature algorithm, encoded (RFC 5280, section 4.1.1).
 fn signature_algorithm(certificate: &[u8]) -> Option<&[u8]> {
-    const SEQUENCE: u8 = 0x30;
     const OBJECT_IDENTIFIER: u8 = 0x06;
     let (certificate, _) = der_element(certificate, SEQUENCE)?;
     let (_to_be_signed, rest) = der_element(certificate, SEQUENCE)?;
     let (algorithm, _signature) = der_element(rest, SEQUENCE)?;
     let (identifier, _parameters) = der_element(algorithm, OBJECT_IDENTIFIER)?;
     Some(identifier)
+}
+
+/// A version 1 certificate's SubjectPublicKeyInfo, with its header (RFC 5280, section 4.1): it stands behind the serial
+/// number and four sequences, signature algorithm, issuer, validity and subject.
+fn public_key(certificate: &[u8]) -> Option<&[u8]> {
+    const INTEGER: u8 = 0x02;
+    let (certificate, _) = der_element(certificate, SEQUENCE)?;
+    let (to_be_signed, _) = der_element(certificate, SEQUENCE)?;
+    let (_serial, mut rest) = der_element(to_be_signed, INTEGER)?;
+    for _ in 0..4 {
+        (_, rest) = der_element(rest, SEQUENCE)?;
+    }
+    let (_key, behind) = der_element(rest, SEQUENCE)?;
+    rest.get(..rest.len() - behind.len())
 }
 
 /// The content of a DER element with this tag, and what follows it.
@@ -259,6 +285,20 @@ mod tests {
             for length in 0..certificate.len() {
                 assert_eq!(server_end_point(&certificate[..length]), None, "{length}");
             }
+        }
+    }
+
+    #[test]
+    fn a_version_1_certificates_key_is_found() {
+        // Serial number, four sequences, the key, a signature that is never looked at.
+        let key = [0x30, 0x03, 0x05, 0x01, 0x02];
+        let mut inner = vec![0x02, 0x01, 0x07, 0x30, 0x00, 0x30, 0x01, 0x09, 0x30, 0x00, 0x30, 0x00];
+        inner.extend_from_slice(&key);
+        let mut certificate = vec![0x30, inner.len() as u8 + 2, 0x30, inner.len() as u8];
+        certificate.extend_from_slice(&inner);
+        assert_eq!(public_key(&certificate), Some(&key[..]));
+        for length in 0..certificate.len() {
+            assert_eq!(public_key(&certificate[..length]), None, "{length}");
         }
     }
 

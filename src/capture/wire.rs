@@ -349,7 +349,10 @@ mod tests {
         let tags = b"RKSZTDCEWdcNAGHIntvx12";
         for _ in 0..200_000 {
             let length = (random() % 48) as usize;
-            let body: Vec<u8> = (0..length).map(|_| (random() % 5 * 64) as u8 ^ (random() as u8 & 3)).collect();
+            let mut body: Vec<u8> = (0..length).map(|_| (random() % 5 * 64) as u8 ^ (random() as u8 & 3)).collect();
+            if let Some(kind) = body.first_mut() {
+                *kind = b"wkx"[(random() % 3) as usize];
+            }
             let tag = tags[(random() % tags.len() as u64) as usize];
             let mut buffer = framed(tag, &body);
             if let Ok(Some(ServerFrame::CopyData(payload))) = next_frame(&mut buffer, FRAME_BYTES_MAX) {

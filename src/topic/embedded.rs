@@ -163,6 +163,15 @@ impl Log {
         Ok(VectorsReader::new(self.inner.shared.clone(), self.vectors_topic(revision)?))
     }
 
+    /// How far a revision is: the next record of `changes` that embed has not committed, then the durable ends of
+    /// `vectors.<revision>`, which hold at least what embed had written by then.
+    pub fn progress(&self, revision: &str) -> Result<(Offsets, Offsets), LogError> {
+        let vectors = self.vectors_topic(revision)?;
+        // The writer publishes ends before positions, so they are read the other way round.
+        let committed = lock(&vectors.committed).clone();
+        Ok((committed, vectors.ends()))
+    }
+
     /// The dead letters, partition by partition, oldest first, at most `limit`. Reads the disk; call it on a blocking
     /// thread.
     pub fn dead_letters(&self, limit: usize) -> Result<Vec<Stored>, LogError> {
