@@ -176,7 +176,6 @@ pub async fn run(config: Config) -> Result<(), AppError> {
             move || prometheus.render()
         }),
     };
-    let address = listener.local_addr().unwrap_or(config.server.listen);
     spawn(&mut tasks, "serve", serve::run(listener, service, server_settings, shutdown.clone()));
     let watching = Watching {
         shared: Arc::clone(&shared),
@@ -196,8 +195,7 @@ pub async fn run(config: Config) -> Result<(), AppError> {
         model = embedder.model_name(),
         revision,
         rows = mirror.rows(),
-        "answering on http{}://{address} after {} ms",
-        if config.server.tls.is_some() { "s" } else { "" },
+        "started in {} ms",
         started.elapsed().as_millis()
     );
 
@@ -369,6 +367,7 @@ impl Watching {
         let snapshot = self.shared.status.borrow().snapshot.clone();
         match bar {
             Some(progress) => {
+                progress.set_total(snapshot.expected);
                 progress.set(self.shared.mirror.rows());
                 if loaded && let Some(progress) = bar.take() {
                     progress.finish();

@@ -31,6 +31,8 @@ const ROWS_PER_PIECE: usize = 256;
 const BYTES_PER_PIECE: usize = 1 << 20;
 /// Rows of a reader's first piece, so that the first rows are searchable at once.
 const ROWS_OF_FIRST_PIECE: usize = 16;
+/// A table of at most this many pages, 512 MiB, is counted; a larger one's estimate must do.
+const PAGES_COUNTED_MAX: u32 = 65_536;
 /// How long to wait for the slot before saying what it waits for.
 const SLOT_PATIENCE: Duration = Duration::from_secs(5);
 
@@ -57,6 +59,8 @@ pub enum Piece {
         /// When, milliseconds since the Unix epoch.
         taken_ms: i64,
     },
+    /// How many rows there are, counted; comes late or, for a large table, not at all.
+    Expected(u64),
     /// Some rows.
     Rows(Vec<SnapshotRow>),
     /// There are no more rows.
@@ -141,6 +145,10 @@ pub async fn run(plan: Plan, pieces: mpsc::Sender<Piece>) -> Result<(), Snapshot
     }
     // Readers hold the snapshot themselves now; the temporary slot would only hold WAL.
     drop(replication);
+    if pages <= PAGES_COUNTED_MAX {
+        // Beside the readers: the first rows do not wait for it.
+        send(&pieces, Piece::Expected(count(&watcher, &plan).await?)).await?;
+    }
     while let Some(ended) = readers.join_next().await {
         ended.map_err(SnapshotError::Reader)??;
     }
@@ -283,6 +291,19 @@ async fn pages(client: &Client, table: &Table) -> Result<u32, SnapshotError> {
         source,
     })?;
     Ok(u32::try_from(row.get::<_, i64>(0)).unwrap_or(u32::MAX))
+}
+
+/// How many rows the snapshot is going to have, about: counted outside of it.
+async fn count(client: &Client, plan: &Plan) -> Result<u64, SnapshotError> {
+    let filter = plan.publication.row_filter.as_deref().unwrap_or("true");
+    let (schema, table) = (escape_identifier(&plan.table.schema), escape_identifier(&plan.table.name));
+    let row = client.query_one(&format!("SELECT count(*) FROM {schema}.{table} WHERE {filter}"), &[]).await;
+    let row = row.map_err(|source| SnapshotError::Query {
+        operation: "count the rows",
+        table: plan.table.name.clone(),
+        source,
+    })?;
+    Ok(u64::try_from(row.get::<_, i64>(0)).unwrap_or(0))
 }
 
 /// Creating a slot waits for every open writing transaction: say which.

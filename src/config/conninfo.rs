@@ -14,13 +14,10 @@ const ENCODE: &str =
     "has a character that must be percent-encoded (in user, password and database: @ is %40, / is %2F, : is %3A)";
 const PERCENT: &str = "has a % that is not followed by two hexadecimal digits of UTF-8 text (% itself is %25)";
 
-/// Parameters whose value may be shown; every other value is masked.
-const VISIBLE: &[&str] = &[
-    "host",
-    "hostaddr",
-    "port",
-    "dbname",
-    "user",
+/// Parameters whose value may be shown: they say which server, which database, as whom.
+const VISIBLE: &[&str] = &["host", "hostaddr", "port", "dbname", "user"];
+/// And these, when the whole string has been found good: their values are words, numbers and paths then.
+const VISIBLE_WHEN_GOOD: &[&str] = &[
     "sslmode",
     "sslrootcert",
     "connect_timeout",
@@ -53,8 +50,11 @@ impl ConnInfo {
     }
 
     /// The same string with secrets, and all that could be one, as `***`.
-    pub(super) fn masked(&self) -> String {
-        let shown = |name: &str, value: &str| if VISIBLE.contains(&name) { value.to_owned() } else { "***".to_owned() };
+    pub(super) fn masked(&self, is_good: bool) -> String {
+        let shown = |name: &str, value: &str| {
+            let visible = VISIBLE.contains(&name) || (is_good && VISIBLE_WHEN_GOOD.contains(&name));
+            if visible { value.to_owned() } else { "***".to_owned() }
+        };
         if !self.is_uri {
             let pairs = self.parameters.iter().map(|(name, value)| format!("{name}={}", shown(name, value)));
             return pairs.collect::<Vec<_>>().join(" ");
@@ -313,10 +313,12 @@ mod tests {
     #[test]
     fn masked_shows_everything_but_what_could_be_secret() {
         fn check(text: &str, wanted: &str) {
-            assert_eq!(ConnInfo::parse(text).expect("well-formed").masked(), wanted);
+            assert_eq!(ConnInfo::parse(text).expect("well-formed").masked(true), wanted);
         }
         check("postgres://u:p@h:1,[::1]/d?sslmode=require", "postgresql://u:***@h:1,[::1]/d?sslmode=require");
         check("postgres://h/d?password=p&options=-c%20a&x=y", "postgresql://:***@h/d?options=***&x=***");
         check("host=h password=p sslpassword=q", "host=h password=*** sslpassword=***");
+        let bad = ConnInfo::parse("host=h sslmode=p").expect("well-formed");
+        assert_eq!(bad.masked(false), "host=h sslmode=***");
     }
 }

@@ -92,9 +92,9 @@ pub(super) fn read(environment: &Environment) -> Result<Option<Database>, Proble
     reader.problems.or(Some(database)).map(Some)
 }
 
-/// The setting as it may be shown.
-pub(super) fn masked(text: &str) -> String {
-    ConnInfo::parse(text).map_or_else(|_| "***".to_owned(), |info| info.masked())
+/// The setting as it may be shown; `is_good` says whether [`read`] found nothing wrong with it.
+pub(super) fn masked(text: &str, is_good: bool) -> String {
+    ConnInfo::parse(text).map_or_else(|_| "***".to_owned(), |info| info.masked(is_good))
 }
 
 struct Given {
@@ -420,6 +420,12 @@ mod tests {
         assert_eq!((postgres.get_hosts(), postgres.get_ports()), (&[Host::Tcp("h".into())][..], &[5433][..]));
         assert_eq!(postgres.get_application_name(), Some("app"));
         assert_eq!((database.ssl_mode, database.ssl_root), (SslMode::Require, SslRoot::None));
+    }
+
+    #[test]
+    fn of_a_parameter_that_stands_twice_the_last_counts() {
+        let database = parse("host=h user=u dbname=first dbname=last", &[]).expect("valid");
+        assert_eq!(database.postgres.get_dbname(), Some("last"));
     }
 
     #[test]

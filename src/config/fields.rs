@@ -36,8 +36,15 @@ impl<'t> Fields<'t> {
     pub(super) fn parse(file: &'t str, text: &'t str) -> Result<(Self, Spanned<DeTable<'t>>), Problems> {
         let (table, errors) = DeTable::parse_recoverable(text);
         let mut fields = Fields { file, text, problems: Problems::new() };
+        let mut last_line = 0;
         for error in &errors {
-            fields.syntax(error);
+            let (line, column) = fields.line_and_column(&error.span().unwrap_or_default());
+            // What else is odd about a line follows from its first fault.
+            if line != last_line {
+                let what = format!("not TOML: {}", error.message().replace('\n', ", "));
+                fields.problems.push(Problem::new(format!("{file}:{line}:{column}"), what));
+            }
+            last_line = line;
         }
         if errors.is_empty() { Ok((fields, table)) } else { Err(fields.problems) }
     }
@@ -92,16 +99,18 @@ impl<'t> Fields<'t> {
     }
 
     /// The same, of a key that must be there.
-    pub(super) fn required_text<'s>(&mut self, section: &Section<'s, 't>, key: &str, what: &str) -> Option<&'s str> {
-        self.require(section, key, what);
+    pub(super) fn required_text<'s>(&mut self, section: &Section<'s, 't>, key: &str, example: &str) -> Option<&'s str> {
+        self.require(section, key, example);
         self.text(section, key)
     }
 
     /// Says that a key is missing.
-    pub(super) fn require(&mut self, section: &Section<'_, 't>, key: &str, what: &str) {
+    pub(super) fn require(&mut self, section: &Section<'_, 't>, key: &str, example: &str) {
         if !section.has(key) {
-            self.problems
-                .push(Problem::new(format!("{}: {}", self.file, section.path(key)), format!("is missing: {what}")));
+            self.problems.push(Problem::new(
+                format!("{}: {}", self.file, section.path(key)),
+                format!("is missing; for example {example}"),
+            ));
         }
     }
 
@@ -185,12 +194,6 @@ impl<'t> Fields<'t> {
         let source = self.text.get(value.span()).unwrap_or_default();
         self.problems.push(Problem::new(format!("{}:{line}: {path}", self.file), what).showing_source(source));
         None
-    }
-
-    fn syntax(&mut self, error: &toml::de::Error) {
-        let (line, column) = self.line_and_column(&error.span().unwrap_or_default());
-        let what = format!("not TOML: {}", error.message().replace('\n', ", "));
-        self.problems.push(Problem::new(format!("{}:{line}:{column}", self.file), what));
     }
 
     fn refuse_unknown(&mut self, section: &Section<'_, 't>, known: &[&str]) {

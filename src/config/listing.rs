@@ -3,10 +3,13 @@
 use std::fmt;
 use std::path::Path;
 
+use super::database;
 use super::environment::Environment;
 use super::problems::{Problems, without_userinfo};
 use super::settings::{self, SETTINGS, Settings, Show, Support, default_url, given};
-use super::{Database, database};
+
+/// A longer value pushes its own origin to the right, not everybody's; in characters.
+const VALUE_WIDTH_MAX: usize = 44;
 
 /// What `vecsync config` prints.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,7 +26,7 @@ struct Listed {
 pub fn listing(environment: &Environment) -> (Listing, Problems) {
     let mut problems = Problems::new();
     let settings = problems.take(Settings::read(environment));
-    let _: Option<Option<Database>> = problems.take(database::read(environment));
+    let database_is_good = problems.take(database::read(environment)).is_some();
     let rows = SETTINGS.iter().map(|known| {
         let (value, origin) = match given(environment, known.name) {
             Some(value) => {
@@ -33,7 +36,7 @@ pub fn listing(environment: &Environment) -> (Listing, Problems) {
                     Support::NoEffect => ", no effect in this version",
                     Support::No(_) => ", not supported by this version",
                 };
-                (shown(value, known.show), format!("{origin}{note}"))
+                (shown(value, known.show, database_is_good), format!("{origin}{note}"))
             }
             None if known.name == settings::URL => {
                 let derived = settings.as_ref().map(|settings| default_url(&settings.server).to_string());
@@ -47,7 +50,7 @@ pub fn listing(environment: &Environment) -> (Listing, Problems) {
     (Listing(rows.collect()), problems)
 }
 
-fn shown(value: &str, show: Show) -> String {
+fn shown(value: &str, show: Show, database_is_good: bool) -> String {
     match show {
         Show::Plain => without_userinfo(value).escape_debug().to_string(),
         Show::Secret => "***".to_owned(),
@@ -55,14 +58,14 @@ fn shown(value: &str, show: Show) -> String {
         Show::SecretFile => "*** (no such file)".to_owned(),
         Show::Url if settings::url(value).is_ok() => value.to_owned(),
         Show::Url => "***".to_owned(),
-        Show::ConnInfo => database::masked(value).escape_debug().to_string(),
+        Show::ConnInfo => database::masked(value, database_is_good).escape_debug().to_string(),
     }
 }
 
 impl fmt::Display for Listing {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let width = |text: fn(&Listed) -> &str| self.0.iter().map(|row| text(row).chars().count()).max().unwrap_or(0);
-        let (names, values) = (width(|row| row.name), width(|row| &row.value));
+        let (names, values) = (width(|row| row.name), width(|row| &row.value).min(VALUE_WIDTH_MAX));
         for row in &self.0 {
             writeln!(f, "{:names$}  {:values$}  {}", row.name, row.value, row.origin)?;
         }

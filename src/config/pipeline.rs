@@ -73,6 +73,10 @@ fn read_text(path: &Path) -> io::Result<String> {
 
 /// A folder stands for the one pipeline file in it.
 fn the_file(path: &Path) -> Result<PathBuf, Problems> {
+    if !path.exists() {
+        let what = "there is no such file or folder, or it cannot be reached";
+        return Err(Problem::new(format!("VECSYNC_PIPELINE {}", path.display()), what).into());
+    }
     if !path.is_dir() {
         return Ok(path.to_owned());
     }
@@ -167,7 +171,7 @@ fn document<'t>(fields: &mut Fields<'t>, root: &Section<'_, 't>) -> Option<Docum
     let section = fields.section(root, "document", &keys);
     let title = fields.text(&section, "title").map(str::to_owned);
     let text = fields.required_text(&section, "text", r#"text = "{{ answer }}""#).map(str::to_owned);
-    fields.require(&section, "payload", r#"payload = ["id"], the columns that a search returns"#);
+    fields.require(&section, "payload", r#"payload = ["id", "question"]"#);
     let payload = fields.texts(&section, "payload");
     for column in payload.iter().flatten().filter(|column| RESERVED.contains(&column.as_str())) {
         let what = format!("{column} is vecsync's own field of the payload; leave it out");

@@ -16,7 +16,7 @@ pub struct Problem {
 impl Problem {
     /// `place` is a setting or a file with the path inside it; `what` says what was wanted.
     pub fn new(place: impl Into<String>, what: impl Into<String>) -> Self {
-        Problem { place: place.into(), value: None, what: what.into() }
+        Problem { place: without_userinfo(&place.into()), value: None, what: what.into() }
     }
 
     /// Shows the value too, shortened and without the password of a URL. Never call it with a secret.
@@ -131,12 +131,13 @@ pub fn without_userinfo(value: &str) -> String {
     }
 }
 
-/// The one of `known` that was probably meant: at most a third of its letters differ.
+/// The one of `known` that was probably meant: two letters differ, or at most a third of a long name's.
 pub fn nearest<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     let mut best: Option<(usize, &str)> = None;
     for candidate in known {
         let distance = edits(name, candidate);
-        if distance * 3 <= candidate.len() && best.is_none_or(|(least, _)| distance < least) {
+        let near = distance <= (candidate.len() / 3).max(2) && distance * 2 <= candidate.len();
+        if near && best.is_none_or(|(least, _)| distance < least) {
             best = Some((distance, candidate));
         }
     }
@@ -167,6 +168,7 @@ mod tests {
         let problem = Problem::new("faq.toml:3: name", "wanted a name").showing("Ä\n");
         assert_eq!(problem.to_string(), r#"faq.toml:3: name = "Ä\n": wanted a name"#);
         assert_eq!(Problem::new("X", "is missing").to_string(), "X: is missing");
+        assert_eq!(Problem::new("postgres://u:p@h/d", "?").to_string(), "postgres://***@h/d: ?");
     }
 
     #[test]
@@ -180,7 +182,9 @@ mod tests {
     fn the_nearest_name_is_found_only_when_it_is_near() {
         let known = ["VECSYNC_LISTEN", "VECSYNC_LOG"];
         assert_eq!(nearest("VECSYNC_LISTN", known), Some("VECSYNC_LISTEN"));
+        assert_eq!(nearest("nmae", ["source", "name"]), Some("name"));
         assert_eq!(nearest("colour", known), None);
+        assert_eq!(nearest("no", ["on"]), None);
         assert_eq!(edits("kitten", "sitting"), 3);
     }
 }

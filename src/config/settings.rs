@@ -502,5 +502,6 @@ mod tests {
         assert!(read(&others).is_ok(), "{:?}", read(&others));
         check(&[("VECSYNC_PORT", "8000")], "unknown setting");
         check(&[("VECSYNC_PORT_X", "8000")], "unknown setting");
+        check(&[("VECSYNC_PORT_8000_HTTP", "8000")], "unknown setting");
     }
 }

@@ -6,6 +6,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
 
 use sha2::{Digest, Sha256};
 
@@ -17,6 +18,9 @@ pub const ENTRIES_MAX: u64 = 200_000;
 const MEMORY_BYTES: u64 = 8 << 20;
 /// What was written in the last second may be missing after a crash, and is embedded again.
 const FLUSH_MS: u64 = 1000;
+/// sled's threads hold the folder for a moment after the last handle is gone.
+const LOCK_TRIES: u32 = 25;
+const LOCK_PAUSE: Duration = Duration::from_millis(20);
 /// In the tree of names: which of the trees is filled now.
 const CURRENT: &[u8] = b"current";
 
@@ -232,15 +236,20 @@ struct OpenFault {
 }
 
 fn open(folder: &Path, limit: u64) -> Result<Store, OpenFault> {
-    let opened = catch_unwind(AssertUnwindSafe(|| try_open(folder, limit)));
-    match opened {
-        Ok(Ok(store)) => Ok(store),
+    let mut tries = LOCK_TRIES;
+    loop {
+        let fault = match catch_unwind(AssertUnwindSafe(|| try_open(folder, limit))) {
+            Ok(Ok(store)) => return Ok(store),
+            Ok(Err(fault)) => fault,
+            Err(_) => return Err(OpenFault { damaged: true, text: "sled panicked".to_owned() }),
+        };
         // A lock, a permission or a full disk says nothing about what is stored.
-        Ok(Err(fault @ sled::Error::Io(_))) if !is_damage(&fault) => {
-            Err(OpenFault { damaged: false, text: fault.to_string() })
+        let damaged = !matches!(fault, sled::Error::Io(_)) || is_damage(&fault);
+        tries -= 1;
+        if damaged || tries == 0 || !fault.to_string().contains("acquire lock") {
+            return Err(OpenFault { damaged, text: fault.to_string() });
         }
-        Ok(Err(fault)) => Err(OpenFault { damaged: true, text: fault.to_string() }),
-        Err(_) => Err(OpenFault { damaged: true, text: "sled panicked".to_owned() }),
+        std::thread::sleep(LOCK_PAUSE);
     }
 }
 

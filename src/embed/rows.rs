@@ -16,7 +16,6 @@ use super::tokens::{self, SPECIAL_TOKENS, Token, TokenIds};
 use super::{Embedder, window};
 use crate::config;
 use crate::event::{EmbeddedRow, Record, RowKey, VectorEvent, Window};
-use crate::metrics::PipelineMetrics;
 use crate::retry::Chain;
 use crate::topic::{Outgoing, Partition, Stored};
 
@@ -58,6 +57,14 @@ pub struct Processed {
     pub counts: BTreeMap<&'static str, u64>,
     /// When the newest event was committed in the source, milliseconds since the Unix epoch.
     pub commit_ts_ms: Option<i64>,
+    /// Texts (windows and titles) that went through the model.
+    pub computed: u64,
+    /// Texts whose vector was known.
+    pub cached: u64,
+    /// Rows with more than one window.
+    pub split: u64,
+    /// Titles that do not stand whole in front of their windows.
+    pub titles_cut: u64,
 }
 
 /// All that turns rows into vectors.
@@ -67,7 +74,6 @@ pub(super) struct Rows {
     settings: config::Document,
     revision: String,
     cache: Cache,
-    metrics: PipelineMetrics,
     topic: String,
 }
 
@@ -90,8 +96,6 @@ struct Prepared {
     missing: Vec<(Key, TokenIds)>,
     wanted: HashSet<Key>,
     new_layouts: HashSet<Key>,
-    split: u64,
-    titles_cut: u64,
 }
 
 impl Rows {
@@ -101,11 +105,10 @@ impl Rows {
         document: Document,
         settings: config::Document,
         cache: Cache,
-        metrics: PipelineMetrics,
         topic: String,
     ) -> Rows {
         let revision = embedder.revision(&settings);
-        Rows { embedder, document, settings, revision, cache, metrics, topic }
+        Rows { embedder, document, settings, revision, cache, topic }
     }
 
     /// Reads, renders, looks up and splits. Blocks: up to milliseconds a row.
@@ -160,7 +163,7 @@ impl Rows {
         if is_new {
             prepared.new_layouts.insert(text_hash);
         }
-        prepared.split += u64::from(layout.windows.len() > 1);
+        prepared.processed.split += u64::from(layout.windows.len() > 1);
         prepared.rows.push(Ready { item, key, rendered, text_hash, layout });
     }
 
@@ -183,7 +186,7 @@ impl Rows {
             return Ok(None);
         }
         let share = window::title_share(limit, title.len());
-        prepared.titles_cut += u64::from(share < title.len());
+        prepared.processed.titles_cut += u64::from(share < title.len());
         let front: &[Token] = &title[..share];
         let capacity = window::capacity(limit, share);
         let mut windows = window::split(&rendered.text, &text, capacity, self.settings.overlap_tokens);
@@ -322,11 +325,9 @@ pub(super) async fn process(rows: &Arc<Rows>, batch: Vec<Stored>) -> Result<Proc
     {
         return Err(fault.clone());
     }
-    let computed = results.iter().filter(|result| result.is_ok()).count() as u64;
     let used = prepared.rows.iter().flat_map(|ready| ready.layout.keys()).count() as u64;
-    rows.metrics.embeddings(computed, used.saturating_sub(results.len() as u64));
-    rows.metrics.texts_split(prepared.split);
-    rows.metrics.titles_cut(prepared.titles_cut);
+    prepared.processed.computed = results.iter().filter(|result| result.is_ok()).count() as u64;
+    prepared.processed.cached = used.saturating_sub(results.len() as u64);
     let shared = Arc::clone(rows);
     blocking(move || shared.finish(prepared, results)).await
 }

@@ -57,7 +57,7 @@ impl Worker {
         topic: &str,
     ) -> Result<Worker, DocumentError> {
         let compiled = Document::compile(document)?;
-        let rows = Rows::new(embedder, compiled, document.clone(), cache, metrics.clone(), topic.to_owned());
+        let rows = Rows::new(embedder, compiled, document.clone(), cache, topic.to_owned());
         Ok(Worker { rows: Arc::new(rows), metrics })
     }
 
@@ -73,10 +73,13 @@ impl Worker {
         let mut position = log.committed();
         let mut rows_max = ROWS_MIN;
         let mut under_way: VecDeque<Batch> = VecDeque::new();
-        loop {
+        let mut stopping = false;
+        while !(stopping && under_way.is_empty()) {
             tokio::select! {
                 biased;
-                // 1. What is done is committed before more is begun.
+                // 1. Shutdown ends the intake, not what is under way.
+                () = shutdown.raised(), if !stopping => stopping = true,
+                // 2. What is done is committed before more is begun.
                 Some(done) = first(&mut under_way) => match done? {
                     Ok(processed) => {
                         self.commit(&mut log, processed, &mut position).await?;
@@ -91,10 +94,8 @@ impl Worker {
                         }
                     }
                 },
-                // 2. Shutdown ends the intake, not what is under way.
-                () = shutdown.raised(), if under_way.is_empty() => return Ok(()),
                 // 3. What is there is taken as it is: no waiting for a fuller batch.
-                batch = log.next(rows_max, rows_max * BYTES_PER_ROW), if under_way.len() < DEPTH && !shutdown.is_raised() => {
+                batch = log.next(rows_max, rows_max * BYTES_PER_ROW), if !stopping && under_way.len() < DEPTH => {
                     let batch = batch?;
                     let backlog = log.lag() > 0;
                     rows_max = if backlog { (rows_max * 2).min(ROWS_MAX) } else { ROWS_MIN };
@@ -104,6 +105,7 @@ impl Worker {
                 }
             }
         }
+        Ok(())
     }
 
     async fn commit(&self, log: &mut EmbedLog, processed: Processed, position: &mut Offsets) -> Result<(), LogError> {
@@ -119,6 +121,9 @@ impl Worker {
         for (op, count) in processed.counts {
             self.metrics.events(Stage::Embed, op, count);
         }
+        self.metrics.embeddings(processed.computed, processed.cached);
+        self.metrics.texts_split(processed.split);
+        self.metrics.titles_cut(processed.titles_cut);
         for reason in processed.reasons {
             self.metrics.dead_letter(reason.as_label());
         }

@@ -5,8 +5,6 @@
 //! the disk is either checked and whole or put into quarantine and built anew.
 
 mod error;
-#[cfg(test)]
-mod figures;
 mod load;
 mod record;
 mod store;
@@ -24,10 +22,11 @@ use tokio::sync::Notify;
 pub use self::error::MirrorError;
 use self::load::Loaded;
 use self::record::{Damage, MirrorState, Record, STATE_KEY, Stored, row_key};
-use self::store::{FolderLock, Store, guarded, now_ms, shown};
+use self::store::{FolderLock, Store, guarded, shown};
 use super::filter::{self, Filter};
 use super::matrix::{Becomes, Body, Cells, Edit, Found, Matrix, rank};
 use super::scan::{DIMENSION, Vector};
+use crate::clock::now_ms;
 use crate::event::{EmbeddedRow, Row, RowKey, VectorEvent, Version};
 use crate::topic::{Offsets, Partition};
 
@@ -149,7 +148,7 @@ impl Mirror {
     }
 
     /// Opens and checks the folder again after a fault; without one it does nothing. Searches are answered `Closed`
-    /// meanwhile.
+    /// meanwhile. Where the disk is full it is an error, and searches go on over what is there.
     pub async fn recover(&self) -> Result<(), MirrorError> {
         self.blocking("recover", Inner::reload).await
     }
@@ -221,6 +220,14 @@ impl Mirror {
         if let Err(error) = closed.await {
             tracing::warn!("{error}");
         }
+    }
+
+    /// Writes a row whose checksum is wrong, for tests of what follows.
+    #[cfg(test)]
+    pub(super) fn damage_row(&self, key: &RowKey) {
+        let mut batch = sled::Batch::default();
+        batch.insert(row_key(key), b"not what was stored");
+        self.0.with_store(|store| store.write(batch)).expect("written");
     }
 
     async fn blocking<T: Send + 'static>(
@@ -439,6 +446,8 @@ impl Inner {
     fn reload(&self) -> Result<(), MirrorError> {
         let mut writer = lock(&self.writer);
         if self.faulty.load(Ordering::Acquire) || lock(&self.lock).is_none() {
+            // On a full disk the folder could be closed but not opened: rather keep it for the searches.
+            store::probe_space(&self.settings.dir)?;
             self.close_store()?;
             self.adopt(&mut writer, Loaded::open_or_rebuild(&self.settings)?);
         }

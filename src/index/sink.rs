@@ -1,11 +1,11 @@
 //! Keeps the mirror up with `vectors`: reads, applies, tells how far it is. Decides nothing about versions.
 
-use std::error::Error;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
 use super::mirror::{Mirror, MirrorError};
+use crate::clock::now_ms;
 use crate::event::VectorEvent;
 use crate::metrics::{PipelineMetrics, Stage};
 use crate::retry::{Chain, Retry};
@@ -17,8 +17,6 @@ use crate::topic::{LogError, Offsets, Partition, Stored};
 const BATCH_RECORDS_MAX: usize = 512;
 /// Bytes taken from the log at once, held in memory about three times over (record, row, vectors).
 const BATCH_BYTES_MAX: usize = 4 << 20;
-/// Between two measurements of the folder's size, which looks at every file.
-const MEASURE_EVERY: Duration = Duration::from_secs(15);
 /// Between two prunings of tombstones.
 const PRUNE_EVERY: Duration = Duration::from_secs(3600);
 /// Tombstones are kept this long. The mirror has one reader, which reads in order, so an older upsert can come after a
@@ -78,17 +76,17 @@ pub async fn run(
     shutdown: Shutdown,
     progress: watch::Sender<Offsets>,
 ) -> Result<(), SinkError> {
-    let mut sink = Sink { mirror, reader, metrics, progress, measured: None, pruned: Instant::now() };
+    let mut sink = Sink { mirror, reader, metrics, progress, pruned: Instant::now() };
     let mut retry = Retry::new("mirror");
     loop {
         let fault = match sink.follow(&mut retry, &shutdown).await {
             Ok(()) => return Ok(()),
             Err(Fault::Fatal(error)) => return Err(error),
-            Err(Fault::Log(error)) => Box::new(error) as Box<dyn Error + Send + Sync>,
-            Err(Fault::Mirror(error)) => Box::new(error),
+            Err(Fault::Log(error)) => Chain(&error).to_string(),
+            Err(Fault::Mirror(error)) => Chain(&error).to_string(),
         };
         sink.report_lag();
-        if !retry.wait(&Chain(&*fault), &shutdown).await {
+        if !retry.wait(&fault, &shutdown).await {
             return Ok(());
         }
         if let Err(error) = sink.mirror.recover().await {
@@ -102,7 +100,6 @@ struct Sink {
     reader: VectorsReader,
     metrics: PipelineMetrics,
     progress: watch::Sender<Offsets>,
-    measured: Option<Instant>,
     pruned: Instant,
 }
 
@@ -113,7 +110,6 @@ impl Sink {
         self.take_up().await?;
         loop {
             self.report_lag();
-            self.measure().await?;
             self.prune().await?;
             let stored = tokio::select! {
                 biased;
@@ -157,18 +153,6 @@ impl Sink {
 
     fn report_lag(&self) {
         self.metrics.sink_lag(STORE, lag(&self.reader.ends(), &self.mirror.positions()));
-    }
-
-    async fn measure(&mut self) -> Result<(), Fault> {
-        if self.measured.is_none_or(|at| at.elapsed() >= MEASURE_EVERY) {
-            let mirror = self.mirror.clone();
-            // The only reason for no answer is a runtime that is being shut down.
-            if let Ok(bytes) = tokio::task::spawn_blocking(move || mirror.size_on_disk()).await {
-                self.metrics.store(STORE, self.mirror.points(), bytes?);
-            }
-            self.measured = Some(Instant::now());
-        }
-        Ok(())
     }
 
     async fn prune(&mut self) -> Result<(), Fault> {
@@ -240,7 +224,172 @@ impl Counts {
     }
 }
 
-fn now_ms() -> i64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use bytes::Bytes;
+    use serde_json::json;
+
+    use super::*;
+    use crate::event::{EmbeddedRow, Record, RowKey, Version, Window};
+    use crate::index::scan::DIMENSION;
+    use crate::index::{Filter, MirrorSettings};
+    use crate::topic::Outgoing;
+    use crate::topic::embedded::{Log, Settings};
+
+    const PARTITIONS: Partition = 2;
+    const REVISION: &str = "rev";
+
+    fn log(dir: &Path) -> Log {
+        let settings = Settings {
+            dir: dir.join("log"),
+            prefix: "vecsync".into(),
+            pipeline: "faq".into(),
+            partitions: PARTITIONS,
+            tombstone_retention: Duration::from_secs(3600),
+        };
+        Log::open(settings).expect("the log opens")
+    }
+
+    fn mirror(dir: &Path) -> Mirror {
+        let settings = MirrorSettings {
+            dir: dir.join("mirror").join(REVISION),
+            pipeline: "faq".into(),
+            revision: REVISION.into(),
+            partitions: PARTITIONS,
+            filters: vec![],
+        };
+        Mirror::open(settings).expect("the mirror opens")
+    }
+
+    fn key(id: u64) -> RowKey {
+        RowKey::from_bytes(json!({ "id": id }).to_string().as_bytes()).expect("a key")
+    }
+
+    fn upsert(id: u64, version: u64) -> Outgoing {
+        let mut vector = vec![0.0; DIMENSION];
+        vector[id as usize % DIMENSION] = 1.0;
+        let windows = vec![Window { vector, passage: format!("row {id}") }];
+        let row = EmbeddedRow { version, payload: "{}".into(), windows, ..EmbeddedRow::default() };
+        Outgoing::ByKey(VectorEvent::Upsert { key: key(id), row }.to_record(1))
+    }
+
+    fn delete(id: u64, version: u64) -> Outgoing {
+        let delete = VectorEvent::Delete { key: key(id), version: Version(version), commit_ts_ms: Some(1) };
+        Outgoing::ByKey(delete.to_record(1))
+    }
+
+    async fn publish(log: &Log, vectors: Vec<Outgoing>) {
+        let mut embedder = log.embedder(REVISION).expect("an embedder");
+        let upto = embedder.committed();
+        embedder.commit(vectors, vec![], &upto).await.expect("committed");
+    }
+
+    /// A sink at work.
+    struct Running {
+        mirror: Mirror,
+        progress: watch::Receiver<Offsets>,
+        shutdown: Shutdown,
+        task: tokio::task::JoinHandle<Result<(), SinkError>>,
+    }
+
+    impl Running {
+        fn start(dir: &Path, log: &Log) -> Self {
+            let (mirror, shutdown) = (mirror(dir), Shutdown::new());
+            let (sender, progress) = watch::channel(Offsets::new());
+            let reader = log.vectors(REVISION).expect("a reader");
+            let metrics = PipelineMetrics::new("faq");
+            let task = tokio::spawn(run(mirror.clone(), reader, metrics, shutdown.clone(), sender));
+            Running { mirror, progress, shutdown, task }
+        }
+
+        async fn reaches_the_end(&mut self, log: &Log) {
+            let ends = log.vectors(REVISION).expect("a reader").ends();
+            let there = self.progress.wait_for(|positions| *positions == ends);
+            tokio::time::timeout(Duration::from_secs(20), there).await.expect("in time").expect("the sink runs");
+        }
+
+        async fn stop(self) {
+            self.shutdown.raise();
+            self.task.await.expect("no panic").expect("no error");
+            self.mirror.close().await;
+        }
+    }
+
+    #[tokio::test]
+    async fn the_mirror_follows_the_log_and_goes_on_where_it_stopped() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let log = log(dir.path());
+        publish(&log, (0..20).map(|id| upsert(id, 1 + id)).collect()).await;
+        let mut sink = Running::start(dir.path(), &log);
+        sink.reaches_the_end(&log).await;
+        assert_eq!(sink.mirror.rows(), 20);
+        publish(&log, vec![delete(3, 30), upsert(40, 31)]).await;
+        sink.reaches_the_end(&log).await;
+        assert_eq!(sink.mirror.rows(), 20);
+        sink.stop().await;
+
+        publish(&log, vec![delete(4, 32)]).await;
+        let mut sink = Running::start(dir.path(), &log);
+        sink.reaches_the_end(&log).await;
+        assert_eq!(sink.mirror.rows(), 19);
+        let mut query = vec![0.0; DIMENSION];
+        query[40] = 1.0;
+        let hits = sink.mirror.search(&query, 1, 0.5, &Filter::none()).expect("a search");
+        assert_eq!((hits.len(), hits[0].passage.as_str()), (1, "row 40"));
+        sink.stop().await;
+    }
+
+    #[tokio::test]
+    async fn a_mirror_that_is_ahead_of_the_log_is_filled_anew() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let log = log(dir.path());
+        publish(&log, vec![upsert(1, 1)]).await;
+        let other = mirror(dir.path());
+        let Outgoing::ByKey(record) = upsert(7, 900) else { unreachable!("by key") };
+        let event = VectorEvent::from_record(&record).expect("readable");
+        other.apply(vec![(0, 1000, event)]).await.expect("applied");
+        other.close().await;
+        let mut sink = Running::start(dir.path(), &log);
+        sink.reaches_the_end(&log).await;
+        let hits = sink.mirror.search(&[1.0; DIMENSION], 10, 0.0, &Filter::none()).expect("a search");
+        assert_eq!(hits.into_iter().map(|hit| hit.key).collect::<Vec<_>>(), [key(1)]);
+        sink.stop().await;
+    }
+
+    #[tokio::test]
+    async fn what_cannot_be_read_is_stepped_over() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let log = log(dir.path());
+        let garbage = |key: &'static [u8], value: &'static [u8]| {
+            let (key, value) = (Bytes::from_static(key), Some(Bytes::from_static(value)));
+            Outgoing::To(0, Record { key, value, headers: vec![], timestamp_ms: 1 })
+        };
+        publish(&log, vec![garbage(b"{\"id\":1}", b"\xff\xff"), garbage(b"7", b""), upsert(2, 5)]).await;
+        let mut sink = Running::start(dir.path(), &log);
+        sink.reaches_the_end(&log).await;
+        assert_eq!(sink.mirror.rows(), 1);
+        publish(&log, vec![garbage(b"{\"id\":9}", b"\xff")]).await;
+        sink.reaches_the_end(&log).await;
+        sink.stop().await;
+        assert_eq!(mirror(dir.path()).positions(), log.vectors(REVISION).expect("a reader").ends());
+    }
+
+    #[tokio::test]
+    async fn damage_that_a_search_finds_is_mended_from_the_log() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let log = log(dir.path());
+        publish(&log, (0..5).map(|id| upsert(id, 1 + id)).collect()).await;
+        let mut sink = Running::start(dir.path(), &log);
+        sink.reaches_the_end(&log).await;
+        sink.mirror.damage_row(&key(3));
+        let found = sink.mirror.search(&[1.0; DIMENSION], 10, 0.0, &Filter::none());
+        assert!(matches!(found, Err(MirrorError::Damaged { .. })), "{found:?}");
+        // Quarantined and empty at first, then filled from the beginning.
+        sink.progress.wait_for(|positions| positions.iter().all(|position| *position == 0)).await.expect("running");
+        sink.reaches_the_end(&log).await;
+        assert_eq!(sink.mirror.search(&[1.0; DIMENSION], 10, 0.0, &Filter::none()).expect("a search").len(), 5);
+        sink.stop().await;
+    }
 }

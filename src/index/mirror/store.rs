@@ -1,23 +1,23 @@
 //! The mirror's folder: sled, its settings and traps, the lock, quarantine. Knows bytes and files, not rows.
 
 use std::fs::{self, File, TryLockError};
-use std::io;
+use std::io::{self, Write};
 use std::os::unix::fs::MetadataExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use super::MirrorError;
+use crate::clock::now_ms;
 
-/// Pages sled keeps in memory. A search reads a handful; the vectors are in the matrix.
-fn cache_bytes() -> u64 {
-    std::env::var("FIG_CACHE").ok().and_then(|t| t.parse().ok()).unwrap_or(16 << 20)
-}
+/// Pages that sled may keep in memory; see `PAGE_TOUCHES`. A search reads a handful; the vectors are in the matrix.
+const CACHE_BYTES: u64 = 16 << 20;
+/// Reads of a page for one that is wanted. sled looks at a shard of its cache (there are 256) only after 64 reads of its
+/// pages, however many bytes the shard may hold: read once each, 16,384 pages of 16 rows stay in memory.
+const PAGE_TOUCHES: u32 = 4;
 /// Larger than sled's own 512 KiB: a page of more than a quarter of a segment goes into a file of its own, and pages
 /// of 16 rows of several windows each would.
-fn segment_bytes() -> usize {
-    std::env::var("FIG_SEG").ok().and_then(|t| t.parse().ok()).unwrap_or(2 << 20)
-}
+const SEGMENT_BYTES: usize = 2 << 20;
 /// Quarantined folders that are kept.
 const QUARANTINES_KEPT: usize = 2;
 /// sled lets go of its own lock only when its last background write is done.
@@ -37,8 +37,8 @@ impl Store {
     pub(super) fn open(path: &Path) -> Result<Store, MirrorError> {
         let config = sled::Config::new()
             .path(path)
-            .cache_capacity(cache_bytes())
-            .segment_size(segment_bytes())
+            .cache_capacity(CACHE_BYTES)
+            .segment_size(SEGMENT_BYTES)
             .mode(sled::Mode::LowSpace)
             .flush_every_ms(None);
         let since = Instant::now();
@@ -68,7 +68,13 @@ impl Store {
 
     /// The value of one key.
     pub(super) fn get(&self, key: &[u8]) -> Result<Option<sled::IVec>, MirrorError> {
-        guarded("read", &self.path, || self.db.get(key).map_err(storage("read", &self.path)))
+        let get = || self.db.get(key).map_err(storage("read", &self.path));
+        guarded("read", &self.path, || {
+            for _ in 1..PAGE_TOUCHES {
+                get()?;
+            }
+            get()
+        })
     }
 
     /// Shows every key and value to `visit`, in the order of the keys.
@@ -77,10 +83,13 @@ impl Store {
         mut visit: impl FnMut(&[u8], &[u8]) -> Result<(), MirrorError>,
     ) -> Result<(), MirrorError> {
         guarded("read", &self.path, || {
-            self.db.iter().try_for_each(|item| {
-                let (key, value) = item.map_err(storage("read", &self.path))?;
-                visit(&key, &value)
-            })
+            // An iterator would touch each page once, and the cache would hold the whole folder: see `PAGE_TOUCHES`.
+            let mut next = self.db.first().map_err(storage("read", &self.path))?;
+            while let Some((key, value)) = next {
+                visit(&key, &value)?;
+                next = self.db.get_gt(&key).map_err(storage("read", &self.path))?;
+            }
+            Ok(())
         })
     }
 }
@@ -143,6 +152,17 @@ pub(super) fn quarantined(path: &Path) -> io::Result<Vec<(u64, PathBuf)>> {
     Ok(found)
 }
 
+/// Whether there is room for what sled writes when it opens a folder: the rest of a segment and a snapshot.
+pub(super) fn probe_space(path: &Path) -> Result<(), MirrorError> {
+    let probe = sibling(path, ".probe");
+    let written = File::create(&probe).and_then(|mut file| {
+        file.write_all(&vec![0; 2 * SEGMENT_BYTES])?;
+        file.sync_all()
+    });
+    let removed = fs::remove_file(&probe);
+    written.and(removed).map_err(files("find room for", path))
+}
+
 /// Bytes that the folder takes on the disk.
 pub(super) fn size_on_disk(path: &Path) -> Result<u64, MirrorError> {
     fn blocks(path: &Path) -> io::Result<u64> {
@@ -176,12 +196,6 @@ pub(super) fn guarded<T>(
         let text = text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_default();
         Err(MirrorError::Panicked { operation, path: shown(path), text })
     })
-}
-
-/// Milliseconds since the Unix epoch.
-pub(super) fn now_ms() -> i64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
 }
 
 pub(super) fn shown(path: &Path) -> String {

@@ -24,16 +24,16 @@ fn settings(dir: &Path) -> MirrorSettings {
     }
 }
 
-pub(super) fn open(dir: &Path) -> Mirror {
+fn open(dir: &Path) -> Mirror {
     Mirror::open(settings(dir)).expect("the mirror opens")
 }
 
-pub(super) fn key(id: u64) -> RowKey {
+fn key(id: u64) -> RowKey {
     RowKey::from_bytes(json!({ "id": id }).to_string().as_bytes()).expect("a key")
 }
 
 /// Keys stay in their partition.
-pub(super) fn partition(id: u64) -> Partition {
+fn partition(id: u64) -> Partition {
     (id % u64::from(PARTITIONS)) as Partition
 }
 
@@ -518,4 +518,56 @@ async fn a_lost_row_is_noticed_though_every_checksum_is_right() {
     let mirror = open(dir.path());
     assert_eq!((mirror.rows(), mirror.positions()), (0, vec![0; 4]));
     assert_eq!(store::quarantined(&settings(dir.path()).dir).expect("a list").len(), 1);
+}
+
+#[tokio::test]
+async fn the_disk_stays_bounded_under_overwrites() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let mirror = open(dir.path());
+    let mut largest = 0;
+    for batch in 0..300_u64 {
+        let events = (0..100).map(|n| {
+            let id = (batch * 37 + n * 11) % 200;
+            (partition(id), batch, upsert(id, batch + 1))
+        });
+        mirror.apply(events.collect()).await.expect("applied");
+        largest = largest.max(mirror.size_on_disk().expect("a size"));
+    }
+    // 1.2 MB of rows, written 150 times over.
+    assert!(largest < 40 << 20, "{largest} bytes");
+}
+
+#[tokio::test]
+#[ignore = "needs VECSYNC_TEST_SMALL_DISK, a folder on a file system of its own with 24 MB"]
+async fn a_full_disk_is_told_searches_go_on_and_room_mends_it() {
+    let Some(disk) = std::env::var_os("VECSYNC_TEST_SMALL_DISK") else { return };
+    let disk = Path::new(&disk);
+    let mirror = open(disk);
+    mirror.apply((0..400).map(|id| (partition(id), id / 4, upsert(id, 1))).collect()).await.expect("applied");
+    let before = mirror.positions();
+    fs::write(disk.join("ballast"), vec![1; 64 << 20]).expect_err("the disk is full now");
+    let mut failed = None;
+    for id in 400..4000 {
+        if let Err(error) = mirror.apply(vec![(partition(id), id / 4, upsert(id, 1))]).await {
+            failed = Some(error);
+            break;
+        }
+    }
+    let failed = failed.expect("a full disk");
+    println!("{}", crate::retry::Chain(&failed));
+    assert!(mirror.positions() >= before);
+    for _ in 0..3 {
+        let error = mirror.recover().await.expect_err("still full");
+        println!("{}", crate::retry::Chain(&error));
+        assert!(!mirror.search(&vector(5), 5, -1.0, &Filter::none()).expect("a search").is_empty());
+    }
+    fs::remove_file(disk.join("ballast")).expect("removed");
+    mirror.recover().await.expect("recovered");
+    println!("{:?} {}", mirror.positions(), mirror.rows());
+    assert!(mirror.positions() >= before, "nothing durable was lost");
+    assert!(store::quarantined(&settings(disk).dir).expect("a list").is_empty());
+    let rows = mirror.rows();
+    mirror.apply((0..400).map(|id| (partition(id), 2000 + id / 4, upsert(id, 2))).collect()).await.expect("applied");
+    assert_eq!(content(&mirror).len() as u64, rows);
+    mirror.close().await;
 }
