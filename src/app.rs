@@ -1,40 +1,38 @@
-//! Puts the rooms together and owns every task. The only file that knows them all; holds no logic of theirs.
+//! Puts the rooms together and owns every task. The only room that knows them all; holds no logic of theirs.
+
+mod serving;
+mod watching;
 
 use std::future::Future;
 use std::io;
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use serde_json::{Value, json};
+use serde_json::Value;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{JoinSet, spawn_blocking};
 
-use crate::capture::{self, Capture, CaptureError, Phase, ResyncRequest};
-use crate::clock::now_ms;
+use crate::capture::{self, Capture, CaptureError, ResyncRequest};
 use crate::config::Config;
 use crate::control::{self, ControlError, Reply, Request};
-use crate::embed::{Cache, Document, DocumentError, EmbedError, Embedder, LoadError, Worker, WorkerError};
-use crate::freshness::{Freshness, Positions};
-use crate::index::{self, Filter, Mirror, MirrorError, MirrorSettings, sink};
+use crate::embed::{Cache, Document, DocumentError, Embedder, LoadError, Worker, WorkerError};
+use crate::freshness::Freshness;
+use crate::index::{Mirror, MirrorError, MirrorSettings, sink};
 use crate::metrics::{self, PipelineMetrics};
-use crate::progress_bar::Progress;
-use crate::retry::Chain;
-use crate::serve::health::{Component, Report, Status};
-use crate::serve::{self, FilterValue, SearchAnswer, SearchError, SearchRequest, SearchResult, ServeError, Service};
+use crate::serve::{self, ServeError, Service};
 use crate::shutdown::{self, Shutdown};
 use crate::topic::embedded::{Log, Settings as LogSettings};
-use crate::topic::{LogError, Offsets, SnapshotMarker};
+use crate::topic::{LogError, SnapshotMarker};
+
+use serving::Shared;
+use watching::Watching;
 
 /// Tasks have this long to drain after the signal.
 const DRAIN_DEADLINE: Duration = Duration::from_secs(15);
 /// Deleted keys are remembered this long, so that a reader that was away learns of the delete.
 const TOMBSTONE_RETENTION: Duration = Duration::from_secs(24 * 60 * 60);
-/// How often sizes are measured.
-const MEASURE_EVERY: Duration = Duration::from_secs(5);
-/// How often what nobody needs any more is removed.
-const PRUNE_EVERY: Duration = Duration::from_secs(10 * 60);
 /// Resync requests that wait for capture: a person makes them one at a time.
 const RESYNCS_WAITING: usize = 1;
 /// The name of the store beside the process, in metrics and answers.
@@ -219,178 +217,6 @@ pub async fn prepare_resync(config: Config) -> Result<(), AppError> {
     Ok(prepared?)
 }
 
-/// What the query server and the commands need.
-struct Shared {
-    embedder: Embedder,
-    mirror: Mirror,
-    status: watch::Receiver<capture::Status>,
-    freshness: Mutex<Freshness>,
-}
-
-impl Shared {
-    async fn search(&self, request: SearchRequest) -> Result<SearchAnswer, SearchError> {
-        let known = self.mirror.fields();
-        if let Some((field, _)) = request.filter.iter().find(|(field, _)| !known.contains(field)) {
-            return Err(SearchError::UnknownFilter { field: field.clone(), known: known.to_vec() });
-        }
-        let filter = request.filter.into_iter().map(condition).collect::<Result<_, _>>().map(Filter::new)?;
-        let query = match self.embedder.query(&request.query).await {
-            Ok(query) => query.vector,
-            // Nothing in the query is a word to the model, so nothing is near it.
-            Err(EmbedError::Empty) => return Ok(self.answer(vec![])),
-            Err(EmbedError::Busy { .. }) => return Err(SearchError::Overloaded),
-            Err(error) => return Err(SearchError::Internal(Chain(&error).to_string())),
-        };
-        let mirror = self.mirror.clone();
-        let found = spawn_blocking(move || mirror.search(&query, request.limit, request.min_score, &filter)).await;
-        let hits = match found {
-            Ok(Ok(hits)) => hits,
-            Ok(Err(error)) => {
-                return Err(SearchError::Unavailable { reason: format!("the local store: {error}"), retry_after_s: 5 });
-            }
-            Err(error) => return Err(SearchError::Internal(error.to_string())),
-        };
-        let results: Vec<_> = hits
-            .into_iter()
-            .map(|hit| SearchResult { id: hit.key.id(), score: hit.score, passage: hit.passage, payload: hit.payload })
-            .collect();
-        let answer = self.answer(results);
-        if answer.results.is_empty() && !self.freshness().is_loaded() {
-            // An index that is still being filled must not say that there is nothing to be found.
-            let reason = format!("the initial load is not complete: {} rows are searchable so far", self.mirror.rows());
-            return Err(SearchError::Unavailable { reason, retry_after_s: 1 });
-        }
-        Ok(answer)
-    }
-
-    fn answer(&self, results: Vec<SearchResult>) -> SearchAnswer {
-        let freshness = self.freshness();
-        let staleness_ms = freshness.as_of_ms().map(|as_of| u64::try_from(now_ms() - as_of).unwrap_or(0));
-        let degraded = !freshness.is_loaded() || self.status.borrow().phase != Phase::Streaming;
-        SearchAnswer { results, served_by: LOCAL, degraded, staleness_ms }
-    }
-
-    fn freshness(&self) -> std::sync::MutexGuard<'_, Freshness> {
-        self.freshness.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn report(&self) -> Report {
-        let status = self.status.borrow().clone();
-        let (loaded, as_of_ms) = {
-            let freshness = self.freshness();
-            (freshness.is_loaded(), freshness.as_of_ms())
-        };
-        let mut source = match &status.phase {
-            Phase::Streaming => Component::new("source", Status::Healthy),
-            Phase::Starting => faulty("source", "connecting"),
-            Phase::Standby(why) | Phase::Retrying(why) | Phase::Refused(why) => faulty("source", why),
-        };
-        source.details.insert("snapshot_complete".into(), json!(status.snapshot.complete));
-        source.details.insert("snapshot_rows".into(), json!(status.snapshot.rows));
-        source.details.insert("snapshot_rows_expected".into(), json!(status.snapshot.expected));
-        let mut model = Component::new("model", Status::Healthy);
-        model.details.insert("name".into(), json!(self.embedder.model_name()));
-        let mut local = if loaded {
-            Component::new(serve::health::LOCAL, Status::Healthy)
-        } else {
-            faulty(serve::health::LOCAL, "the initial load is not complete")
-        };
-        local.details.insert("rows".into(), json!(self.mirror.rows()));
-        local.details.insert("points".into(), json!(self.mirror.points()));
-        local.details.insert("loaded".into(), json!(loaded));
-        local.details.insert("staleness_ms".into(), json!(as_of_ms.map(|as_of| (now_ms() - as_of).max(0))));
-        let qdrant = Component::new(serve::health::QDRANT, Status::Disabled);
-        Report { components: vec![source, model, qdrant, local], ready: Ok(()), serves: true }
-    }
-}
-
-fn condition((field, value): (String, FilterValue)) -> Result<(String, index::FilterValue), SearchError> {
-    let value = match value {
-        FilterValue::Text(text) => index::FilterValue::from_text(&text),
-        FilterValue::Json(value) => match index::FilterValue::from_json(value) {
-            Some(value) => value,
-            None => return Err(SearchError::BadFilter { field, wanted: "a string, a number or a boolean".into() }),
-        },
-    };
-    Ok((field, value))
-}
-
-fn faulty(name: &'static str, why: &str) -> Component {
-    Component { error: Some(why.to_owned()), ..Component::new(name, Status::Degraded) }
-}
-
-/// Follows how fresh the mirror is, measures, prunes, shows the initial load.
-struct Watching {
-    shared: Arc<Shared>,
-    log: Log,
-    revision: String,
-    stored: watch::Receiver<Offsets>,
-    data_dir: PathBuf,
-    metrics: PipelineMetrics,
-    registry: metrics_exporter_prometheus::PrometheusHandle,
-}
-
-impl Watching {
-    async fn run(mut self, shutdown: Shutdown) -> Result<(), LogError> {
-        let mut status = self.shared.status.clone();
-        let mut measure = tokio::time::interval(MEASURE_EVERY);
-        let mut prune = tokio::time::interval(PRUNE_EVERY);
-        let mut bar: Option<Progress> = None;
-        loop {
-            tokio::select! {
-                biased;
-                () = shutdown.raised() => return Ok(()),
-                Ok(()) = status.changed() => {
-                    if let Some(current) = status.borrow_and_update().current.clone() {
-                        self.shared.freshness().captured(current.as_of_ms, current.ends);
-                    }
-                }
-                Ok(()) = self.stored.changed() => { self.stored.borrow_and_update(); }
-                _ = measure.tick() => self.measure().await,
-                _ = prune.tick() => {
-                    let stored = self.stored.borrow().clone();
-                    let removed = self.log.prune(now_ms(), &self.revision, &stored).await?;
-                    if removed > 0 {
-                        tracing::debug!(removed, "log pruned");
-                    }
-                }
-            }
-            let (embedded, vector_ends) = self.log.progress(&self.revision)?;
-            let stored = self.stored.borrow().clone();
-            self.shared.freshness().advance(&Positions { embedded, vector_ends, stored });
-            self.show_load(&mut bar);
-        }
-    }
-
-    fn show_load(&self, bar: &mut Option<Progress>) {
-        let loaded = self.shared.freshness().is_loaded();
-        let snapshot = self.shared.status.borrow().snapshot.clone();
-        match bar {
-            Some(progress) => {
-                progress.set_total(snapshot.expected);
-                progress.set(self.shared.mirror.rows());
-                if loaded && let Some(progress) = bar.take() {
-                    progress.finish();
-                }
-            }
-            None if !loaded && snapshot.expected > 0 => {
-                *bar = Some(Progress::start(snapshot.expected, "rows searchable"));
-            }
-            None => {}
-        }
-    }
-
-    async fn measure(&self) {
-        self.registry.run_upkeep();
-        let (mirror, data_dir) = (self.shared.mirror.clone(), self.data_dir.clone());
-        let measured = spawn_blocking(move || (mirror.size_on_disk().unwrap_or(0), free_bytes(&data_dir))).await;
-        if let Ok((bytes, free)) = measured {
-            self.metrics.store(LOCAL, self.shared.mirror.points(), bytes);
-            metrics::data_dir_free(free);
-        }
-    }
-}
-
 fn control_handler(resyncs: mpsc::Sender<ResyncRequest>) -> control::Handler {
     Arc::new(move |Request::Sync| {
         let resyncs = resyncs.clone();
@@ -509,8 +335,4 @@ fn named_columns(config: &Config, document: &Document) -> Vec<(String, String)> 
 
 fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
-}
-
-fn free_bytes(path: &Path) -> u64 {
-    rustix::fs::statvfs(path).map_or(0, |stat| stat.f_bavail * stat.f_frsize)
 }

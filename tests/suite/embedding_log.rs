@@ -42,7 +42,8 @@ fn document() -> config::Document {
 }
 
 fn row(id: u64, answer: &str) -> Outgoing {
-    let value = json!({"before": null, "after": {"id": id, "answer": answer}, "source": {"ts_ms": 5}, "op": "c", "ts_ms": 6});
+    let value =
+        json!({"before": null, "after": {"id": id, "answer": answer}, "source": {"ts_ms": 5}, "op": "c", "ts_ms": 6});
     let key = Bytes::from(json!({"id": id}).to_string());
     Outgoing::ByKey(Record { key, value: Some(value.to_string().into()), headers: vec![], timestamp_ms: 6 })
 }
@@ -62,7 +63,8 @@ async fn append(log: &Log, ordinal: u64, records: Vec<Outgoing>) {
 async fn rows(reader: &mut VectorsReader, rows: usize) -> (BTreeMap<RowKey, (Version, Vec<String>)>, usize) {
     let (mut found, mut records) = (BTreeMap::new(), 0);
     while found.len() < rows {
-        let batch = tokio::time::timeout(PATIENCE, reader.next(100, 1 << 20)).await.expect("in time").expect("readable");
+        let batch =
+            tokio::time::timeout(PATIENCE, reader.next(100, 1 << 20)).await.expect("in time").expect("readable");
         for stored in batch {
             records += 1;
             if let VectorEvent::Upsert { key, row } = VectorEvent::from_record(&stored.record).expect("readable") {
@@ -84,7 +86,8 @@ async fn a_worker_that_is_stopped_goes_on_where_it_was() {
     let log = open(folder.path());
     let run = |shutdown: &Shutdown| {
         let metrics = PipelineMetrics::new("faq");
-        let worker = Worker::new(embedder.clone(), &document(), Cache::off(), metrics, "t.faq.changes").expect("templates");
+        let worker =
+            Worker::new(embedder.clone(), &document(), Cache::off(), metrics, "t.faq.changes").expect("templates");
         tokio::spawn(worker.run(log.embedder(&revision).expect("a reader"), shutdown.clone()))
     };
     let mut reader = log.vectors(&revision).expect("a reader");
