@@ -179,6 +179,8 @@ enum Outcome {
     Configuration,
     /// A resync is needed.
     Resync,
+    /// The log takes nothing more until it is opened again.
+    Fatal,
 }
 
 impl CaptureError {
@@ -193,7 +195,6 @@ impl CaptureError {
             | CaptureError::Decode { .. }
             | CaptureError::Sequence(_)
             | CaptureError::Reselect { .. }
-            | CaptureError::Log(_)
             | CaptureError::Silent(_)
             | CaptureError::DropSlot { .. }
             | CaptureError::Standby { .. } => Outcome::Passing,
@@ -203,6 +204,7 @@ impl CaptureError {
                 _ => Outcome::Passing,
             },
             CaptureError::Refused(_) => Outcome::Resync,
+            CaptureError::Log(_) => Outcome::Fatal,
         }
     }
 }
@@ -230,6 +232,7 @@ pub async fn run(
         let fault = Chain(&error).to_string();
         let streamed = status.borrow().current.is_some();
         match error.outcome() {
+            Outcome::Fatal => return Err(error),
             Outcome::Configuration if !streamed && capture.log.capture_state()?.is_none() => return Err(error),
             Outcome::Passing | Outcome::Configuration => {
                 let phase = match error {

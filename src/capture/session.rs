@@ -398,8 +398,9 @@ impl Session<'_> {
         for (partition, below) in snapshot.began.iter().enumerate() {
             let mut after: Option<bytes::Bytes> = None;
             loop {
-                let page =
-                    self.capture.log.live_keys_below(partition as u16, *below, after.as_deref(), KEYS_PER_PAGE)?;
+                let (log, below, from) = (self.capture.log.clone(), *below, after.clone());
+                let read = move || log.live_keys_below(partition as u16, below, from.as_deref(), KEYS_PER_PAGE);
+                let page = tokio::task::spawn_blocking(read).await.map_err(snapshot::SnapshotError::Reader)??;
                 let Some((_, last)) = page.last() else { break };
                 after = Some(last.clone());
                 for (_, key) in page {

@@ -9,8 +9,10 @@
 //! whose successor a crash then undoes. Nothing is lost by that: such a successor was never acknowledged, so
 //! capture or embed, whose position stands in the same transaction, writes the key anew.
 //!
-//! Limit: between two syncs sled may reuse space within the file; a disk that loses power and reorders its own writes can
-//! damage the log in these milliseconds. It is then found damaged and built anew from PostgreSQL.
+//! Limits. Between two syncs sled may reuse space within the file: a disk that loses power and reorders its own writes
+//! can damage the log in these milliseconds. Damage is mostly found when the log is opened or the record is read; but a
+//! damaged stretch of sled's file can also look like a torn tail, and then the log is silently as it was after an earlier
+//! transaction. Its neighbours see that: the slot is ahead of capture's state, a store's positions are past the ends.
 
 mod layout;
 mod reader;
@@ -294,12 +296,8 @@ fn open(settings: &Settings, path: &str) -> Result<Log, LogError> {
 fn open_storage(dir: &Path, path: &str) -> Result<sled::Db, LogError> {
     let mut tries = 0;
     loop {
-        let config = sled::Config::new()
-            .path(dir)
-            .cache_capacity(CACHE)
-            .segment_size(layout::SEGMENT)
-            .mode(sled::Mode::HighThroughput)
-            .flush_every_ms(None);
+        let config =
+            sled::Config::new().path(dir).cache_capacity(CACHE).segment_size(layout::SEGMENT).flush_every_ms(None);
         match config.open() {
             Ok(db) => return Ok(db),
             // sled has no error of its own for this; the version of sled is pinned, and a test holds the words.

@@ -87,10 +87,14 @@ fn ready<F: Future>(future: F) -> Option<F::Output> {
 /// Goes on with purges until the log has none left: each transaction lets the writer take a step.
 async fn purged(log: &Log) {
     let shared = &log.inner.shared;
-    while shared.db.scan_prefix([kind::BARRIER]).next().is_some() {
+    for _ in 0..100 {
+        if shared.db.scan_prefix([kind::BARRIER]).next().is_none() {
+            return;
+        }
         let state = log.capture_state().expect("readable").unwrap_or(state(0));
         log.append_changes(vec![], &state).await.expect("appended");
     }
+    panic!("the purge does not go on");
 }
 
 #[tokio::test]
@@ -204,8 +208,10 @@ async fn a_store_seeks_and_is_woken() {
     assert_eq!((reader.positions(), reader.ends()), (vec![1, 1], vec![1, 1]));
     reader.seek(&vec![0, 1]).expect("within the topic");
     assert_eq!(reader.lag(), 1);
-    // A future that is dropped after the record was there has taken nothing.
-    assert!(ready(reader.next(9, 1 << 20)).is_none());
+    // A future that is dropped while the record is being read has taken nothing.
+    while ready(reader.next(9, 1 << 20)).is_some() {
+        reader.seek(&vec![0, 1]).expect("within the topic");
+    }
     assert_eq!(reader.positions(), [0, 1]);
     assert_eq!(keys(&reader.next(9, 1 << 20).await.expect("reads")), ["a"]);
     let error = reader.seek(&vec![1, 2]).expect_err("past the end");
@@ -414,6 +420,9 @@ async fn a_second_process_is_told_that_the_log_is_locked() {
     open(dir.path(), 1);
 }
 
+/// The latest record of each key, and its offset.
+type Latests = BTreeMap<(Partition, Bytes), (u64, Record)>;
+
 /// Partitions of the log that is killed.
 const KILLED_PARTITIONS: u16 = 3;
 
@@ -436,7 +445,7 @@ fn transaction(n: u64) -> Vec<Outgoing> {
         }
     };
     let mut records: Vec<_> = (0..=random(12)).map(|_| one(&mut random)).collect();
-    if n % 47 == 0 {
+    if n.is_multiple_of(47) {
         records.push(barrier());
     }
     records
@@ -450,7 +459,7 @@ async fn write_until_killed(dir: &Path) {
     for n in from.. {
         log.append_changes(transaction(n), &state(n)).await.expect("appended");
         say(&format!("appended {n}"));
-        if n % 3 == 0 {
+        if n.is_multiple_of(3) {
             while embed.lag() > 0 {
                 let batch = embed.next(50, 1 << 20).await.expect("reads");
                 let mut upto = embed.committed();
@@ -473,7 +482,7 @@ fn say(line: &str) {
 }
 
 /// The log as transactions 1 to `last` make it, below no barrier: the latest record of each key, and the ends.
-fn model(last: u64) -> (BTreeMap<(Partition, Bytes), (u64, Record)>, Offsets) {
+fn model(last: u64) -> (Latests, Offsets) {
     let (mut latest, mut ends) = (BTreeMap::new(), vec![0; usize::from(KILLED_PARTITIONS)]);
     let mut put = |partition: Partition, record: Record| {
         let end = &mut ends[usize::from(partition)];
@@ -523,7 +532,9 @@ fn what_was_acknowledged_survives_sigkill_and_nothing_is_invented() {
         child.kill().expect("killed");
         child.wait().expect("ended");
         // What it said before it was killed was acknowledged too.
-        lines.map_while(Result::ok).for_each(|line| drop(note(line)));
+        for line in lines.map_while(Result::ok) {
+            note(line);
+        }
 
         let log = open(dir.path(), KILLED_PARTITIONS);
         let last = log.capture_state().expect("readable").map_or(0, |state| state.position.ordinal);
@@ -533,7 +544,7 @@ fn what_was_acknowledged_survives_sigkill_and_nothing_is_invented() {
         let barriers: Vec<u64> = (0..KILLED_PARTITIONS)
             .map(|p| wanted.get(&(p, Bytes::from_static(BARRIER_KEY))).map_or(0, |(offset, _)| *offset))
             .collect();
-        let held: BTreeMap<_, _> = contents(&log, &log.inner.shared.changes)
+        let held: Latests = contents(&log, &log.inner.shared.changes)
             .into_iter()
             .filter(|stored| stored.offset >= barriers[usize::from(stored.partition)])
             .map(|stored| ((stored.partition, stored.record.key.clone()), (stored.offset, stored.record)))
@@ -547,7 +558,7 @@ fn what_was_acknowledged_survives_sigkill_and_nothing_is_invented() {
 }
 
 /// The outputs are those of the changes below the committed positions, and of no other.
-fn check_vectors(log: &Log, wanted: &BTreeMap<(Partition, Bytes), (u64, Record)>, acknowledged: u64) {
+fn check_vectors(log: &Log, wanted: &Latests, acknowledged: u64) {
     let embed = log.embedder("r").expect("opens");
     let positions = embed.committed();
     assert!(positions.iter().sum::<u64>() >= acknowledged, "acknowledged {acknowledged}, recovered {positions:?}");
