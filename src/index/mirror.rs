@@ -125,8 +125,8 @@ impl Mirror {
 
     /// Applies events, each with its place in `vectors`, in their order. When it returns they and the positions behind
     /// them are durable and searches see them (searches may see them a little earlier). A dropped future does not stop
-    /// a batch half-way. After `MirrorError::Faulty` or a fault of the disk the caller calls `recover` and takes up the
-    /// log at `positions` again: they may have gone back.
+    /// a batch half-way. After an error the caller calls `recover` and takes up the log at `positions` again: they may
+    /// have gone back.
     pub async fn apply(&self, batch: Vec<(Partition, u64, VectorEvent)>) -> Result<Applied, MirrorError> {
         self.apply_upto(batch, Offsets::new()).await
     }
@@ -260,6 +260,7 @@ impl Inner {
         if self.faulty.load(Ordering::Acquire) {
             return Err(MirrorError::Faulty { path: shown(&self.settings.dir) });
         }
+        store::ensure_room(&self.settings.dir)?;
         let mut state = writer.clone();
         let result = guarded("write", &self.settings.dir, || {
             let result = work(self, &mut state)?;
@@ -447,7 +448,7 @@ impl Inner {
         let mut writer = lock(&self.writer);
         if self.faulty.load(Ordering::Acquire) || lock(&self.lock).is_none() {
             // On a full disk the folder could be closed but not opened: rather keep it for the searches.
-            store::probe_space(&self.settings.dir)?;
+            store::ensure_room(&self.settings.dir)?;
             self.close_store()?;
             self.adopt(&mut writer, Loaded::open_or_rebuild(&self.settings)?);
         }

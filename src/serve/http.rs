@@ -7,7 +7,6 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::FutureExt;
 use hyper::Request;
 use hyper::body::{Body, Incoming};
 use hyper::server::conn::http1;
@@ -33,7 +32,7 @@ const LOOK_AGAIN: Duration = Duration::from_millis(100);
 /// connection is closed, at the latest after `settings.limits.drain`.
 ///
 /// # Errors
-/// The socket's own address cannot be read. A failing `accept` is tried again and never ends the server.
+/// The socket's own address cannot be read, or it cannot be closed in order. A failing `accept` is tried again and never ends the server.
 pub async fn run(
     listener: TcpListener,
     service: Service,
@@ -73,11 +72,17 @@ pub async fn run(
         }
     }
 
-    // Who has connected has been promised an answer.
-    while let Some(Ok((stream, peer))) = listener.accept().now_or_never() {
-        connections.open(stream, peer);
+    // Who has connected has been promised an answer. The system is asked itself: the runtime may not have heard yet.
+    let backlog = listener.into_std().map_err(ServeError::Listen)?;
+    for _ in 0..connections.limits.connections {
+        let Ok((stream, peer)) = backlog.accept() else { break };
+        let stream = stream.set_nonblocking(true).and_then(|()| TcpStream::from_std(stream));
+        match stream {
+            Ok(stream) => connections.open(stream, peer),
+            Err(error) => tracing::debug!(%peer, "take over a connection: {error}"),
+        }
     }
-    drop(listener);
+    drop(backlog);
     connections.drain().await;
     Ok(())
 }

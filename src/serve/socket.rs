@@ -154,6 +154,8 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncRead for Socket<IO> {
             return Poll::Ready(outcome);
         }
         match this.activity.deadline(&this.limits) {
+            // It is the client's turn only when it has its answer; until then the write's own deadline counts.
+            Some(_) if this.stalled_since.is_some() => Poll::Pending,
             Some(deadline) => this.read_timer.fail_after(deadline, cx),
             None => Poll::Pending,
         }

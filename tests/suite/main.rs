@@ -4,3 +4,4 @@
 mod config;
 mod embedding;
 mod embedding_log;
+mod http;

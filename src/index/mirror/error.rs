@@ -58,6 +58,16 @@ pub enum MirrorError {
         /// The folder.
         path: String,
     },
+    /// The disk is too full to write to. Nothing was written; searches go on.
+    #[error("write mirror {path}: {free} bytes are free on its disk, {wanted} are wanted; make room")]
+    Full {
+        /// The folder.
+        path: String,
+        /// Bytes that are free.
+        free: u64,
+        /// Bytes that have to be.
+        wanted: u64,
+    },
     /// It is closed, or being opened anew.
     #[error("use mirror {path}: it is closed")]
     Closed {
@@ -102,6 +112,7 @@ impl MirrorError {
             MirrorError::Locked { .. }
             | MirrorError::Files { .. }
             | MirrorError::Faulty { .. }
+            | MirrorError::Full { .. }
             | MirrorError::Closed { .. }
             | MirrorError::Partition { .. }
             | MirrorError::Query { .. }

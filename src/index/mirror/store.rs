@@ -1,7 +1,7 @@
 //! The mirror's folder: sled, its settings and traps, the lock, quarantine. Knows bytes and files, not rows.
 
 use std::fs::{self, File, TryLockError};
-use std::io::{self, Write};
+use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
@@ -18,6 +18,8 @@ const PAGE_TOUCHES: u32 = 4;
 /// Larger than sled's own 512 KiB: a page of more than a quarter of a segment goes into a file of its own, and pages
 /// of 16 rows of several windows each would.
 const SEGMENT_BYTES: usize = 2 << 20;
+/// Free space below which nothing is written: a batch, the pages that sled rewrites with it, a snapshot.
+const ROOM_BYTES: u64 = 8 * SEGMENT_BYTES as u64;
 /// Quarantined folders that are kept.
 const QUARANTINES_KEPT: usize = 2;
 /// sled lets go of its own lock only when its last background write is done.
@@ -96,7 +98,16 @@ impl Store {
 
 /// The lock on a mirror's folder, held as long as the mirror is open. It stands beside the folder, because the folder
 /// itself may be put into quarantine meanwhile; the operating system lets go of it when the process ends.
-pub(super) struct FolderLock(#[allow(dead_code, reason = "held, not read")] File);
+pub(super) struct FolderLock(File);
+
+impl Drop for FolderLock {
+    fn drop(&mut self) {
+        // Closing alone would not do while a child that is being started still has a copy of the handle.
+        if let Err(error) = self.0.unlock() {
+            tracing::warn!("unlock mirror: {error}");
+        }
+    }
+}
 
 impl FolderLock {
     /// Takes the lock, or says at once that another has it.
@@ -152,15 +163,12 @@ pub(super) fn quarantined(path: &Path) -> io::Result<Vec<(u64, PathBuf)>> {
     Ok(found)
 }
 
-/// Whether there is room for what sled writes when it opens a folder: the rest of a segment and a snapshot.
-pub(super) fn probe_space(path: &Path) -> Result<(), MirrorError> {
-    let probe = sibling(path, ".probe");
-    let written = File::create(&probe).and_then(|mut file| {
-        file.write_all(&vec![0; 2 * SEGMENT_BYTES])?;
-        file.sync_all()
-    });
-    let removed = fs::remove_file(&probe);
-    written.and(removed).map_err(files("find room for", path))
+/// Refuses what would run into a full disk. sled does not survive one: it takes no more writes, and pages that were
+/// being written can no longer be read, until it is opened anew, which takes room as well.
+pub(super) fn ensure_room(path: &Path) -> Result<(), MirrorError> {
+    let disk = rustix::fs::statvfs(path).map_err(|error| files("find room for", path)(error.into()))?;
+    let free = disk.f_bavail.saturating_mul(disk.f_frsize);
+    if free < ROOM_BYTES { Err(MirrorError::Full { path: shown(path), free, wanted: ROOM_BYTES }) } else { Ok(()) }
 }
 
 /// Bytes that the folder takes on the disk.

@@ -453,16 +453,23 @@ async fn survives(original: &Path, damage: impl Fn(&Path), what: &str) -> bool {
     copy(original, dir.path());
     damage(dir.path());
     let mirror = open(dir.path());
-    let positions = mirror.positions();
-    assert_eq!(content(&mirror), expected(&positions), "{what}: at {positions:?}");
+    let before = mirror.positions();
+    assert_eq!(content(&mirror), expected(&before), "{what}: at {before:?}");
     let quarantined = !store::quarantined(&settings(dir.path()).dir).expect("a list").is_empty();
     if quarantined {
-        assert_eq!(positions, [0; 4], "{what}");
+        assert_eq!(before, [0; 4], "{what}");
     }
     mirror.apply(vec![(0, 1 << 40, upsert(0, 1 << 40))]).await.unwrap_or_else(|error| panic!("{what}: {error}"));
     mirror.close().await;
+    // sled may be found more damaged than it looked: then it is an earlier state again, and its positions say so.
     let mirror = open(dir.path());
-    assert!(read(&mirror.0.matrix).get(&key(0)).is_some_and(|d| d.version == Version(1 << 40)), "{what}");
+    let positions = mirror.positions();
+    let wanted = if positions[0] > 1 << 40 {
+        expected(&before).into_iter().chain([(key(0), (1 << 40, true))]).collect()
+    } else {
+        expected(&positions)
+    };
+    assert_eq!(content(&mirror), wanted, "{what}, opened again: at {positions:?}");
     quarantined
 }
 
@@ -538,7 +545,7 @@ async fn the_disk_stays_bounded_under_overwrites() {
 }
 
 #[tokio::test]
-#[ignore = "needs VECSYNC_TEST_SMALL_DISK, a folder on a file system of its own with 24 MB"]
+#[ignore = "needs VECSYNC_TEST_SMALL_DISK, a folder on a file system of its own with 64 MB"]
 async fn a_full_disk_is_told_searches_go_on_and_room_mends_it() {
     let Some(disk) = std::env::var_os("VECSYNC_TEST_SMALL_DISK") else { return };
     let disk = Path::new(&disk);
@@ -546,25 +553,20 @@ async fn a_full_disk_is_told_searches_go_on_and_room_mends_it() {
     mirror.apply((0..400).map(|id| (partition(id), id / 4, upsert(id, 1))).collect()).await.expect("applied");
     let before = mirror.positions();
     fs::write(disk.join("ballast"), vec![1; 64 << 20]).expect_err("the disk is full now");
-    let mut failed = None;
-    for id in 400..4000 {
-        if let Err(error) = mirror.apply(vec![(partition(id), id / 4, upsert(id, 1))]).await {
-            failed = Some(error);
-            break;
-        }
+    for id in 400..410 {
+        let full = mirror.apply(vec![(partition(id), id / 4, upsert(id, 1))]).await;
+        assert!(matches!(full, Err(MirrorError::Full { .. })), "{full:?}");
+        mirror.recover().await.expect("nothing to mend");
+        assert_eq!(mirror.search(&vector(5), 400, -1.0, &Filter::none()).expect("a search").len(), 400);
     }
-    let failed = failed.expect("a full disk");
-    println!("{}", crate::retry::Chain(&failed));
-    assert!(mirror.positions() >= before);
-    for _ in 0..3 {
-        let error = mirror.recover().await.expect_err("still full");
-        println!("{}", crate::retry::Chain(&error));
-        assert!(!mirror.search(&vector(5), 5, -1.0, &Filter::none()).expect("a search").is_empty());
-    }
+    // As if the last of the room had gone between the look and the write.
+    mirror.0.mark_faulty();
+    assert!(matches!(mirror.recover().await, Err(MirrorError::Full { .. })));
+    assert_eq!(mirror.search(&vector(5), 400, -1.0, &Filter::none()).expect("a search").len(), 400);
+    assert_eq!(mirror.positions(), before);
     fs::remove_file(disk.join("ballast")).expect("removed");
     mirror.recover().await.expect("recovered");
-    println!("{:?} {}", mirror.positions(), mirror.rows());
-    assert!(mirror.positions() >= before, "nothing durable was lost");
+    assert_eq!(mirror.positions(), before, "nothing durable was lost");
     assert!(store::quarantined(&settings(disk).dir).expect("a list").is_empty());
     let rows = mirror.rows();
     mirror.apply((0..400).map(|id| (partition(id), 2000 + id / 4, upsert(id, 2))).collect()).await.expect("applied");
