@@ -110,7 +110,8 @@ impl Report {
     fn json(&self) -> Value {
         let mut models = Map::new();
         for (model, part, figures) in &self.parts {
-            let figures: Map<String, Value> = figures.iter().map(|(name, value)| ((*name).to_owned(), json!(value))).collect();
+            let figures: Map<String, Value> =
+                figures.iter().map(|(name, value)| ((*name).to_owned(), json!(value))).collect();
             let parts = models.entry(model).or_insert_with(|| json!({}));
             parts[*part] = Value::Object(figures);
         }

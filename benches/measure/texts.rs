@@ -18,7 +18,8 @@ pub struct Entry {
 /// The FAQ as `make setup` fetched it.
 pub fn faq() -> Vec<Entry> {
     let path = std::env::var_os("VECSYNC_TEST_FAQ").map_or(".local/faq.jsonl".into(), PathBuf::from);
-    let text = fs::read_to_string(&path).unwrap_or_else(|error| panic!("read {}: {error}; run `make setup`", path.display()));
+    let text =
+        fs::read_to_string(&path).unwrap_or_else(|error| panic!("read {}: {error}; run `make setup`", path.display()));
     let entry = |line: &str| {
         let value: Value = serde_json::from_str(line).expect("a line is JSON");
         let text = |field: &str| value[field].as_str().expect("a text").to_owned();

@@ -64,7 +64,15 @@ fn config_shows_every_setting_and_no_secret() {
     vecsync.set("VECSYNC_API_KEYS", "canary-of-an-api-key");
     let ended = vecsync.run(&["config"]);
     assert_eq!(ended.code, Some(0), "{ended:?}");
-    for setting in ["DATABASE_URL", "VECSYNC_PIPELINE", "VECSYNC_DATA_DIR", "VECSYNC_LISTEN", "VECSYNC_MODEL_DIR", "KAFKA_BROKERS", "VECSYNC_LOG"] {
+    for setting in [
+        "DATABASE_URL",
+        "VECSYNC_PIPELINE",
+        "VECSYNC_DATA_DIR",
+        "VECSYNC_LISTEN",
+        "VECSYNC_MODEL_DIR",
+        "KAFKA_BROKERS",
+        "VECSYNC_LOG",
+    ] {
         assert!(ended.stdout.contains(setting), "no {setting}: {}", ended.stdout);
     }
     assert!(!ended.stdout.contains(PASSWORD) && !ended.stdout.contains("canary-of-an-api-key"), "{}", ended.stdout);

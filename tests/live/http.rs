@@ -31,7 +31,10 @@ fn a_search_has_the_promised_shape_both_ways() {
     let mut site = filled();
     let get = site.search("give me my money", "&limit=2&filter=category:c01");
     assert_eq!(keys(&get), ["query", "results", "served_by", "degraded", "staleness_ms", "took_ms"]);
-    assert_eq!((&get["query"], &get["served_by"], &get["degraded"]), (&json!("give me my money"), &json!("local"), &json!(false)));
+    assert_eq!(
+        (&get["query"], &get["served_by"], &get["degraded"]),
+        (&json!("give me my money"), &json!("local"), &json!(false))
+    );
     assert!(get["took_ms"].is_u64(), "{get}");
     let results = get["results"].as_array().unwrap();
     assert_eq!(results.len(), 2);
@@ -66,7 +69,11 @@ fn what_cannot_be_searched_is_a_problem_with_words() {
         ("/nowhere", 404, ""),
     ] {
         let answer = site.get(path);
-        assert_eq!((answer.status, answer.header("content-type")), (status, Some("application/problem+json")), "{path}");
+        assert_eq!(
+            (answer.status, answer.header("content-type")),
+            (status, Some("application/problem+json")),
+            "{path}"
+        );
         let problem = answer.json();
         assert_eq!(problem["status"], status, "{path}: {problem}");
         assert!(problem["detail"].as_str().unwrap().contains(wanted), "{path}: {problem}");
@@ -81,7 +88,12 @@ fn health_has_its_shapes_with_and_without_the_slash() {
     let mut site = filled();
     for path in ["/health", "/health/", "/health/ready", "/health/ready/", "/health/live", "/health/live/"] {
         let answer = site.get(path);
-        assert_eq!((answer.status, answer.json()["status"].as_str()), (200, Some("healthy")), "{path}: {}", answer.body);
+        assert_eq!(
+            (answer.status, answer.json()["status"].as_str()),
+            (200, Some("healthy")),
+            "{path}: {}",
+            answer.body
+        );
         assert!(answer.json()["timestamp"].is_string(), "{path}: {}", answer.body);
     }
     assert_eq!(keys(&site.get("/health/").json()), ["status", "timestamp"]);
@@ -115,7 +127,10 @@ fn metrics_carry_the_promised_names_and_no_secret() {
         assert!(events >= 30.0 + 128.0, "{stage}: {events}");
     }
     assert!(site.metric("vecsync_queries_total", r#"code="200""#).unwrap_or(0.0) >= 1.0);
-    let pipeline = text.lines().filter(|line| line.starts_with("vecsync_store_points")).all(|line| line.contains(r#"pipeline="faq""#));
+    let pipeline = text
+        .lines()
+        .filter(|line| line.starts_with("vecsync_store_points"))
+        .all(|line| line.contains(r#"pipeline="faq""#));
     assert!(pipeline, "{text}");
 }
 

@@ -101,7 +101,8 @@ fn a_row_that_is_not_active_is_not_found_until_it_is_again() {
 #[test]
 fn a_changed_key_leaves_nothing_under_the_old_one() {
     let mut site = Site::open();
-    let rows: Vec<String> = (1..=20).map(|id| table::values(id, "Q", &format!("Row {id}"), &table::category(0))).collect();
+    let rows: Vec<String> =
+        (1..=20).map(|id| table::values(id, "Q", &format!("Row {id}"), &table::category(0))).collect();
     site.sql.execute(&table::insert(&rows));
     expect(&mut site, 20, "Row 20");
     site.sql.execute("UPDATE faq_faq SET id = id + 100 WHERE id <= 10");
@@ -167,7 +168,8 @@ fn an_unchanged_toasted_answer_is_kept_when_only_the_question_changes() {
     site.vecsync.start_ready();
     // A long answer as they come: a sentence, and a picture pasted in as text, which no one word list knows.
     let mut dice = Dice::new(10);
-    let picture: String = (0..100_000).map(|_| char::from(*dice.pick(b"ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789+/"))).collect();
+    let picture: String =
+        (0..100_000).map(|_| char::from(*dice.pick(b"ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789+/"))).collect();
     let answer = format!("Elephants remember the way to the water hole. data:image/png;base64,{picture}");
     site.sql.execute(&table::insert(&[table::values(1, "What is an elephant?", &answer, "animals")]));
     let stored = site.sql.value("SELECT pg_column_size(answer) FROM faq_faq WHERE id = 1").parse::<usize>().unwrap();
@@ -200,7 +202,12 @@ fn odd_rows_have_their_answer_and_hold_up_nobody() {
         (5, "One character", &"x".repeat(1 << 20), Some("c00")),
         (6, "👩‍👩‍👧‍👦🏳️‍🌈", "👨🏽‍🚀 flies 🚀\u{200d}\u{200d}\u{fe0f}", Some("👩‍🚒")),
         (7, "\u{202e}Right to left\u{202c}", "שלום \u{2066}abc\u{2069} مرحبا", Some("\u{202e}bidi")),
-        (8, "Replacement \u{fffd}", "\u{1}\u{7f}\u{ffff}\u{10ffff}'\"\\{{ question }}{% raw %}", Some("a:b&c=d%00+e f")),
+        (
+            8,
+            "Replacement \u{fffd}",
+            "\u{1}\u{7f}\u{ffff}\u{10ffff}'\"\\{{ question }}{% raw %}",
+            Some("a:b&c=d%00+e f"),
+        ),
         (9, "NULL category", "Ordinary", None),
     ];
     for (id, question, answer, category) in &odd {
@@ -221,7 +228,8 @@ fn odd_rows_have_their_answer_and_hold_up_nobody() {
         assert_eq!(row["answer"], answer, "row {id}");
         assert_eq!(row["category"], category.map_or(Value::Null, Value::from));
         if let Some(category) = category {
-            let body = json!({"query": "anything", "limit": 100, "min_score": -1, "filter": {"category": category, "id": id}});
+            let body =
+                json!({"query": "anything", "limit": 100, "min_score": -1, "filter": {"category": category, "id": id}});
             let found = site.http.post("/search", &body).unwrap();
             assert_eq!((found.status, found.json()["results"][0]["id"].as_i64()), (200, Some(id)), "{}", found.body);
         }

@@ -86,7 +86,10 @@ fn transaction(dice: &mut Dice) -> String {
 fn change(dice: &mut Dice) -> String {
     let (id, other) = (1 + dice.below(KEYS) as i64, 1 + dice.below(KEYS));
     match dice.below(10) {
-        0..3 => format!("{} ON CONFLICT (id) DO UPDATE SET answer = EXCLUDED.answer, updated_at = clock_timestamp()", insert(&[row(id, dice)])),
+        0..3 => format!(
+            "{} ON CONFLICT (id) DO UPDATE SET answer = EXCLUDED.answer, updated_at = clock_timestamp()",
+            insert(&[row(id, dice)])
+        ),
         3..6 => {
             let answer = format!("{} ({:x})", dice.words(5), dice.next());
             format!("UPDATE faq_faq SET answer = '{answer}', updated_at = clock_timestamp() WHERE id = {id}")

@@ -110,7 +110,9 @@ fn check_file(path: &str, text: &str, is_test: bool) -> Vec<String> {
     let modules = module_path(path);
     let room = modules.first().map_or("lib", String::as_str);
     let Some((_, allowed)) = ROOMS.iter().find(|(name, _)| *name == room) else {
-        found.push(format!("{path}:1: {room} is a room that tests/suite/house.rs does not know; say there whom it may know"));
+        found.push(format!(
+            "{path}:1: {room} is a room that tests/suite/house.rs does not know; say there whom it may know"
+        ));
         return found;
     };
     let Some(allowed) = allowed else { return found };
@@ -201,7 +203,9 @@ fn without_comments_and_texts(text: &str) -> String {
     while let Some(first) = rest.chars().next() {
         let (length, is_code) = if rest.starts_with("//") {
             (rest.find('\n').unwrap_or(rest.len()), false)
-        } else if let Some(length) = raw_string(rest).filter(|_| !code.ends_with(|c: char| c.is_alphanumeric() || c == '_')) {
+        } else if let Some(length) =
+            raw_string(rest).filter(|_| !code.ends_with(|c: char| c.is_alphanumeric() || c == '_'))
+        {
             (length, false)
         } else if first == '"' {
             (string(rest), false)
@@ -259,10 +263,18 @@ fn check(path: &str, body: &str, wanted: &[&str]) {
 fn a_room_that_knows_another_is_found_however_it_says_so() {
     check("src/capture/session.rs", "use crate::{event::Lsn, topic::{Offsets, Stored}, capture::wire};", &[]);
     check("src/capture/session.rs", "use crate::embed::Worker;", &["src/capture/session.rs:2: capture knows embed"]);
-    check("src/embed/worker.rs", "use crate::{\n    event::Lsn,\n    topic::{index::X},\n    index::{Mirror, Hit},\n};", &[":5: embed knows index"]);
+    check(
+        "src/embed/worker.rs",
+        "use crate::{\n    event::Lsn,\n    topic::{index::X},\n    index::{Mirror, Hit},\n};",
+        &[":5: embed knows index"],
+    );
     check("src/index/mod.rs", "fn f() -> super::serve::Answer {}", &["index knows serve"]);
     check("src/index/sink.rs", "use super::serve;\nuse super::super::serve::Answer;", &[":3: index knows serve"]);
-    check("src/index/mod.rs", "#[cfg(test)]\nmod tests {\n    use super::serve;\n    use super::super::serve;\n}", &[":5: index knows serve"]);
+    check(
+        "src/index/mod.rs",
+        "#[cfg(test)]\nmod tests {\n    use super::serve;\n    use super::super::serve;\n}",
+        &[":5: index knows serve"],
+    );
     check("src/serve/search.rs", "use crate::{embed::Embedder, index::Mirror};", &[]);
     check("src/serve/search.rs", "use crate::capture::Status;", &["serve knows capture"]);
     check("src/retry.rs", "use crate::{metrics, shutdown::Shutdown};", &[]);
@@ -270,7 +282,11 @@ fn a_room_that_knows_another_is_found_however_it_says_so() {
     check("src/capture/session.rs", "pub(crate) fn f(x: crate::app::AppError) {}", &["capture knows app"]);
     check("src/app.rs", "use crate::{capture, embed, index, serve};", &[]);
     check("src/cellar/mod.rs", "", &["cellar is a room"]);
-    check("src/capture/session.rs", "// crate::embed\nconst A: &str = \"crate::index \\\" \"; const B: &str = r#\"crate::serve\"#; const C: char = '\"';", &[]);
+    check(
+        "src/capture/session.rs",
+        "// crate::embed\nconst A: &str = \"crate::index \\\" \"; const B: &str = r#\"crate::serve\"#; const C: char = '\"';",
+        &[],
+    );
 }
 
 #[test]

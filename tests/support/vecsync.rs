@@ -185,9 +185,8 @@ impl Vecsync {
             })
         });
         readers.into_iter().for_each(|reader| reader.join().expect("a reader does not panic"));
-        let text = |bytes: Arc<Mutex<Vec<u8>>>| {
-            String::from_utf8_lossy(&bytes.lock().expect("no reader panics")).into_owned()
-        };
+        let text =
+            |bytes: Arc<Mutex<Vec<u8>>>| String::from_utf8_lossy(&bytes.lock().expect("no reader panics")).into_owned();
         Ended { code: status.code(), stdout: text(stdout), stderr: text(stderr) }
     }
 
