@@ -6,6 +6,19 @@ pub mod event;
 pub mod capture;
 pub mod topic;
 
+pub mod embed;
+pub mod index;
+pub mod serve;
+
+pub mod app;
+pub mod client;
+pub mod commands;
+pub mod control;
+pub mod freshness;
+
+pub mod clock;
+pub mod logging;
 pub mod metrics;
+pub mod progress_bar;
 pub mod retry;
 pub mod shutdown;

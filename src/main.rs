@@ -1,2 +1,156 @@
-//! x
-fn main() {}
+//! The program: arguments → settings → command → exit code. Decides nothing else.
+
+mod cli;
+
+use std::error::Error;
+use std::future::Future;
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Parser;
+use cli::{Cli, Command, Pipeline};
+use vecsync::client::Query;
+use vecsync::config::environment::Environment;
+use vecsync::config::problems::Problems;
+use vecsync::config::settings::Settings;
+use vecsync::config::{Config, Document, Log, Role, listing, pipeline};
+use vecsync::embed::DocumentError;
+use vecsync::retry::Chain;
+use vecsync::{app, commands, embed, logging};
+
+/// It was tried and failed.
+const FAILED: u8 = 1;
+/// The arguments or the settings are wrong and nothing was tried. clap exits with the same.
+const MISUSED: u8 = 2;
+
+/// Why a command did not do what it was asked.
+enum Failure {
+    /// Found before anything was connected to.
+    Problems(Problems),
+    /// Printed once, with all its causes.
+    Error(Box<dyn Error>),
+}
+
+impl From<Problems> for Failure {
+    fn from(problems: Problems) -> Self {
+        Failure::Problems(problems)
+    }
+}
+
+impl From<Box<dyn Error>> for Failure {
+    fn from(error: Box<dyn Error>) -> Self {
+        Failure::Error(error)
+    }
+}
+
+fn main() -> ExitCode {
+    match dispatch(Cli::parse().command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(Failure::Problems(problems)) => {
+            let many = if problems.len() == 1 { "problem" } else { "problems" };
+            complain(&format!("vecsync: {} {many} in settings and pipeline files\n{problems}", problems.len()));
+            ExitCode::from(MISUSED)
+        }
+        Err(Failure::Error(error)) => {
+            complain(&format!("vecsync: {}", Chain(error.as_ref())));
+            ExitCode::from(FAILED)
+        }
+    }
+}
+
+fn dispatch(command: Command) -> Result<(), Failure> {
+    let environment = Environment::of_process();
+    match command {
+        Command::Run { role } => run(&environment, &role),
+        Command::Search(search) => {
+            let settings = Settings::read(&environment)?;
+            let query = Query {
+                text: search.text,
+                limit: Some(search.limit as usize),
+                min_score: None,
+                filter: search.filters,
+            };
+            print(&to_end(&settings.log, commands::search(&settings, &query, search.json))?)
+        }
+        Command::Sync => {
+            let settings = Settings::read(&environment)?;
+            let answer = match to_end(&settings.log, commands::resync(&settings))? {
+                Some(answer) => answer,
+                None => {
+                    let config = Config::load(&environment, &[], &check_templates)?;
+                    block_on(commands::prepare_resync(config))?
+                }
+            };
+            print(answer)
+        }
+        Command::Status { json } => {
+            let settings = Settings::read(&environment)?;
+            print(&to_end(&settings.log, commands::status(&settings, json))?)
+        }
+        Command::Pipeline(Pipeline::Check { files }) => check_pipelines(&files),
+        Command::Config => {
+            let (listing, problems) = listing::listing(&environment);
+            print(&listing.to_string())?;
+            Ok(problems.or(Some(()))?)
+        }
+    }
+}
+
+fn run(environment: &Environment, roles: &[Role]) -> Result<(), Failure> {
+    let config = Config::load(environment, roles, &check_templates)?;
+    to_end(&config.log.clone(), app::run(config))
+}
+
+fn check_pipelines(files: &[PathBuf]) -> Result<(), Failure> {
+    let mut problems = Problems::new();
+    for (file, result) in files.iter().zip(pipeline::read_files(files, &check_templates)) {
+        if let Some(pipeline) = problems.take(result) {
+            let source = &pipeline.source;
+            let line = format!("{}: ok: {} from {}.{}\n", file.display(), pipeline.name, source.schema, source.table);
+            print(&line)?;
+        }
+    }
+    Ok(problems.or(Some(()))?)
+}
+
+/// What is wrong with a document's templates, each with its path in front (`document.text: …`).
+fn check_templates(document: &Document) -> Vec<String> {
+    match embed::Document::compile(document) {
+        Err(DocumentError::Templates(problems)) => problems,
+        Err(other) => vec![other.to_string()],
+        Ok(_) => vec![],
+    }
+}
+
+/// Starts logging and runs a command to its end.
+fn to_end<T, E: Error + 'static>(log: &Log, command: impl Future<Output = Result<T, E>>) -> Result<T, Failure> {
+    logging::start(log).map_err(Box::<dyn Error>::from)?;
+    block_on(command)
+}
+
+/// Runs a command on as many threads as there are cores.
+fn block_on<T, E: Error + 'static>(command: impl Future<Output = Result<T, E>>) -> Result<T, Failure> {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(cores)
+        .thread_name("vecsync")
+        .enable_all()
+        .build()
+        .map_err(Box::<dyn Error>::from)?;
+    runtime.block_on(command).map_err(|error| Failure::Error(Box::new(error)))
+}
+
+/// Writes to standard output. Nobody reading on (`| head`) is no failure.
+fn print(text: &str) -> Result<(), Failure> {
+    let mut output = io::stdout().lock();
+    match output.write_all(text.as_bytes()).and_then(|()| output.flush()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(Failure::Error(Box::new(error))),
+        _ => Ok(()),
+    }
+}
+
+/// Writes to standard error, where there may be nobody.
+fn complain(text: &str) {
+    let _ = writeln!(io::stderr().lock(), "{text}");
+}

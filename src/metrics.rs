@@ -45,6 +45,7 @@ fn describe() {
         ("vecsync_events_total", "Events through a stage"),
         ("vecsync_embeddings_total", "Texts embedded, by result"),
         ("vecsync_texts_split_total", "Texts that needed more than one window"),
+        ("vecsync_titles_cut_total", "Titles too long to stand whole in front of their windows"),
         ("vecsync_store_requests_total", "Requests to a store"),
         ("vecsync_queries_total", "Searches answered"),
         ("vecsync_dead_letters_total", "Records put aside as unreadable"),
@@ -133,6 +134,11 @@ impl PipelineMetrics {
     /// `count` texts needed more than one window.
     pub fn texts_split(&self, count: u64) {
         counter!("vecsync_texts_split_total", "pipeline" => self.label()).increment(count);
+    }
+
+    /// `count` titles were too long to stand whole in front of their windows.
+    pub fn titles_cut(&self, count: u64) {
+        counter!("vecsync_titles_cut_total", "pipeline" => self.label()).increment(count);
     }
 
     /// A record was put aside.

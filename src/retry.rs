@@ -1,5 +1,6 @@
 //! The one retry path: exponential backoff with jitter, counted, logged, stopped by shutdown.
 
+use std::error::Error;
 use std::fmt;
 use std::time::Duration;
 
@@ -36,22 +37,28 @@ impl Retry {
     }
 
     /// Logs the fault, counts it and waits. Says `false` when shutdown came first.
-    pub async fn wait(&mut self, fault: &dyn fmt::Display, shutdown: &Shutdown) -> bool {
+    pub fn wait<'a>(
+        &'a mut self,
+        fault: &dyn fmt::Display,
+        shutdown: &'a Shutdown,
+    ) -> impl Future<Output = bool> + Send + 'a {
         let wait = self.backoff.next_backoff().expect("no limit on elapsed time is set");
         tracing::warn!(target_name = self.target, "{fault}; trying again in {} ms", wait.as_millis());
         metrics::retried(self.target);
-        tokio::select! {
-            biased;
-            () = shutdown.raised() => false,
-            () = tokio::time::sleep(wait) => true,
+        async move {
+            tokio::select! {
+                biased;
+                () = shutdown.raised() => false,
+                () = tokio::time::sleep(wait) => true,
+            }
         }
     }
 }
 
 /// An error and what caused it, on one line.
-pub struct Chain<'a>(pub &'a dyn std::error::Error);
+pub struct Chain<'a, E: Error + ?Sized>(pub &'a E);
 
-impl fmt::Display for Chain<'_> {
+impl<E: Error + ?Sized> fmt::Display for Chain<'_, E> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut said = self.0.to_string();
         f.write_str(&said)?;

@@ -1,1 +1,261 @@
-//! Postgres → `Change`.
+//! Postgres → `changes`: connects, decides how to start, keeps the stream and its snapshot going.
+//!
+//! **Invariant:** the slot is confirmed only up to what the log has durably acknowledged and recorded.
+
+pub mod catalog;
+pub mod connection;
+pub mod fault;
+mod link;
+mod login;
+pub mod pgoutput;
+pub mod progress;
+pub mod publication;
+pub mod reselect;
+pub mod sequencer;
+mod session;
+pub mod slot;
+pub mod snapshot;
+pub mod socket;
+pub mod sql;
+pub mod tls;
+pub mod values;
+pub mod wire;
+
+use std::time::Duration;
+
+use tokio::sync::{mpsc, oneshot, watch};
+
+use crate::config::{Database, Source};
+use crate::metrics::PipelineMetrics;
+use crate::retry::{Chain, Retry};
+use crate::shutdown::Shutdown;
+use crate::topic::embedded::Log;
+use crate::topic::{LogError, Offsets};
+
+pub use progress::Refusal;
+
+/// What capture follows and where it writes.
+#[derive(Clone)]
+pub struct Capture {
+    /// The source.
+    pub database: Database,
+    /// Table, publication, slot.
+    pub source: Source,
+    /// The pipeline's name.
+    pub pipeline: String,
+    /// Columns that the pipeline names, each with where it names it.
+    pub columns: Vec<(String, String)>,
+    /// Where changes go.
+    pub log: Log,
+    /// Counters.
+    pub metrics: PipelineMetrics,
+}
+
+/// What capture is doing, for health and progress.
+#[derive(Clone, Debug, Default)]
+pub struct Status {
+    /// What it is doing.
+    pub phase: Phase,
+    /// The last moment up to which everything committed is in the log.
+    pub current: Option<Current>,
+    /// The snapshot.
+    pub snapshot: SnapshotProgress,
+}
+
+/// What capture is doing.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Phase {
+    /// Connecting.
+    #[default]
+    Starting,
+    /// Streaming.
+    Streaming,
+    /// Another process streams; this one takes over when it ends.
+    Standby(String),
+    /// A passing fault; it is tried again.
+    Retrying(String),
+    /// A resync is needed.
+    Refused(String),
+}
+
+/// Everything committed before `as_of_ms` is in `changes` below `ends`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Current {
+    /// Milliseconds since the Unix epoch.
+    pub as_of_ms: i64,
+    /// Ends of `changes` at that moment.
+    pub ends: Offsets,
+}
+
+/// How far the snapshot is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SnapshotProgress {
+    /// Whether all of it is in the log.
+    pub complete: bool,
+    /// Rows read so far.
+    pub rows: u64,
+    /// Rows that the table has, as the server estimates or counts them.
+    pub expected: u64,
+    /// Ends of `changes` when it was complete.
+    pub ends: Offsets,
+}
+
+/// A request to bring the log back to the table, answered when capture has taken it up.
+pub type ResyncRequest = oneshot::Sender<Result<(), String>>;
+
+/// Capture cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub enum CaptureError {
+    /// No connection.
+    #[error(transparent)]
+    Connect(#[from] connection::ConnectError),
+    /// A command of the replication connection failed.
+    #[error(transparent)]
+    Command(#[from] connection::CommandError),
+    /// The stream broke.
+    #[error(transparent)]
+    Stream(#[from] connection::StreamError),
+    /// The table cannot be followed.
+    #[error(transparent)]
+    Catalog(#[from] catalog::CatalogError),
+    /// The pipeline names columns that the table lacks.
+    #[error("{0}")]
+    Columns(String),
+    /// A message of the stream cannot be read.
+    #[error("read the stream at {lsn}")]
+    Decode {
+        /// Where.
+        lsn: crate::event::Lsn,
+        /// What is wrong with it.
+        source: pgoutput::DecodeError,
+    },
+    /// The stream cannot be followed.
+    #[error(transparent)]
+    Sequence(#[from] sequencer::SequenceError),
+    /// Unchanged columns could not be completed.
+    #[error("complete unchanged columns of {table}")]
+    Reselect {
+        /// The table.
+        table: String,
+        /// What the server said.
+        source: tokio_postgres::Error,
+    },
+    /// The snapshot failed.
+    #[error(transparent)]
+    Snapshot(#[from] snapshot::SnapshotError),
+    /// The log failed.
+    #[error(transparent)]
+    Log(#[from] LogError),
+    /// A slot that is of no use any more could not be removed.
+    #[error("drop replication slot {slot}")]
+    DropSlot {
+        /// The slot.
+        slot: String,
+        /// What the server said.
+        source: tokio_postgres::Error,
+    },
+    /// The source does not answer.
+    #[error("ask the source how far it is: no answer for {} s", .0.as_secs())]
+    Silent(Duration),
+    /// Going on could lose changes.
+    #[error("{0}{remedy}", remedy = .0.remedy())]
+    Refused(Refusal),
+    /// Another process streams from the slot.
+    #[error("replication slot {slot} is in use by server process {pid}; waiting to take over")]
+    Standby {
+        /// The slot.
+        slot: String,
+        /// The server process.
+        pid: i32,
+    },
+}
+
+/// What an error means for capture.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Outcome {
+    /// Try again.
+    Passing,
+    /// Settings or the database must be changed by a person.
+    Configuration,
+    /// A resync is needed.
+    Resync,
+}
+
+impl CaptureError {
+    fn outcome(&self) -> Outcome {
+        let by = |transient| if transient { Outcome::Passing } else { Outcome::Configuration };
+        match self {
+            CaptureError::Connect(error) => by(error.is_transient()),
+            CaptureError::Command(error) => by(error.is_transient()),
+            CaptureError::Catalog(error) => by(error.is_transient()),
+            CaptureError::Columns(_) => Outcome::Configuration,
+            CaptureError::Stream(_)
+            | CaptureError::Decode { .. }
+            | CaptureError::Sequence(_)
+            | CaptureError::Reselect { .. }
+            | CaptureError::Log(_)
+            | CaptureError::Silent(_)
+            | CaptureError::DropSlot { .. }
+            | CaptureError::Standby { .. } => Outcome::Passing,
+            CaptureError::Snapshot(error) => match error {
+                snapshot::SnapshotError::Connect(error) => by(error.is_transient()),
+                snapshot::SnapshotError::Slot(error) => by(error.is_transient()),
+                _ => Outcome::Passing,
+            },
+            CaptureError::Refused(_) => Outcome::Resync,
+        }
+    }
+}
+
+/// Prepares a resync for the next start: the log must be open, no vecsync may run on it.
+pub async fn prepare_resync(capture: &Capture) -> Result<(), CaptureError> {
+    session::reset(capture).await
+}
+
+/// Follows the table until shutdown. Passing faults are retried. A fault that only a person can mend ends a
+/// capture that has never streamed; one that has streamed keeps trying, because searches are being served.
+pub async fn run(
+    capture: Capture,
+    status: watch::Sender<Status>,
+    mut resyncs: mpsc::Receiver<ResyncRequest>,
+    shutdown: Shutdown,
+) -> Result<(), CaptureError> {
+    let mut retry = Retry::new("postgres");
+    loop {
+        let ended = session::run(&capture, &status, &mut resyncs, &mut retry, &shutdown).await;
+        let error = match ended {
+            Ok(()) => return Ok(()),
+            Err(error) => error,
+        };
+        let fault = Chain(&error).to_string();
+        let streamed = status.borrow().current.is_some();
+        match error.outcome() {
+            Outcome::Configuration if !streamed && capture.log.capture_state()?.is_none() => return Err(error),
+            Outcome::Passing | Outcome::Configuration => {
+                let phase = match error {
+                    CaptureError::Standby { .. } => Phase::Standby(fault.clone()),
+                    _ => Phase::Retrying(fault.clone()),
+                };
+                status.send_modify(|status| status.phase = phase);
+                if !retry.wait(&fault, &shutdown).await {
+                    return Ok(());
+                }
+            }
+            Outcome::Resync => {
+                tracing::error!("{fault}");
+                status.send_modify(|status| status.phase = Phase::Refused(fault));
+                tokio::select! {
+                    biased;
+                    () = shutdown.raised() => return Ok(()),
+                    Some(request) = resyncs.recv() => {
+                        let done = session::reset(&capture).await;
+                        let _ = request.send(done.as_ref().map(|_| ()).map_err(|error| Chain(error).to_string()));
+                        if let Err(error) = done {
+                            tracing::error!("resync: {}", Chain(&error));
+                        }
+                    }
+                }
+            }
+        }
+    }
+}

@@ -1,8 +1,26 @@
-//! Settings and pipeline file, parsed once into types that need no further check.
+//! Settings and pipeline file, parsed once into types that need no further check. All problems are reported at once.
+//!
+//! **Invariant:** nothing here connects to anything, changes the environment, or puts a secret into a message.
+
+mod conninfo;
+mod database;
+pub mod environment;
+mod fields;
+mod keys;
+pub mod listing;
+mod passfile;
+pub mod pipeline;
+pub mod problems;
+pub mod settings;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
+
+use environment::Environment;
+use pipeline::CheckTemplates;
+use problems::{Problem, Problems};
+use settings::Settings;
 
 /// All that a running vecsync needs to know. Built only by a parser that has checked everything.
 #[derive(Clone, Debug)]
@@ -19,6 +37,74 @@ pub struct Config {
     pub model: Model,
     /// The query server.
     pub server: Server,
+    /// What is logged, and how.
+    pub log: Log,
+}
+
+/// What a process does. Without a broker they all live in one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Role {
+    /// PostgreSQL into `changes`.
+    Capture,
+    /// `changes` into `vectors`.
+    Embed,
+    /// `vectors` into the stores.
+    Index,
+    /// Answers searches.
+    Serve,
+}
+
+impl Config {
+    /// Reads all that `run` needs. `roles` are those asked for, none meaning all; `check_templates` says what is
+    /// wrong with a document's templates.
+    pub fn load(
+        environment: &Environment,
+        roles: &[Role],
+        check_templates: CheckTemplates<'_>,
+    ) -> Result<Config, Problems> {
+        let mut problems = Problems::new();
+        let all = [Role::Capture, Role::Embed, Role::Index, Role::Serve];
+        if !roles.is_empty() && !all.iter().all(|role| roles.contains(role)) {
+            let what = "only all four together are supported by this version, which has no Kafka: leave it out";
+            problems.push(Problem::new("--role", what));
+        }
+        let database = problems.take(database::read(environment));
+        if let Some(None) = database {
+            let what = "is not set; wanted postgresql://user:password@host:port/database";
+            problems.push(Problem::new(database::DATABASE_URL, what));
+        }
+        let settings = problems.take(Settings::read(environment));
+        // With settings that cannot be read the file is still looked at: it has problems of its own to tell.
+        let path =
+            settings.as_ref().map_or_else(|| settings::pipeline_path(environment), |given| given.pipeline.clone());
+        let pipeline = problems.take(pipeline::read(&path, check_templates));
+        let config = match (settings, database.flatten(), pipeline) {
+            (Some(settings), Some(database), Some(pipeline)) => {
+                let Settings { data_dir, topics, model, server, log, .. } = settings;
+                Some(Config { database, pipeline, data_dir, topics, model, server, log })
+            }
+            _ => None,
+        };
+        problems.or(config)
+    }
+}
+
+/// `VECSYNC_LOG*`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Log {
+    /// A `tracing` filter that has been parsed once.
+    pub filter: String,
+    /// How an event is written.
+    pub format: LogFormat,
+}
+
+/// `VECSYNC_LOG_FORMAT`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    /// One line for people.
+    Pretty,
+    /// One JSON object on a line.
+    Json,
 }
 
 /// How to reach PostgreSQL.

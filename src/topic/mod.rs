@@ -4,6 +4,7 @@
 //! outputs, are written in one transaction each.
 
 pub mod embedded;
+pub mod partition;
 
 use serde::{Deserialize, Serialize};
 
@@ -95,6 +96,16 @@ pub enum LogError {
         /// Partitions the settings want.
         wanted: u16,
     },
+    /// Files beneath could not be made durable, or the writer could not be started.
+    #[error("{operation} log {path}")]
+    Files {
+        /// What was being done.
+        operation: &'static str,
+        /// The folder.
+        path: String,
+        /// What the operating system said.
+        source: std::io::Error,
+    },
     /// A stored value does not have its checksum or its form.
     #[error("read log {path}: {what} is damaged; remove the folder to build the log anew from PostgreSQL")]
     Damaged {
@@ -102,5 +113,63 @@ pub enum LogError {
         path: String,
         /// Which value.
         what: String,
+    },
+    /// What was asked for does not fit this log. Nothing was written.
+    #[error("{operation} log {path}: {reason}")]
+    Refused {
+        /// What was being done.
+        operation: &'static str,
+        /// The folder.
+        path: String,
+        /// What does not fit.
+        reason: String,
+    },
+    /// Another embedder of this revision was opened after this one. Nothing was written.
+    #[error("commit to {topic}: a newer embedder of it was opened")]
+    Fenced {
+        /// The topic.
+        topic: String,
+    },
+    /// The reader has read what this log never held: the log was replaced, or the reader's store was.
+    #[error(
+        "read {topic}: position {position} in partition {partition} is past the end, {end}; the log is another one than the reader knew: fill the reader's store anew from the beginning"
+    )]
+    Ahead {
+        /// The topic.
+        topic: String,
+        /// The partition.
+        partition: Partition,
+        /// The reader's position there.
+        position: u64,
+        /// The topic's end there.
+        end: u64,
+    },
+    /// Tombstones that the reader has not read were pruned: it would keep rows that are gone.
+    #[error(
+        "read {topic}: position {position} in partition {partition} is before {pruned}, up to where tombstones were dropped; fill the reader's store anew from the beginning"
+    )]
+    Expired {
+        /// The topic.
+        topic: String,
+        /// The partition.
+        partition: Partition,
+        /// The reader's position there.
+        position: u64,
+        /// Tombstones below this offset may be gone.
+        pruned: u64,
+    },
+    /// An earlier write failed, and what it left is not known: the log takes no more until it is opened again.
+    #[error("log {path}: an earlier write failed ({reason}); open it again")]
+    Failed {
+        /// The folder.
+        path: String,
+        /// How the write failed.
+        reason: String,
+    },
+    /// The log was closed.
+    #[error("log {path}: closed")]
+    Closed {
+        /// The folder.
+        path: String,
     },
 }

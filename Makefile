@@ -1,0 +1,34 @@
+# Entry points. The work is in setup/; nothing is decided here.
+.DEFAULT_GOAL := help
+.PHONY: help run setup build test bench fmt lint audit clean
+
+help: ## show this list
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
+
+run: ## set up what is missing, start PostgreSQL and vecsync on real text, stay until Ctrl-C
+	@setup/run.sh
+
+setup: ## fetch everything that run, test and bench need (afterwards they work offline)
+	@setup/setup.sh
+
+build: ## build the release binary
+	cargo build --release --locked
+
+test: ## format, lints, tests, licences, alert rules, scripts
+	@setup/test.sh
+
+bench: ## measure freshness, backfill and search; ARGS are handed on
+	@setup/bench.sh $(ARGS)
+
+fmt: ## format the Rust code
+	cargo fmt
+
+lint: ## format check and lints only
+	cargo fmt --check
+	cargo clippy --locked --all-targets -- -D warnings
+
+audit: ## known vulnerabilities of the dependencies (needs the network)
+	@setup/audit.sh
+
+clean: ## remove what was built and set up in this clone (the download cache stays)
+	@setup/clean.sh

@@ -1,0 +1,157 @@
+#!/usr/bin/env bash
+# Fetches what pins.txt names and the Debian packages read as data, once, into a cache; builds and starts nothing.
+# usage: fetch.sh [model] [postgres] [faq] [checks]
+set -euo pipefail
+. "$(dirname "$0")/places.sh"
+
+# Everything is made under a temporary name and renamed when whole, so an interruption leaves nothing half.
+mkdir -p "$CACHE"
+exec 8>"$CACHE/.lock"
+flock -n 8 || { say "Waiting for another set-up that fills $CACHE" && flock 8; }
+WORK=$CACHE/.fetching
+rm -rf "$WORK"
+mkdir "$WORK"
+trap 'rm -rf "$WORK"' EXIT
+
+check_sum() { # check_sum FILE NAME WANTED
+  local found
+  found=$(sha256sum "$1" | cut -d' ' -f1)
+  [ "$found" = "$3" ] || die "wrong sha256: $2
+  wanted $3
+  found  $found
+Not used. Maven and pip keep copies of their own (~/.m2/repository, pip cache): remove this one there and try again.
+If it stays, the source of the file or setup/pins.txt is wrong."
+}
+
+by_maven() { # by_maven COORDINATES: leaves the jar as $WORK/download
+  mvn -B -q -C -ntp -Dstyle.color=never org.apache.maven.plugins:maven-dependency-plugin:3.8.1:copy \
+    -Dartifact="$1" -DoutputDirectory="$WORK/got" >"$WORK/mvn.log" 2>&1 || {
+      grep -m 1 -F '[ERROR]' "$WORK/mvn.log" | cut -c1-500 >&2
+      return 1
+    }
+  mv "$WORK"/got/*.jar "$WORK/download"
+}
+
+by_pip() { # by_pip REQUIREMENT: the same wheel whatever Python runs here
+  python3 -m pip download -q --disable-pip-version-check --no-deps --only-binary=:all: \
+    --python-version 3.11 --implementation cp --abi cp311 --platform manylinux_2_28_x86_64 \
+    --dest "$WORK/got" "$1" >&2 &&
+    mv "$WORK"/got/*.whl "$WORK/download"
+}
+
+pinned() { # pinned KEPT-AS: its row of pins.txt
+  awk -v name="$1" '$1 !~ /^#/ && $6 == name' "$PINS"
+}
+
+download() { # download KEPT-AS: leaves the verified member as $WORK/member
+  local client artefact sum member member_sum name
+  read -r client artefact sum member member_sum name < <(pinned "$1")
+  rm -rf "$WORK/got" "$WORK/download" "$WORK/member"
+  mkdir "$WORK/got"
+  say "Fetching $name ($artefact)"
+  "by_$client" "$artefact" || die "$client could not fetch $artefact: check the network and try again"
+  check_sum "$WORK/download" "$artefact" "$sum"
+  python3 -c 'import shutil, sys, zipfile
+with zipfile.ZipFile(sys.argv[1]).open(sys.argv[2]) as source, open(sys.argv[3], "wb") as target:
+    shutil.copyfileobj(source, target)' "$WORK/download" "$member" "$WORK/member"
+  check_sum "$WORK/member" "$member in $artefact" "$member_sum"
+}
+
+cached() { # cached KEPT-AS: prints the path of the verified file in the cache, fetching it if need be
+  local sum path
+  sum=$(pinned "$1" | cut -d' ' -f5)
+  path=$CACHE/files/${sum:0:16}-$1
+  if [ ! -f "$path" ] || [ "$(sha256sum "$path" | cut -d' ' -f1)" != "$sum" ]; then
+    download "$1" >&2
+    mkdir -p "$CACHE/files"
+    mv "$WORK/member" "$path"
+  fi
+  printf '%s' "$path"
+}
+
+MODEL_FILES=(model.onnx model_int8.onnx tokenizer.json libonnxruntime.so.1.31.1)
+
+model_stamp() { # what the model folder looks like when it is whole: the pins, and each file's size and time
+  sha256sum <"$PINS"
+  (cd "$MODEL_DIR" && stat -c '%n %s %Y' "${MODEL_FILES[@]}")
+}
+
+fetch_model() {
+  local name
+  mkdir -p "$MODEL_DIR"
+  if [ "$(model_stamp 2>/dev/null)" = "$(cat "$MODEL_DIR/.stamp" 2>/dev/null)" ]; then return; fi
+  for name in "${MODEL_FILES[@]}"; do
+    local source
+    source=$(cached "$name")
+    cmp -s "$source" "$MODEL_DIR/$name" && continue
+    cp --reflink=auto "$source" "$MODEL_DIR/.$name.$$"
+    mv "$MODEL_DIR/.$name.$$" "$MODEL_DIR/$name"
+  done
+  ln -sfn libonnxruntime.so.1.31.1 "$MODEL_DIR/libonnxruntime.so"
+  model_stamp >"$MODEL_DIR/.stamp"
+}
+
+fetch_postgres() { # root has Debian's package
+  if [ "$(id -u)" = 0 ] || [ -x "$PG_BIN/postgres" ]; then return; fi
+  local name
+  name=$(basename "$(dirname "$PG_BIN")")
+  download "$name"
+  mkdir "$WORK/unpacked"
+  tar -C "$WORK/unpacked" -xJf "$WORK/member"
+  mv "$WORK/unpacked" "$CACHE/$name"
+}
+
+unpacked_package() { # unpacked_package NAME: the files of a Debian package in the cache; installs nothing
+  local target=$CACHE/deb/$1
+  [ -d "$target" ] && return
+  rm -rf "$WORK/deb"
+  mkdir -p "$WORK/deb" "$CACHE/deb"
+  say "Fetching $1 (Debian package, unpacked, not installed)"
+  if ! apt_download "$1"; then
+    if [ "$(id -u)" != 0 ]; then
+      die "apt-get could not download $1: check the network, run 'sudo apt-get update', then try again"
+    fi
+    say "Refreshing apt's lists"
+    apt-get -qq update || true
+    apt_download "$1" || die "apt-get could not download $1: check the network and try again"
+  fi
+  dpkg-deb -x "$WORK"/deb/*.deb "$WORK/deb/files" || die "dpkg-deb could not unpack $1"
+  mv "$WORK/deb/files" "$target"
+}
+
+apt_download() (
+  cd "$WORK/deb"
+  if [ "$(id -u)" = 0 ]; then set -- -o APT::Sandbox::User=root "$@"; fi
+  apt-get -qq download "$@" >&2
+)
+
+fetch_faq() {
+  if [ -s "$FAQ" ] && [ "$FAQ" -nt "$ROOT/setup/faq.py" ]; then return; fi
+  if (unpacked_package debian-faq && unpacked_package python3.11-doc); then
+    python3 "$ROOT/setup/faq.py" "$CACHE/deb/debian-faq" "$CACHE/deb/python3.11-doc" "$FAQ"
+  elif [ -s "$FAQ" ]; then
+    say "Going on with the FAQ text that is here: $FAQ"
+  else
+    exit 1
+  fi
+}
+
+fetch_checks() { # promtool and shellcheck run unpacked: installing the first would start a Prometheus server
+  unpacked_package prometheus
+  unpacked_package shellcheck
+  if [ ! -x "$DENY" ]; then
+    say "Building cargo-deny $CARGO_DENY (once, about 4 minutes)"
+    CARGO_TARGET_DIR=$WORK/target cargo install --quiet --locked cargo-deny --version "$CARGO_DENY" --root "$WORK/deny" ||
+      die "cargo could not build cargo-deny $CARGO_DENY"
+    rm -rf "$CACHE/cargo-deny-$CARGO_DENY"
+    mv "$WORK/deny" "$CACHE/cargo-deny-$CARGO_DENY"
+  fi
+}
+
+[ $# -gt 0 ] || set -- model postgres faq
+for what in "$@"; do
+  case $what in
+  model | postgres | faq | checks) "fetch_$what" ;;
+  *) die "fetch.sh: '$what' is none of model, postgres, faq, checks" ;;
+  esac
+done

@@ -1,0 +1,6 @@
+#!/usr/bin/env bash
+# Brings everything that run, test and bench need onto this machine; builds no vecsync and starts nothing.
+set -euo pipefail
+cd "$(dirname "$0")"
+./preflight.sh
+./fetch.sh model postgres faq checks

@@ -1,0 +1,43 @@
+#!/usr/bin/env bash
+# `make test`: sets up, then runs every check in order and stops at the first that fails, naming it. Fixes nothing.
+set -euo pipefail
+. "$(dirname "$0")/places.sh"
+cd "$ROOT"
+
+STEP=""
+trap '[ -z "$STEP" ] || printf "\nFAILED: %s\n" "$STEP" >&2' EXIT
+
+step() { # step NAME COMMAND…
+  local from=$SECONDS
+  STEP=$1
+  shift
+  say "== $STEP"
+  "$@"
+  say "   $STEP: $((SECONDS - from)) s"
+  STEP=""
+}
+
+promtool() { "$CACHE/deb/prometheus/usr/bin/promtool" "$@"; }
+
+alert_rules() {
+  promtool check rules dashboards/alerts.yml
+  promtool test rules dashboards/alerts_test.yml
+}
+
+scripts() {
+  "$CACHE/deb/shellcheck/usr/bin/shellcheck" -x -P setup setup/*.sh .ci/run
+  python3 -c 'import sys
+for name in sys.argv[1:]:
+    compile(open(name, encoding="utf-8").read(), name, "exec")' setup/faq.py
+}
+
+step "set-up" setup/setup.sh
+. setup/test_env.sh
+step "format (cargo fmt --check)" cargo fmt --check
+step "lints (cargo clippy)" cargo clippy --locked --all-targets -- -D warnings
+step "tests (cargo test)" cargo test --locked
+step "dependencies (cargo deny)" "$DENY" --log-level error check bans licenses sources
+step "alert rules (promtool)" alert_rules
+step "scripts (shellcheck, python)" scripts
+say ""
+say "All checks passed in $SECONDS s."

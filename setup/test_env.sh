@@ -1,0 +1,13 @@
+# shellcheck shell=bash
+# Tells tests and benchmarks where the things are, and hides this shell's own settings from them. Sourced after places.sh.
+
+for name in $(compgen -e | grep -E '^(VECSYNC_|KAFKA_|QDRANT_|RAG_|DATABASE_URL$)'); do
+  case $name in
+    VECSYNC_CACHE_DIR | QDRANT_TEST_URL) ;;
+    *) unset "$name" ;;
+  esac
+done
+export VECSYNC_TEST_MODEL_DIR=$MODEL_DIR
+export VECSYNC_TEST_FAQ=$FAQ
+export VECSYNC_TEST_PG_BIN=$PG_BIN
+export VECSYNC_TEST_PG_USER=$PG_USER

@@ -1,0 +1,183 @@
+//! Sees to it that the server publishes the table: checks `wal_level` and the publication, and makes the publication
+//! where there is none. Changes no publication that is there.
+
+use tokio_postgres::Client;
+use tokio_postgres::error::SqlState;
+
+use super::catalog::{CatalogError, Table, TableName, sql_name};
+use super::connection::quote_name;
+
+/// What the publication sends of the table.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Publication {
+    /// The columns of its column list, in catalog order; `None`: all.
+    pub columns: Option<Vec<String>>,
+    /// Its row filter, an SQL expression over the table's columns; `None`: all rows.
+    pub row_filter: Option<String>,
+}
+
+/// Checks that changes of the table can be followed through this publication, which is created if there is none.
+pub async fn preflight(client: &Client, table: &Table, publication: &str) -> Result<Publication, CatalogError> {
+    let query = |source| CatalogError::query("read wal_level", source);
+    let row = client.query_one("SELECT current_setting('wal_level'), current_setting('server_version_num')::int", &[]);
+    let row = row.await.map_err(query)?;
+    let (wal_level, version): (String, i32) = (row.get(0), row.get(1));
+    if wal_level != "logical" {
+        return Err(CatalogError::WalLevel(wal_level));
+    }
+    let published = match read(client, table, publication, version).await? {
+        Some(published) => published,
+        None => {
+            create(client, table, publication).await?;
+            let published = read(client, table, publication, version).await?;
+            published.ok_or_else(|| lacks(publication, "is gone again", "it again"))?
+        }
+    };
+    check(publication, table, published)
+}
+
+/// A publication as the catalog has it, seen from one table.
+#[derive(Clone, Debug)]
+struct Published {
+    /// Kinds of change that it does not publish.
+    unpublished: Vec<&'static str>,
+    via_root: bool,
+    has_table: bool,
+    columns: Option<Vec<String>>,
+    row_filter: Option<String>,
+}
+
+async fn read(
+    client: &Client,
+    table: &Table,
+    publication: &str,
+    version: i32,
+) -> Result<Option<Published>, CatalogError> {
+    // Column lists and row filters came with PostgreSQL 15. The view gives a column list even where none was set, so
+    // whether one was is asked of the catalog; a publication of the whole schema or database has none in effect.
+    let limits = match version >= 150_000 {
+        true => {
+            "t.rowfilter::text AS row_filter,
+             (SELECT t.attnames::text[] FROM pg_publication_rel r
+              WHERE r.prpubid = p.oid AND r.prrelid = $2 AND r.prattrs IS NOT NULL AND NOT p.puballtables
+                AND NOT EXISTS (SELECT FROM pg_publication_namespace s JOIN pg_class c ON c.relnamespace = s.pnnspid
+                                WHERE s.pnpubid = p.oid AND c.oid = $2)) AS columns"
+        }
+        false => "NULL::text AS row_filter, NULL::text[] AS columns",
+    };
+    let sql = format!(
+        "SELECT p.pubinsert, p.pubupdate, p.pubdelete, p.pubtruncate, p.pubviaroot AS via_root,
+                t.tablename IS NOT NULL AS has_table, {limits}
+         FROM pg_publication p LEFT JOIN pg_publication_tables t
+             ON t.pubname = p.pubname AND (t.schemaname, t.tablename) =
+                (SELECT n.nspname, c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+                 WHERE c.oid = $2)
+         WHERE p.pubname = $1"
+    );
+    let row = client.query_opt(&sql, &[&publication, &table.oid]).await;
+    let row = row.map_err(|source| CatalogError::query(format!("read publication {publication}"), source))?;
+    let changes =
+        [("insert", "pubinsert"), ("update", "pubupdate"), ("delete", "pubdelete"), ("truncate", "pubtruncate")];
+    Ok(row.map(|row| Published {
+        unpublished: changes.iter().filter(|(_, flag)| !row.get::<_, bool>(flag)).map(|(name, _)| *name).collect(),
+        via_root: row.get("via_root"),
+        has_table: row.get("has_table"),
+        columns: row.get("columns"),
+        row_filter: row.get("row_filter"),
+    }))
+}
+
+async fn create(client: &Client, table: &Table, publication: &str) -> Result<(), CatalogError> {
+    let name = TableName { schema: table.schema.clone(), table: table.name.clone() };
+    // The changes of a partitioned table come under its own name only so.
+    let root = if table.kind == 'p' { " WITH (publish_via_partition_root = true)" } else { "" };
+    let sql = format!("CREATE PUBLICATION {} FOR TABLE {name}{root};", quote_name(publication));
+    match client.batch_execute(&sql).await {
+        Ok(()) => {
+            tracing::info!(publication, table = %name, "publication created");
+            Ok(())
+        }
+        // Somebody was faster: what they made is checked like any other.
+        Err(error) if error.code() == Some(&SqlState::DUPLICATE_OBJECT) => Ok(()),
+        Err(source) => Err(CatalogError::NotCreated { publication: publication.to_owned(), remedy: sql, source }),
+    }
+}
+
+fn check(publication: &str, table: &Table, published: Published) -> Result<Publication, CatalogError> {
+    let name = TableName { schema: table.schema.clone(), table: table.name.clone() };
+    let alter = format!("ALTER PUBLICATION {}", sql_name(publication));
+    if !published.unpublished.is_empty() {
+        let missing = format!("does not publish {}", published.unpublished.join(" and "));
+        let remedy = format!("{alter} SET (publish = 'insert, update, delete, truncate');");
+        return Err(lacks(publication, missing, remedy));
+    }
+    if table.kind == 'p' && !published.via_root {
+        let missing = "publishes partitions under their own names";
+        return Err(lacks(publication, missing, format!("{alter} SET (publish_via_partition_root = true);")));
+    }
+    if !published.has_table {
+        return Err(lacks(publication, format!("does not have table {name}"), format!("{alter} ADD TABLE {name};")));
+    }
+    if let Some(columns) = &published.columns
+        && let Some(missing) = table.key.iter().find(|column| !columns.contains(column))
+    {
+        let all: Vec<String> = table.key.iter().chain(columns).map(|column| sql_name(column)).collect();
+        let all = all.iter().enumerate().filter(|(at, column)| !all[..*at].contains(column));
+        let all: Vec<&str> = all.map(|(_, column)| column.as_str()).collect();
+        let filter = published.row_filter.as_deref().map(|filter| format!(" WHERE ({filter})")).unwrap_or_default();
+        // SET TABLE replaces the whole list of tables: one that is dropped and added touches no other.
+        let remedy = format!("{alter} DROP TABLE {name}; {alter} ADD TABLE {name} ({}){filter};", all.join(", "));
+        return Err(lacks(publication, format!("leaves out {missing} of the primary key"), remedy));
+    }
+    Ok(Publication { columns: published.columns, row_filter: published.row_filter })
+}
+
+fn lacks(publication: &str, lacks: impl Into<String>, remedy: impl Into<String>) -> CatalogError {
+    CatalogError::Publication { publication: publication.to_owned(), lacks: lacks.into(), remedy: remedy.into() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_publication_that_leaves_something_out_is_refused_with_its_remedy() {
+        let table = |kind| Table {
+            oid: 1,
+            schema: "public".into(),
+            name: "faq".into(),
+            kind,
+            columns: vec![],
+            key: vec!["id".into(), "Lang".into()],
+            replica_identity: 'd',
+            estimated_rows: 0,
+            pages: 0,
+        };
+        let whole =
+            Published { unpublished: vec![], via_root: false, has_table: true, columns: None, row_filter: None };
+        let columns = |columns: &[&str]| Some(columns.iter().map(|&column| column.to_owned()).collect::<Vec<_>>());
+        let filtered =
+            Published { columns: columns(&["id", "Lang", "q"]), row_filter: Some("is_active".into()), ..whole.clone() };
+        assert_eq!(check("p", &table('r'), whole.clone()).expect("good"), Publication::default());
+        let good = check("p", &table('r'), filtered).expect("good");
+        assert_eq!(
+            (good.columns.map(|columns| columns.len()), good.row_filter.as_deref()),
+            (Some(3), Some("is_active"))
+        );
+        let keyless =
+            Published { columns: columns(&["q", "id"]), row_filter: Some("(id > 1)".into()), ..whole.clone() };
+        for (kind, published, wanted) in [
+            (
+                'r',
+                Published { unpublished: vec!["delete", "truncate"], ..whole.clone() },
+                "publish delete and truncate",
+            ),
+            ('r', Published { has_table: false, ..whole.clone() }, "ALTER PUBLICATION p ADD TABLE public.faq;"),
+            ('p', whole.clone(), "SET (publish_via_partition_root = true);"),
+            ('r', keyless, "ADD TABLE public.faq (id, \"Lang\", q) WHERE ((id > 1));"),
+        ] {
+            let error = check("p", &table(kind), published).expect_err("refused").to_string();
+            assert!(error.contains(wanted), "{error}");
+        }
+    }
+}

@@ -1,0 +1,97 @@
+//! Completes the columns that an update did not send because they did not change: reads them by key, in batches.
+
+use std::collections::HashMap;
+
+use postgres_protocol::escape::{escape_identifier, escape_literal};
+use tokio_postgres::{Client, SimpleQueryMessage};
+
+use super::catalog::{Column, Table};
+use super::sequencer::{Pending, json};
+use crate::event::{ChangeEvent, Row, RowKey};
+
+/// Keys of one query: bounds its text.
+const KEYS_PER_QUERY: usize = 500;
+
+/// Makes every event ready, in order. An update whose row is gone by now is left out: its delete follows in
+/// the stream, and a NULL or a placeholder must never stand for the value.
+///
+/// A re-selected column reads the present, not the past: a later change of it follows in the stream too.
+pub async fn complete(
+    client: &Client,
+    table: &Table,
+    events: Vec<Pending>,
+) -> Result<Vec<ChangeEvent>, tokio_postgres::Error> {
+    let mut wanted: Vec<&[String]> = vec![];
+    let mut columns: Vec<&Column> = vec![];
+    for event in &events {
+        if let Pending::Incomplete { key_text, missing, .. } = event {
+            wanted.push(key_text);
+            let unseen = |column: &&Column| !columns.iter().any(|seen| seen.name == column.name);
+            let more: Vec<_> =
+                table.columns.iter().filter(|column| missing.contains(&column.name)).filter(unseen).collect();
+            columns.extend(more);
+        }
+    }
+    wanted.sort_unstable();
+    wanted.dedup();
+    let mut found = HashMap::new();
+    for keys in wanted.chunks(KEYS_PER_QUERY) {
+        found.extend(select(client, table, &columns, keys).await?);
+    }
+    Ok(events.into_iter().filter_map(|event| completed(event, &found)).collect())
+}
+
+fn completed(event: Pending, found: &HashMap<RowKey, Row>) -> Option<ChangeEvent> {
+    match event {
+        Pending::Ready(event) => Some(event),
+        Pending::Incomplete { key, missing, mut change, .. } => {
+            let present = found.get(&key)?;
+            let after = change.after.as_mut()?;
+            for name in missing {
+                after.insert(name.clone(), present.get(&name)?.clone());
+            }
+            Some(ChangeEvent::Row { key, change })
+        }
+    }
+}
+
+/// The simple query protocol gives every value in the text form that the stream has, and takes each literal as
+/// its column's type, so that the primary key's index is used whatever the type is.
+async fn select(
+    client: &Client,
+    table: &Table,
+    columns: &[&Column],
+    keys: &[&[String]],
+) -> Result<Vec<(RowKey, Row)>, tokio_postgres::Error> {
+    let names = |names: &mut dyn Iterator<Item = &String>| -> String {
+        names.map(|name| escape_identifier(name)).collect::<Vec<_>>().join(", ")
+    };
+    let key_names = names(&mut table.key.iter());
+    let column_names = names(&mut columns.iter().map(|column| &column.name));
+    let tuple = |key: &&[String]| {
+        let values: Vec<_> = key.iter().map(|text| escape_literal(text)).collect();
+        format!("({})", values.join(", "))
+    };
+    let sql = format!(
+        "SELECT {key_names}, {column_names} FROM {}.{} WHERE ({key_names}) IN ({})",
+        escape_identifier(&table.schema),
+        escape_identifier(&table.name),
+        keys.iter().map(tuple).collect::<Vec<_>>().join(", "),
+    );
+    let column = |name: &str| table.columns.iter().find(|column| column.name == name);
+    let mut rows = vec![];
+    for message in client.simple_query(&sql).await? {
+        let SimpleQueryMessage::Row(values) = message else { continue };
+        let value = |index: usize, column: Option<&Column>| {
+            values.get(index).map_or(serde_json::Value::Null, |text| json(column, text))
+        };
+        let key: Row = table.key.iter().enumerate().map(|(i, name)| (name.clone(), value(i, column(name)))).collect();
+        let row = columns
+            .iter()
+            .enumerate()
+            .map(|(i, column)| (column.name.clone(), value(table.key.len() + i, Some(column))))
+            .collect();
+        rows.push((RowKey::from_columns(key), row));
+    }
+    Ok(rows)
+}

@@ -1,0 +1,498 @@
+//! Puts live events and snapshot rows into one order and skips what the log already has. No I/O, no clock.
+
+use std::collections::HashMap;
+
+use serde_json::Value;
+
+use super::catalog::{Column, Table};
+use super::pgoutput::{Datum, Message, Old, Relation, Tuple};
+use super::values;
+use crate::event::{Change, ChangeEvent, Lsn, Op, Position, Row, RowKey, Source};
+
+/// A decoded stream that cannot be followed.
+#[derive(Debug, thiserror::Error)]
+pub enum SequenceError {
+    /// A change outside of a transaction.
+    #[error("follow the stream: a {0} message outside of a transaction")]
+    OutsideTransaction(&'static str),
+    /// A change of a relation that was not described.
+    #[error("follow the stream: relation {0} was not described before its change")]
+    UnknownRelation(u32),
+    /// A tuple with another number of columns than its relation.
+    #[error("follow the stream: a tuple of {found} columns in relation {relation}, which has {wanted}")]
+    TupleLength {
+        /// The relation.
+        relation: String,
+        /// Columns it has.
+        wanted: usize,
+        /// Columns in the tuple.
+        found: usize,
+    },
+    /// The table's key is not in a tuple.
+    #[error(
+        "follow the stream: key column {column} of {relation} has no value in a {operation}; check the replica identity and the publication's column list"
+    )]
+    KeyMissing {
+        /// The relation.
+        relation: String,
+        /// The column.
+        column: String,
+        /// What happened to the row.
+        operation: &'static str,
+    },
+    /// A value in a form that was not asked for.
+    #[error("follow the stream: column {0} came in binary form, text was asked for")]
+    BinaryValue(String),
+}
+
+/// What a message means for the caller.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Go on.
+    Continue,
+    /// The table has another shape than [`Sequencer::set_table`] was told: load it again.
+    ShapeChanged,
+}
+
+/// An event that waits to be appended.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Pending {
+    /// Ready.
+    Ready(ChangeEvent),
+    /// An update whose large columns were not sent because they did not change: to be completed by key.
+    Incomplete {
+        /// The row's key.
+        key: RowKey,
+        /// PostgreSQL's text of each key column, in catalog order.
+        key_text: Vec<String>,
+        /// The columns to complete.
+        missing: Vec<String>,
+        /// The change so far, in which the missing columns are NULL.
+        change: Box<Change>,
+    },
+}
+
+/// What was collected since the last [`Sequencer::take`].
+#[derive(Debug, Default)]
+pub struct Batch {
+    /// Events in order.
+    pub events: Vec<Pending>,
+    /// Bytes of the rows, about.
+    pub bytes: usize,
+}
+
+#[derive(Debug)]
+struct Transaction {
+    final_lsn: Lsn,
+    commit_ts_ms: i64,
+    xid: u32,
+    ordinal: u64,
+}
+
+/// What a snapshot needs to know of the live events beside it.
+#[derive(Debug, Default)]
+struct Beside {
+    /// Latest commit that touched a key.
+    touched: HashMap<RowKey, Lsn>,
+    /// Latest commit that truncated the table.
+    truncated: Option<Lsn>,
+}
+
+/// Puts events into order. One a pipeline.
+#[derive(Debug)]
+pub struct Sequencer {
+    template: Source,
+    table: Table,
+    /// Our relation's id and the catalog column of each of its columns.
+    relation: Option<(Relation, Vec<Option<Column>>)>,
+    /// Relations of other tables in the publication.
+    others: Vec<u32>,
+    covered: Position,
+    transaction: Option<Transaction>,
+    received: Lsn,
+    confirmable: Lsn,
+    beside: Option<Beside>,
+    batch: Batch,
+}
+
+impl Sequencer {
+    /// Starts after `covered`, the last event in the log. `template` gives the constant fields of `source`.
+    pub fn new(template: Source, table: Table, covered: Position, confirm: Lsn) -> Self {
+        Sequencer {
+            template,
+            table,
+            relation: None,
+            others: vec![],
+            covered,
+            transaction: None,
+            received: Lsn(0),
+            confirmable: confirm,
+            beside: None,
+            batch: Batch::default(),
+        }
+    }
+
+    /// From now on remembers what live events touch. Must be called before the snapshot's slot exists.
+    pub fn watch_for_snapshot(&mut self) {
+        self.beside = Some(Beside::default());
+    }
+
+    /// The snapshot is over.
+    pub fn forget_snapshot(&mut self) {
+        self.beside = None;
+    }
+
+    /// Gives the table's shape anew, after [`Step::ShapeChanged`].
+    pub fn set_table(&mut self, table: Table) {
+        self.table = table;
+        if let Some((relation, columns)) = &mut self.relation {
+            *columns = columns_of(&self.table, relation);
+        }
+    }
+
+    /// Everything that was committed before this LSN has been offered.
+    pub fn received(&self) -> Lsn {
+        self.received
+    }
+
+    /// The position of the last event offered: what the log covers once the batch is in it.
+    pub fn position(&self) -> Position {
+        self.covered
+    }
+
+    /// Up to where the slot may be confirmed once all that was offered is durable.
+    pub fn confirmable(&self) -> Lsn {
+        self.confirmable
+    }
+
+    /// Whether a transaction is open.
+    pub fn in_transaction(&self) -> bool {
+        self.transaction.is_some()
+    }
+
+    /// Bytes and events that wait.
+    pub fn waiting(&self) -> (usize, usize) {
+        (self.batch.bytes, self.batch.events.len())
+    }
+
+    /// Takes what has been collected.
+    pub fn take(&mut self) -> Batch {
+        std::mem::take(&mut self.batch)
+    }
+
+    /// The server says that all before `end` has been sent.
+    pub fn keepalive(&mut self, end: Lsn) {
+        if self.transaction.is_none() {
+            self.received = self.received.max(end);
+            self.confirmable = self.confirmable.max(end);
+        }
+    }
+
+    /// Offers the next message of the stream. `lsn` is the message's own, `now_ms` the time for `ts_ms`.
+    pub fn offer(&mut self, message: Message, lsn: Lsn, now_ms: i64) -> Result<Step, SequenceError> {
+        match message {
+            Message::Begin { final_lsn, commit_ts_ms, xid } => {
+                self.received = self.received.max(final_lsn);
+                self.transaction = Some(Transaction { final_lsn, commit_ts_ms, xid, ordinal: 0 });
+            }
+            Message::Commit { end_lsn, .. } => {
+                self.transaction.take().ok_or(SequenceError::OutsideTransaction("commit"))?;
+                self.received = self.received.max(end_lsn);
+                self.confirmable = self.confirmable.max(end_lsn);
+            }
+            Message::Relation(relation) => return Ok(self.describe(relation)),
+            Message::Insert { relation, new } => {
+                if self.enter(relation, "insert")? {
+                    let row = self.row(&new, "insert")?;
+                    self.push_row(Op::Create, None, row, lsn, now_ms);
+                }
+            }
+            Message::Update { relation, old, new } => {
+                if self.enter(relation, "update")? {
+                    self.update(old, new, lsn, now_ms)?;
+                }
+            }
+            Message::Delete { relation, old } => {
+                if self.enter(relation, "delete")? {
+                    let (Old::Key(tuple) | Old::Full(tuple)) = old;
+                    let row = self.row(&tuple, "delete")?;
+                    self.push_delete(row.key, Some(row.columns), lsn, now_ms);
+                }
+            }
+            Message::Truncate { relations, .. } => {
+                for relation in relations {
+                    if self.enter(relation, "truncate")? {
+                        self.push_truncate(lsn, now_ms);
+                    }
+                }
+            }
+            Message::Type { .. } | Message::Origin { .. } | Message::Logical { .. } | Message::Unknown(_) => {}
+        }
+        Ok(Step::Continue)
+    }
+
+    /// Offers a row of the snapshot whose consistent point is `point`. Says whether it was taken: a row that
+    /// was touched at or after the point is skipped, because the live event is newer.
+    ///
+    /// The caller holds rows back until [`Sequencer::received`] has reached the point, so that no older live
+    /// event can come after them.
+    pub fn offer_snapshot_row(&mut self, row: SnapshotRow, point: Lsn, taken_ms: i64, now_ms: i64) -> bool {
+        if self.superseded(&row.key, point) {
+            return false;
+        }
+        let source = Source {
+            lsn: Some(point.0),
+            tx_id: None,
+            ts_ms: taken_ms,
+            snapshot: Some("true".into()),
+            commit_lsn: None,
+            ordinal: None,
+            ..self.template.clone()
+        };
+        self.batch.bytes += row.bytes;
+        let change = Change { before: None, after: Some(row.columns), source, op: Op::Read, ts_ms: now_ms };
+        self.batch.events.push(Pending::Ready(ChangeEvent::Row { key: row.key, change: Box::new(change) }));
+        true
+    }
+
+    /// Offers the delete of a key that the log holds and the snapshot lacks, as [`Self::offer_snapshot_row`].
+    pub fn offer_absent_key(&mut self, key: RowKey, point: Lsn, taken_ms: i64, now_ms: i64) -> bool {
+        if self.superseded(&key, point) {
+            return false;
+        }
+        let source = Source {
+            lsn: Some(point.0),
+            tx_id: None,
+            ts_ms: taken_ms,
+            snapshot: Some("true".into()),
+            commit_lsn: None,
+            ordinal: None,
+            ..self.template.clone()
+        };
+        let change = Change { before: None, after: None, source, op: Op::Delete, ts_ms: now_ms };
+        self.batch.bytes += key.as_str().len();
+        self.batch.events.push(Pending::Ready(ChangeEvent::Row { key: key.clone(), change: Box::new(change) }));
+        self.batch.events.push(Pending::Ready(ChangeEvent::Tombstone { key, commit_ts_ms: Some(taken_ms) }));
+        true
+    }
+
+    /// Whether the table was truncated at or after the snapshot's point: all that it could add is gone.
+    pub fn truncated_since(&self, point: Lsn) -> bool {
+        self.beside.as_ref().and_then(|beside| beside.truncated).is_some_and(|commit| commit >= point)
+    }
+
+    fn superseded(&self, key: &RowKey, point: Lsn) -> bool {
+        // A commit whose LSN equals the point counts as after it: PostgreSQL leaves it out of the snapshot.
+        let touched = self.beside.as_ref().and_then(|beside| beside.touched.get(key));
+        touched.is_some_and(|commit| *commit >= point) || self.truncated_since(point)
+    }
+
+    fn describe(&mut self, relation: Relation) -> Step {
+        if relation.schema != self.table.schema || relation.name != self.table.name {
+            if !self.others.contains(&relation.id) {
+                self.others.push(relation.id);
+            }
+            return Step::Continue;
+        }
+        let same = self.relation.as_ref().is_some_and(|(known, _)| *known == relation);
+        let columns = columns_of(&self.table, &relation);
+        // The first description of a session is compared by name: the catalog was read a moment ago.
+        let known = columns.iter().all(Option::is_some);
+        let first = self.relation.is_none();
+        self.relation = Some((relation, columns));
+        if same || (first && known) { Step::Continue } else { Step::ShapeChanged }
+    }
+
+    /// Counts the event and says whether it is for us and new.
+    fn enter(&mut self, relation: u32, operation: &'static str) -> Result<bool, SequenceError> {
+        let ours = match &self.relation {
+            Some((known, _)) if known.id == relation => true,
+            _ if self.others.contains(&relation) => false,
+            _ => return Err(SequenceError::UnknownRelation(relation)),
+        };
+        let transaction = self.transaction.as_mut().ok_or(SequenceError::OutsideTransaction(operation))?;
+        transaction.ordinal += 1;
+        let position = Position { commit_lsn: transaction.final_lsn, ordinal: transaction.ordinal };
+        if position <= self.covered {
+            return Ok(false);
+        }
+        self.covered = position;
+        Ok(ours)
+    }
+
+    fn update(&mut self, old: Option<Old>, new: Tuple, lsn: Lsn, now_ms: i64) -> Result<(), SequenceError> {
+        let (mut before, mut full) = (None, None);
+        match old {
+            Some(Old::Key(tuple)) => before = Some(self.row(&tuple, "update")?),
+            Some(Old::Full(tuple)) => {
+                before = Some(self.row(&tuple, "update")?);
+                full = Some(tuple);
+            }
+            None => {}
+        }
+        let new = match full {
+            Some(old) if old.len() == new.len() => {
+                new.into_iter().zip(old).map(|(new, old)| if new == Datum::Unchanged { old } else { new }).collect()
+            }
+            _ => new,
+        };
+        let row = self.row(&new, "update")?;
+        let before = match before {
+            Some(before) if before.key != row.key => {
+                self.push_delete(before.key, Some(before.columns), lsn, now_ms);
+                // The row under its new key begins here, as in the Debezium envelope.
+                self.push_row(Op::Create, None, row, lsn, now_ms);
+                return Ok(());
+            }
+            before => before.map(|before| before.columns),
+        };
+        self.push_row(Op::Update, before, row, lsn, now_ms);
+        Ok(())
+    }
+
+    fn push_row(&mut self, op: Op, before: Option<Row>, row: TupleRow, lsn: Lsn, now_ms: i64) {
+        self.touch(&row.key);
+        self.batch.bytes += row.bytes;
+        let change = Box::new(Change { before, after: Some(row.columns), source: self.source(lsn), op, ts_ms: now_ms });
+        self.batch.events.push(if row.missing.is_empty() {
+            Pending::Ready(ChangeEvent::Row { key: row.key, change })
+        } else {
+            Pending::Incomplete { key: row.key, key_text: row.key_text, missing: row.missing, change }
+        });
+    }
+
+    fn push_delete(&mut self, key: RowKey, before: Option<Row>, lsn: Lsn, now_ms: i64) {
+        self.touch(&key);
+        let source = self.source(lsn);
+        let commit_ts_ms = Some(source.ts_ms);
+        let change = Box::new(Change { before, after: None, source, op: Op::Delete, ts_ms: now_ms });
+        self.batch.bytes += 2 * key.as_str().len();
+        self.batch.events.push(Pending::Ready(ChangeEvent::Row { key: key.clone(), change }));
+        self.batch.events.push(Pending::Ready(ChangeEvent::Tombstone { key, commit_ts_ms }));
+    }
+
+    fn push_truncate(&mut self, lsn: Lsn, now_ms: i64) {
+        let source = self.source(lsn);
+        if let (Some(beside), Some(commit)) = (&mut self.beside, source.commit_lsn) {
+            beside.truncated = Some(commit);
+        }
+        let change = Box::new(Change { before: None, after: None, source, op: Op::Truncate, ts_ms: now_ms });
+        self.batch.events.push(Pending::Ready(ChangeEvent::Barrier { change }));
+    }
+
+    fn touch(&mut self, key: &RowKey) {
+        if let (Some(beside), Some(transaction)) = (&mut self.beside, &self.transaction) {
+            beside.touched.insert(key.clone(), transaction.final_lsn);
+        }
+    }
+
+    fn source(&self, lsn: Lsn) -> Source {
+        let transaction = self.transaction.as_ref().expect("enter() has found the transaction");
+        Source {
+            lsn: Some(lsn.0),
+            tx_id: Some(u64::from(transaction.xid)),
+            ts_ms: transaction.commit_ts_ms,
+            snapshot: Some("false".into()),
+            commit_lsn: Some(transaction.final_lsn),
+            ordinal: Some(transaction.ordinal),
+            ..self.template.clone()
+        }
+    }
+
+    fn row(&self, tuple: &Tuple, operation: &'static str) -> Result<TupleRow, SequenceError> {
+        let (relation, columns) = self.relation.as_ref().expect("enter() has found the relation");
+        if tuple.len() != columns.len() {
+            return Err(SequenceError::TupleLength {
+                relation: relation.name.clone(),
+                wanted: columns.len(),
+                found: tuple.len(),
+            });
+        }
+        let mut row = TupleRow::default();
+        let mut texts: HashMap<&str, String> = HashMap::new();
+        for ((datum, described), column) in tuple.iter().zip(&relation.columns).zip(columns) {
+            let name = &described.name;
+            let value = match datum {
+                Datum::Null => Value::Null,
+                Datum::Unchanged => {
+                    row.missing.push(name.clone());
+                    Value::Null
+                }
+                Datum::Text(bytes) => {
+                    row.bytes += bytes.len();
+                    let text = String::from_utf8_lossy(bytes);
+                    let value = json(column.as_ref(), &text);
+                    if self.table.key.contains(name) {
+                        texts.insert(name, text.into_owned());
+                    }
+                    value
+                }
+                Datum::Binary(_) => return Err(SequenceError::BinaryValue(name.clone())),
+            };
+            row.columns.insert(name.clone(), value);
+        }
+        let mut key = Row::new();
+        for name in &self.table.key {
+            let (Some(value), Some(text)) = (row.columns.get(name), texts.remove(name.as_str())) else {
+                let (relation, column) = (relation.name.clone(), name.clone());
+                return Err(SequenceError::KeyMissing { relation, column, operation });
+            };
+            key.insert(name.clone(), value.clone());
+            row.key_text.push(text);
+        }
+        row.key = RowKey::from_columns(key);
+        Ok(row)
+    }
+}
+
+/// A row that a snapshot has read.
+#[derive(Debug)]
+pub struct SnapshotRow {
+    /// Its key.
+    pub key: RowKey,
+    /// Its columns.
+    pub columns: Row,
+    /// Bytes of its text form.
+    pub bytes: usize,
+}
+
+#[derive(Debug)]
+struct TupleRow {
+    key: RowKey,
+    key_text: Vec<String>,
+    columns: Row,
+    missing: Vec<String>,
+    bytes: usize,
+}
+
+impl Default for TupleRow {
+    fn default() -> Self {
+        TupleRow {
+            key: RowKey::from_columns(Row::new()),
+            key_text: vec![],
+            columns: Row::new(),
+            missing: vec![],
+            bytes: 0,
+        }
+    }
+}
+
+/// PostgreSQL's text of one value as JSON. A text that its own type does not explain stays a string: the row
+/// must not be lost over it.
+pub fn json(column: Option<&Column>, text: &str) -> Value {
+    match column {
+        Some(column) => values::to_json(&column.kind, text).unwrap_or_else(|error| {
+            tracing::warn!(column = column.name, %error, "a value is kept as text");
+            Value::String(text.to_owned())
+        }),
+        None => Value::String(text.to_owned()),
+    }
+}
+
+fn columns_of(table: &Table, relation: &Relation) -> Vec<Option<Column>> {
+    let find = |name: &str| table.columns.iter().find(|column| column.name == name).cloned();
+    relation.columns.iter().map(|column| find(&column.name)).collect()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,222 @@
+//! Tests of the sequencer: messages and snapshot rows in, events in order out.
+
+use bytes::Bytes;
+use serde_json::json;
+
+use super::super::catalog::ColumnKind;
+use super::super::pgoutput::RelationColumn;
+use super::*;
+
+const RELATION: u32 = 16402;
+
+fn table() -> Table {
+    let column = |name: &str, kind| Column { name: name.into(), kind, not_null: false, generated: false };
+    Table {
+        oid: RELATION,
+        schema: "public".into(),
+        name: "faq".into(),
+        kind: 'r',
+        columns: vec![column("id", ColumnKind::Integer), column("answer", ColumnKind::Text)],
+        key: vec!["id".into()],
+        replica_identity: 'd',
+        estimated_rows: 0,
+        pages: 0,
+    }
+}
+
+fn relation(id: u32, name: &str) -> Message {
+    let column = |name: &str, is_key| RelationColumn { is_key, name: name.into(), type_oid: 25, type_mod: -1 };
+    Message::Relation(Relation {
+        id,
+        schema: "public".into(),
+        name: name.into(),
+        replica_identity: b'd',
+        columns: vec![column("id", true), column("answer", false)],
+    })
+}
+
+fn source() -> Source {
+    serde_json::from_value(json!({"ts_ms": 0})).expect("a source")
+}
+
+fn sequencer(covered: Position) -> Sequencer {
+    let mut sequencer = Sequencer::new(source(), table(), covered, Lsn(0));
+    sequencer.offer(relation(RELATION, "faq"), Lsn(0), 0).expect("a relation");
+    sequencer
+}
+
+fn text(value: &str) -> Datum {
+    Datum::Text(Bytes::copy_from_slice(value.as_bytes()))
+}
+
+fn tuple(id: i64, answer: &str) -> Tuple {
+    vec![text(&id.to_string()), text(answer)]
+}
+
+fn insert(id: i64, answer: &str) -> Message {
+    Message::Insert { relation: RELATION, new: tuple(id, answer) }
+}
+
+fn update(id: i64, answer: &str) -> Message {
+    Message::Update { relation: RELATION, old: None, new: tuple(id, answer) }
+}
+
+fn delete(id: i64) -> Message {
+    Message::Delete { relation: RELATION, old: Old::Key(vec![text(&id.to_string()), Datum::Null]) }
+}
+
+fn transaction(sequencer: &mut Sequencer, commit: u64, messages: Vec<Message>) {
+    let begin = Message::Begin { final_lsn: Lsn(commit), commit_ts_ms: 1, xid: 1 };
+    let end = Message::Commit { commit_lsn: Lsn(commit), end_lsn: Lsn(commit + 8), commit_ts_ms: 1 };
+    for message in [vec![begin], messages, vec![end]].concat() {
+        sequencer.offer(message, Lsn(commit - 1), 2).expect("a stream that can be followed");
+    }
+}
+
+fn snapshot_row(id: i64, answer: &str) -> SnapshotRow {
+    let columns = json!({"id": id, "answer": answer}).as_object().expect("an object").clone();
+    SnapshotRow { key: key(id), columns, bytes: 1 }
+}
+
+fn key(id: i64) -> RowKey {
+    RowKey::from_bytes(json!({"id": id}).to_string().as_bytes()).expect("a key")
+}
+
+/// `c1:a` for an insert of answer a under key 1, `x1` for a tombstone, `t` for a barrier, `?1` for incomplete.
+fn taken(sequencer: &mut Sequencer) -> String {
+    let id = |key: &RowKey| key.id().to_string();
+    let answer = |change: &Change| match &change.after {
+        Some(row) => format!(":{}", row["answer"].as_str().unwrap_or("NULL")),
+        None => String::new(),
+    };
+    let events = sequencer.take().events;
+    let words: Vec<_> = events
+        .iter()
+        .map(|event| match event {
+            Pending::Ready(ChangeEvent::Row { key, change }) => {
+                format!("{}{}{}", &change.op.as_label()[..1], id(key), answer(change))
+            }
+            Pending::Ready(ChangeEvent::Tombstone { key, .. }) => format!("x{}", id(key)),
+            Pending::Ready(ChangeEvent::Barrier { .. }) => "t".to_owned(),
+            Pending::Incomplete { key, missing, .. } => format!("?{}:{}", id(key), missing.join("+")),
+        })
+        .collect();
+    words.join(" ")
+}
+
+#[test]
+fn events_come_out_in_order_with_their_place() {
+    let mut sequencer = sequencer(Position::default());
+    transaction(&mut sequencer, 100, vec![insert(1, "a"), update(1, "b"), delete(1)]);
+    assert_eq!(taken(&mut sequencer), "c1:a u1:b d1 x1");
+    assert_eq!(sequencer.position(), Position { commit_lsn: Lsn(100), ordinal: 3 });
+    assert_eq!(sequencer.confirmable(), Lsn(108));
+}
+
+#[test]
+fn what_the_log_covers_is_skipped_whatever_event_the_kill_hit() {
+    for ordinal in 0..=3 {
+        let mut sequencer = sequencer(Position { commit_lsn: Lsn(100), ordinal });
+        transaction(&mut sequencer, 100, vec![insert(1, "a"), insert(2, "b"), insert(3, "c")]);
+        // The next transaction begins where this one ended.
+        transaction(&mut sequencer, 108, vec![insert(4, "d")]);
+        let wanted = ["c1:a", "c2:b", "c3:c"][ordinal as usize..].join(" ");
+        assert_eq!(taken(&mut sequencer), format!("{wanted} c4:d").trim_start());
+    }
+}
+
+#[test]
+fn an_open_transaction_is_not_confirmed() {
+    let mut sequencer = sequencer(Position::default());
+    transaction(&mut sequencer, 100, vec![insert(1, "a")]);
+    let begin = Message::Begin { final_lsn: Lsn(200), commit_ts_ms: 1, xid: 1 };
+    sequencer.offer(begin, Lsn(150), 2).expect("begin");
+    sequencer.offer(insert(2, "b"), Lsn(150), 2).expect("insert");
+    sequencer.keepalive(Lsn(500));
+    assert_eq!(sequencer.confirmable(), Lsn(108));
+    assert_eq!(sequencer.received(), Lsn(200));
+    assert_eq!(sequencer.position(), Position { commit_lsn: Lsn(200), ordinal: 1 });
+}
+
+#[test]
+fn a_changed_key_is_a_delete_and_an_insert() {
+    let mut sequencer = sequencer(Position::default());
+    let old = Some(Old::Key(vec![text("1"), Datum::Null]));
+    let moved = Message::Update { relation: RELATION, old, new: tuple(2, "a") };
+    transaction(&mut sequencer, 100, vec![moved]);
+    assert_eq!(taken(&mut sequencer), "d1 x1 c2:a");
+    let old = Some(Old::Full(tuple(2, "a")));
+    let same = Message::Update { relation: RELATION, old, new: tuple(2, "b") };
+    transaction(&mut sequencer, 200, vec![same]);
+    assert_eq!(taken(&mut sequencer), "u2:b");
+}
+
+#[test]
+fn an_unchanged_large_column_comes_from_the_old_row_or_waits_for_completion() {
+    let new = vec![text("1"), Datum::Unchanged];
+    let mut sequencer = sequencer(Position::default());
+    let full = Message::Update { relation: RELATION, old: Some(Old::Full(tuple(1, "a"))), new: new.clone() };
+    transaction(&mut sequencer, 100, vec![full, Message::Update { relation: RELATION, old: None, new }]);
+    assert_eq!(taken(&mut sequencer), "u1:a ?1:answer");
+}
+
+#[test]
+fn a_snapshot_row_is_skipped_when_a_live_event_at_or_after_the_point_has_its_key() {
+    for (commit, wanted) in [(99, true), (100, false), (101, false)] {
+        let mut sequencer = sequencer(Position::default());
+        sequencer.watch_for_snapshot();
+        transaction(&mut sequencer, commit, vec![update(1, "new")]);
+        assert_eq!(sequencer.offer_snapshot_row(snapshot_row(1, "s"), Lsn(100), 0, 0), wanted, "{commit}");
+        assert!(sequencer.offer_snapshot_row(snapshot_row(2, "s"), Lsn(100), 0, 0));
+    }
+}
+
+#[test]
+fn a_key_that_was_deleted_or_moved_beside_the_snapshot_does_not_come_back() {
+    let mut sequencer = sequencer(Position::default());
+    sequencer.watch_for_snapshot();
+    let old = Some(Old::Key(vec![text("2"), Datum::Null]));
+    let moved = Message::Update { relation: RELATION, old, new: tuple(3, "m") };
+    transaction(&mut sequencer, 100, vec![delete(1), moved]);
+    for id in [1, 2, 3] {
+        assert!(!sequencer.offer_snapshot_row(snapshot_row(id, "s"), Lsn(90), 0, 0), "{id}");
+        assert!(!sequencer.offer_absent_key(key(id), Lsn(90), 0, 0), "{id}");
+    }
+    assert!(sequencer.offer_absent_key(key(4), Lsn(90), 0, 0));
+    assert_eq!(taken(&mut sequencer), "d1 x1 d2 x2 c3:m d4 x4");
+}
+
+#[test]
+fn a_truncate_at_or_after_the_point_ends_the_snapshot() {
+    let truncate = Message::Truncate { relations: vec![RELATION], cascade: false, restart_identity: false };
+    for (commit, ends) in [(99, false), (100, true)] {
+        let mut sequencer = sequencer(Position::default());
+        sequencer.watch_for_snapshot();
+        transaction(&mut sequencer, commit, vec![truncate.clone()]);
+        assert_eq!(sequencer.offer_snapshot_row(snapshot_row(1, "s"), Lsn(100), 0, 0), !ends);
+    }
+}
+
+#[test]
+fn other_tables_count_but_are_not_ours() {
+    let mut sequencer = sequencer(Position::default());
+    sequencer.offer(relation(9, "other"), Lsn(0), 0).expect("a relation");
+    let foreign = Message::Insert { relation: 9, new: tuple(1, "a") };
+    transaction(&mut sequencer, 100, vec![foreign, insert(1, "b")]);
+    assert_eq!(taken(&mut sequencer), "c1:b");
+    assert_eq!(sequencer.position().ordinal, 2);
+}
+
+#[test]
+fn a_stream_that_cannot_be_followed_is_an_error() {
+    let mut sequencer = sequencer(Position::default());
+    assert!(sequencer.offer(insert(1, "a"), Lsn(1), 0).is_err(), "outside of a transaction");
+    let begin = Message::Begin { final_lsn: Lsn(200), commit_ts_ms: 1, xid: 1 };
+    sequencer.offer(begin, Lsn(150), 2).expect("begin");
+    let unknown = Message::Insert { relation: 7, new: tuple(1, "a") };
+    assert!(sequencer.offer(unknown, Lsn(1), 0).is_err());
+    let short = Message::Insert { relation: RELATION, new: vec![text("1")] };
+    assert!(sequencer.offer(short, Lsn(1), 0).is_err());
+    let keyless = Message::Insert { relation: RELATION, new: vec![Datum::Null, text("a")] };
+    assert!(sequencer.offer(keyless, Lsn(1), 0).is_err());
+}

@@ -1,0 +1,521 @@
+//! One connection's life: start, stream, snapshot beside it, feedback on its own clock, until it breaks or shutdown.
+
+use std::time::Duration;
+
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval};
+
+use super::catalog::{self, Table};
+use super::connection::{ExportSnapshot, Frame, ReplicationConnection, ReplicationStream};
+use super::progress::{self, Server, SlotFacts, Start};
+use super::publication::{self, Publication};
+use super::sequencer::{Sequencer, Step};
+use super::snapshot::{self, Piece};
+use super::sql::Sql;
+use super::{Capture, CaptureError, Current, Phase, ResyncRequest, SnapshotProgress, Status, pgoutput, reselect, slot};
+use crate::clock::now_ms;
+use crate::event::{ChangeEvent, Lsn, Op, RowKey, Source};
+use crate::metrics::Stage;
+use crate::retry::Retry;
+use crate::shutdown::Shutdown;
+use crate::topic::{CaptureState, Offsets, Outgoing, SnapshotMarker};
+
+/// Events of one append: enough to share one fsync well, few enough to stay small in memory.
+const EVENTS_PER_APPEND: usize = 2_000;
+/// Bytes of one append, for wide rows.
+const BYTES_PER_APPEND: usize = 4 << 20;
+/// Pieces of the snapshot that wait to be appended; each is bounded itself.
+const PIECES_WAITING: usize = 4;
+/// Keys of one page when the log is searched for rows that are gone.
+const KEYS_PER_PAGE: usize = 1_000;
+/// How often the source is asked how far it is.
+const PROBE_EVERY: Duration = Duration::from_secs(1);
+/// How long the source may take to say so before the connection counts as broken.
+const PROBE_PATIENCE: Duration = Duration::from_secs(10);
+/// Feedback interval where the server has no time-out.
+const FEEDBACK_WITHOUT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Runs one session. `Ok` means shutdown.
+pub(super) async fn run(
+    capture: &Capture,
+    status: &watch::Sender<Status>,
+    resyncs: &mut mpsc::Receiver<ResyncRequest>,
+    retry: &mut Retry,
+    shutdown: &Shutdown,
+) -> Result<(), CaptureError> {
+    let sql = tokio::select! {
+        biased;
+        () = shutdown.raised() => return Ok(()),
+        sql = super::sql::connect(&capture.database) => sql?,
+    };
+    let (table, publication) = inspect(capture, &sql).await?;
+    let mut replication = ReplicationConnection::connect(&capture.database).await?;
+    let identity = replication.identify_system().await?;
+    let server = Server { system_id: identity.system_id, timeline: identity.timeline, flushed: identity.flushed };
+    let slot = slot_facts(&sql, &capture.source.slot).await?;
+    let record = capture.log.capture_state()?;
+    let state = match progress::decide(record.as_ref(), server, &capture.source.slot, slot.as_ref()) {
+        Start::Stream(state) => state,
+        Start::CreateSlot => create_slot(capture, &mut replication, server).await?,
+        Start::Standby { pid } => return Err(CaptureError::Standby { slot: capture.source.slot.clone(), pid }),
+        Start::Refuse(refusal) => return Err(CaptureError::Refused(refusal)),
+    };
+    let feedback_every = feedback_interval(&mut replication).await?;
+    let stream =
+        replication.start_replication(&capture.source.slot, state.confirm, &capture.source.publication).await?;
+    tracing::info!(slot = capture.source.slot, from = %state.confirm, "streaming {}.{}", table.schema, table.name);
+    retry.reset();
+
+    let template = Source {
+        version: env!("CARGO_PKG_VERSION").into(),
+        connector: "postgresql".into(),
+        name: capture.pipeline.clone(),
+        db: identity.database.clone(),
+        schema: table.schema.clone(),
+        table: table.name.clone(),
+        lsn: None,
+        tx_id: None,
+        ts_ms: 0,
+        snapshot: None,
+        commit_lsn: None,
+        ordinal: None,
+    };
+    let sequencer = Sequencer::new(template, table.clone(), state.position, state.confirm);
+    let mut feedback = interval(feedback_every);
+    feedback.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut session = Session {
+        capture,
+        status,
+        sql,
+        table,
+        publication,
+        stream,
+        sequencer,
+        state,
+        feedback,
+        probe: None,
+        snapshot: None,
+    };
+    let complete = session.state.snapshot == SnapshotMarker::Complete;
+    status.send_modify(|status| {
+        status.phase = Phase::Streaming;
+        status.snapshot = SnapshotProgress { complete, ends: capture.log.changes_ends(), ..Default::default() };
+    });
+    if !complete {
+        session.begin_snapshot().await?;
+    }
+    let ended = session.follow(resyncs, shutdown).await;
+    session.abandon_snapshot().await;
+    ended?;
+    session.stream.finish().await;
+    Ok(())
+}
+
+/// Forgets the position so that the next session takes a whole snapshot, with a slot that can be streamed from.
+pub(super) async fn reset(capture: &Capture) -> Result<(), CaptureError> {
+    let sql = super::sql::connect(&capture.database).await?;
+    let mut replication = ReplicationConnection::connect(&capture.database).await?;
+    let identity = replication.identify_system().await?;
+    let server = Server { system_id: identity.system_id, timeline: identity.timeline, flushed: identity.flushed };
+    let name = &capture.source.slot;
+    let state = match slot_facts(&sql, name).await? {
+        // What a usable slot skipped, the snapshot brings.
+        Some(slot) if !slot.lost => progress::fresh(server, slot.confirmed),
+        lost => {
+            if lost.is_some() {
+                let drop = sql.execute("SELECT pg_drop_replication_slot($1)", &[name]).await;
+                drop.map_err(|source| CaptureError::DropSlot { slot: name.clone(), source })?;
+            }
+            return create_slot(capture, &mut replication, server).await.map(|_| ());
+        }
+    };
+    capture.log.append_changes(vec![], &state).await?;
+    Ok(())
+}
+
+struct Session<'a> {
+    capture: &'a Capture,
+    status: &'a watch::Sender<Status>,
+    sql: Sql,
+    table: Table,
+    publication: Publication,
+    stream: ReplicationStream,
+    sequencer: Sequencer,
+    /// What the log has recorded.
+    state: CaptureState,
+    feedback: Interval,
+    /// Until the stream has reached this, what it shows may be older than the moment.
+    probe: Option<(Lsn, i64)>,
+    snapshot: Option<Snapshot>,
+}
+
+struct Snapshot {
+    pieces: mpsc::Receiver<Piece>,
+    reader: JoinHandle<Result<(), snapshot::SnapshotError>>,
+    /// Consistent point and when it was taken.
+    point: Option<(Lsn, i64)>,
+    /// Ends of `changes` before it began: what lies below and was not written again is gone from the table.
+    began: Offsets,
+}
+
+/// What happened next.
+enum Next {
+    Frame(Frame),
+    Piece(Option<Piece>),
+    Feedback,
+    Probe,
+    Resync(ResyncRequest),
+    Shutdown,
+}
+
+impl Session<'_> {
+    async fn follow(
+        &mut self,
+        resyncs: &mut mpsc::Receiver<ResyncRequest>,
+        shutdown: &Shutdown,
+    ) -> Result<(), CaptureError> {
+        let mut probe_at = Instant::now();
+        loop {
+            let next = {
+                // Rows wait until the stream has passed the snapshot's point, and behind a resync nothing waits.
+                let pieces = self.snapshot.as_mut().filter(|snapshot| match snapshot.point {
+                    Some((point, _)) => self.sequencer.received() >= point,
+                    None => true,
+                });
+                let piece = async {
+                    match pieces {
+                        Some(snapshot) => snapshot.pieces.recv().await,
+                        None => std::future::pending().await,
+                    }
+                };
+                tokio::select! {
+                    biased;
+                    // 1. Stopping comes before new work.
+                    () = shutdown.raised() => Next::Shutdown,
+                    // 2. Feedback keeps the connection alive whatever else there is to do.
+                    _ = self.feedback.tick() => Next::Feedback,
+                    // 3. A person waits.
+                    Some(request) = resyncs.recv() => Next::Resync(request),
+                    // 4. Live changes come before the snapshot's rows.
+                    frame = self.stream.next() => Next::Frame(frame?),
+                    // 5. The clock of freshness.
+                    () = tokio::time::sleep_until(probe_at) => Next::Probe,
+                    piece = piece => Next::Piece(piece),
+                }
+            };
+            match next {
+                Next::Frame(frame) => self.take_frames(frame).await?,
+                Next::Piece(piece) => self.take_piece(piece).await?,
+                Next::Feedback => self.record_and_confirm().await?,
+                Next::Probe => {
+                    let reached = self.ask_source().await?;
+                    let (lsn, _) = *self.probe.get_or_insert(reached);
+                    if self.sequencer.received() < lsn {
+                        // The server answers with how far it has sent.
+                        self.stream.send_status(self.state.confirm, true).await?;
+                    }
+                    if self.sequencer.confirmable() > self.state.confirm {
+                        self.record_and_confirm().await?;
+                    }
+                    probe_at = Instant::now() + PROBE_EVERY;
+                }
+                Next::Resync(request) => {
+                    let accepted = self.resync().await;
+                    let _ = request.send(accepted.as_ref().map(|_| ()).map_err(ToString::to_string));
+                    accepted?;
+                }
+                Next::Shutdown => return self.record_and_confirm().await,
+            }
+            self.append().await?;
+            self.publish_current();
+        }
+    }
+
+    /// Offers this frame and those that have already arrived, up to the size of one append.
+    async fn take_frames(&mut self, first: Frame) -> Result<(), CaptureError> {
+        let mut frame = Some(first);
+        while let Some(next) = frame {
+            match next {
+                Frame::Data { start, payload, .. } => {
+                    let message =
+                        pgoutput::decode(payload).map_err(|source| CaptureError::Decode { lsn: start, source })?;
+                    if self.sequencer.offer(message, start, now_ms())? == Step::ShapeChanged {
+                        // What was collected so far has the old shape.
+                        self.append().await?;
+                        (self.table, self.publication) = inspect(self.capture, &self.sql).await?;
+                        self.sequencer.set_table(self.table.clone());
+                    }
+                }
+                Frame::Keepalive { end, reply_requested, .. } => {
+                    self.sequencer.keepalive(end);
+                    if reply_requested {
+                        self.append().await?;
+                        self.record_and_confirm().await?;
+                    }
+                }
+            }
+            let (bytes, events) = self.sequencer.waiting();
+            if bytes >= BYTES_PER_APPEND || events >= EVENTS_PER_APPEND {
+                return Ok(());
+            }
+            frame = self.stream.try_next()?;
+        }
+        Ok(())
+    }
+
+    /// Makes what was collected durable. Feedback goes on meanwhile, with what is durable already.
+    async fn append(&mut self) -> Result<(), CaptureError> {
+        let batch = self.sequencer.take();
+        if batch.events.is_empty() {
+            return Ok(());
+        }
+        let state = CaptureState {
+            position: self.sequencer.position(),
+            confirm: self.sequencer.confirmable(),
+            ..self.state.clone()
+        };
+        let (capture, sql, table) = (self.capture, &self.sql, &self.table);
+        {
+            let work = async {
+                let events = reselect::complete(sql, table, batch.events).await;
+                let events = events.map_err(|source| CaptureError::Reselect { table: table.name.clone(), source })?;
+                count(capture, &events);
+                let now = now_ms();
+                let records = events
+                    .iter()
+                    .map(|event| match event {
+                        ChangeEvent::Barrier { .. } => Outgoing::Everywhere(event.to_record(now)),
+                        ChangeEvent::Row { .. } | ChangeEvent::Tombstone { .. } => {
+                            Outgoing::ByKey(event.to_record(now))
+                        }
+                    })
+                    .collect();
+                capture.log.append_changes(records, &state).await.map_err(CaptureError::from)
+            };
+            let mut work = std::pin::pin!(work);
+            loop {
+                tokio::select! {
+                    biased;
+                    done = &mut work => break done?,
+                    _ = self.feedback.tick() => self.stream.send_status(self.state.confirm, false).await?,
+                }
+            }
+        }
+        self.state = state;
+        Ok(())
+    }
+
+    /// Records how far the slot may be confirmed, then confirms it.
+    async fn record_and_confirm(&mut self) -> Result<(), CaptureError> {
+        let confirm = self.sequencer.confirmable();
+        if confirm > self.state.confirm && self.sequencer.waiting().1 == 0 {
+            let state = CaptureState { confirm, ..self.state.clone() };
+            self.capture.log.append_changes(vec![], &state).await?;
+            self.state = state;
+        }
+        self.stream.send_status(self.state.confirm, false).await?;
+        Ok(())
+    }
+
+    /// Asks the source where it is; gives that and when it was asked.
+    async fn ask_source(&mut self) -> Result<(Lsn, i64), CaptureError> {
+        let asked_ms = now_ms();
+        let asked = slot::source_progress(&self.sql, &self.capture.source.slot);
+        let answered = tokio::time::timeout(PROBE_PATIENCE, asked).await;
+        let (flushed, slot) = answered.map_err(|_| CaptureError::Silent(PROBE_PATIENCE))??;
+        if let Some(slot) = slot {
+            // What has been received is in the log: every turn of the loop ends with an append.
+            let lag = flushed.0.saturating_sub(self.sequencer.received().0);
+            self.capture.metrics.source(lag, slot.retained_bytes, slot.safe_wal_size);
+        }
+        Ok((flushed, asked_ms))
+    }
+
+    /// Says up to which moment the log is current, once the stream has passed what the probe saw.
+    fn publish_current(&mut self) {
+        let Some((lsn, as_of_ms)) = self.probe else { return };
+        if self.sequencer.received() < lsn || self.sequencer.in_transaction() || self.snapshot.is_some() {
+            return;
+        }
+        self.probe = None;
+        let current = Current { as_of_ms, ends: self.capture.log.changes_ends() };
+        self.status.send_modify(|status| status.current = Some(current));
+    }
+
+    async fn begin_snapshot(&mut self) -> Result<(), CaptureError> {
+        self.sequencer.watch_for_snapshot();
+        let began = self.capture.log.changes_ends();
+        let (sender, pieces) = mpsc::channel(PIECES_WAITING);
+        let plan = snapshot::Plan {
+            database: self.capture.database.clone(),
+            table: self.table.clone(),
+            publication: self.publication.clone(),
+            slot: self.capture.source.slot.clone(),
+        };
+        let expected = self.table.estimated_rows;
+        self.status.send_modify(|status| status.snapshot = SnapshotProgress { expected, ..Default::default() });
+        tracing::info!("snapshot of {}.{} begins", self.table.schema, self.table.name);
+        let reader = tokio::spawn(snapshot::run(plan, sender));
+        self.snapshot = Some(Snapshot { pieces, reader, point: None, began });
+        Ok(())
+    }
+
+    async fn take_piece(&mut self, piece: Option<Piece>) -> Result<(), CaptureError> {
+        let Some(snapshot) = &mut self.snapshot else { return Ok(()) };
+        match piece {
+            Some(Piece::Point { point, taken_ms }) => {
+                snapshot.point = Some((point, taken_ms));
+                // The server answers with how far it has sent, so an idle table need not wait for a keepalive.
+                self.stream.send_status(self.state.confirm, true).await?;
+            }
+            Some(Piece::Expected(rows)) => self.status.send_modify(|status| status.snapshot.expected = rows),
+            Some(Piece::Rows(rows)) => {
+                let (point, taken_ms) = snapshot.point.expect("a point comes before rows");
+                let count = rows.len() as u64;
+                for row in rows {
+                    self.sequencer.offer_snapshot_row(row, point, taken_ms, now_ms());
+                }
+                self.status.send_modify(|status| status.snapshot.rows += count);
+            }
+            Some(Piece::Done) => return self.finish_snapshot().await,
+            None => {
+                let snapshot = self.snapshot.take().expect("matched above");
+                snapshot.reader.await.map_err(snapshot::SnapshotError::Reader)??;
+                return Err(CaptureError::Snapshot(snapshot::SnapshotError::Abandoned));
+            }
+        }
+        Ok(())
+    }
+
+    /// Deletes what the log holds and the snapshot lacks, then marks the snapshot complete.
+    async fn finish_snapshot(&mut self) -> Result<(), CaptureError> {
+        let Some(snapshot) = self.snapshot.take() else { return Ok(()) };
+        let (point, taken_ms) = snapshot.point.expect("a point comes before the end");
+        snapshot.reader.await.map_err(snapshot::SnapshotError::Reader)??;
+        self.append().await?;
+        let mut gone = 0_u64;
+        for (partition, below) in snapshot.began.iter().enumerate() {
+            let mut after: Option<bytes::Bytes> = None;
+            loop {
+                let page =
+                    self.capture.log.live_keys_below(partition as u16, *below, after.as_deref(), KEYS_PER_PAGE)?;
+                let Some((_, last)) = page.last() else { break };
+                after = Some(last.clone());
+                for (_, key) in page {
+                    // A key that cannot be read was never a row of ours.
+                    let Ok(key) = RowKey::from_bytes(&key) else { continue };
+                    gone += u64::from(self.sequencer.offer_absent_key(key, point, taken_ms, now_ms()));
+                }
+                self.append().await?;
+            }
+        }
+        self.sequencer.forget_snapshot();
+        let state = CaptureState { snapshot: SnapshotMarker::Complete, ..self.state.clone() };
+        self.capture.log.append_changes(vec![], &state).await?;
+        self.state = state;
+        let ends = self.capture.log.changes_ends();
+        self.status.send_modify(|status| {
+            status.snapshot.complete = true;
+            status.snapshot.ends = ends;
+        });
+        tracing::info!(rows = self.status.borrow().snapshot.rows, gone, %point, "snapshot complete");
+        Ok(())
+    }
+
+    async fn resync(&mut self) -> Result<(), CaptureError> {
+        self.abandon_snapshot().await;
+        let state = CaptureState { snapshot: SnapshotMarker::Wanted, ..self.state.clone() };
+        self.capture.log.append_changes(vec![], &state).await?;
+        self.state = state;
+        self.begin_snapshot().await
+    }
+
+    async fn abandon_snapshot(&mut self) {
+        if let Some(snapshot) = self.snapshot.take() {
+            drop(snapshot.pieces);
+            snapshot.reader.abort();
+            let _ = snapshot.reader.await;
+        }
+    }
+}
+
+/// Reads the table's shape and the publication, and checks the pipeline's columns against both.
+async fn inspect(capture: &Capture, sql: &Sql) -> Result<(Table, Publication), CaptureError> {
+    let source = &capture.source;
+    let table = catalog::load(sql, &source.schema, &source.table).await?;
+    let publication = publication::preflight(sql, &table, &source.publication).await?;
+    let published = |name: &str| publication.columns.as_ref().is_none_or(|columns| columns.iter().any(|c| c == name));
+    let problems: Vec<_> = capture
+        .columns
+        .iter()
+        .filter_map(|(place, name)| match table.columns.iter().find(|column| column.name == *name) {
+            None => Some(format!(
+                "{place}: column {name} is not in {}.{}; it has {}",
+                table.schema,
+                table.name,
+                table.columns.iter().map(|column| column.name.as_str()).collect::<Vec<_>>().join(", ")
+            )),
+            Some(_) if !published(name) => {
+                Some(format!("{place}: column {name} is not in publication {}", source.publication))
+            }
+            Some(_) => None,
+        })
+        .collect();
+    if problems.is_empty() { Ok((table, publication)) } else { Err(CaptureError::Columns(problems.join("\n"))) }
+}
+
+async fn slot_facts(sql: &Sql, name: &str) -> Result<Option<SlotFacts>, CaptureError> {
+    let slot = slot::slot(sql, name).await?;
+    Ok(slot.map(|slot| SlotFacts {
+        lost: slot.wal_status.as_deref() == Some("lost"),
+        plugin: slot.plugin,
+        confirmed: slot.confirmed_flush.unwrap_or_default(),
+        active_pid: slot.active_pid,
+    }))
+}
+
+/// Makes the slot and records where it begins.
+async fn create_slot(
+    capture: &Capture,
+    replication: &mut ReplicationConnection,
+    server: Server,
+) -> Result<CaptureState, CaptureError> {
+    let name = &capture.source.slot;
+    let created = replication.create_slot(name, false, ExportSnapshot::No).await;
+    let created = created?;
+    tracing::info!(slot = name, point = %created.consistent_point, "replication slot created");
+    let state = progress::fresh(server, created.consistent_point);
+    capture.log.append_changes(vec![], &state).await?;
+    Ok(state)
+}
+
+/// A third of the server's time-out, so that two feedbacks may be lost.
+async fn feedback_interval(replication: &mut ReplicationConnection) -> Result<Duration, CaptureError> {
+    let sql = "SELECT setting::bigint FROM pg_settings WHERE name = 'wal_sender_timeout'";
+    let rows = replication.query(sql).await?;
+    let timeout_ms = rows.first().and_then(|row| row.first()?.as_ref()?.parse::<u64>().ok()).unwrap_or(0);
+    Ok(match timeout_ms {
+        0 => FEEDBACK_WITHOUT_TIMEOUT,
+        ms => Duration::from_millis((ms / 3).max(1)),
+    })
+}
+
+fn count(capture: &Capture, events: &[ChangeEvent]) {
+    let mut last = None;
+    let mut counts = [(Op::Create, 0), (Op::Update, 0), (Op::Delete, 0), (Op::Truncate, 0), (Op::Read, 0)];
+    for event in events {
+        if let ChangeEvent::Row { change, .. } | ChangeEvent::Barrier { change } = event {
+            last = Some(change.source.ts_ms);
+            for (op, count) in &mut counts {
+                *count += u64::from(*op == change.op);
+            }
+        }
+    }
+    for (op, count) in counts.into_iter().filter(|(_, count)| *count > 0) {
+        capture.metrics.events(Stage::Capture, op.as_label(), count);
+    }
+    if let Some(ts_ms) = last {
+        capture.metrics.last_commit(Stage::Capture, ts_ms);
+    }
+}

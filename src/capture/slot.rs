@@ -1,0 +1,66 @@
+//! Reads what the server says about a replication slot and its own position. Changes nothing.
+
+use tokio_postgres::types::PgLsn;
+use tokio_postgres::{Client, Row};
+
+use super::catalog::CatalogError;
+use crate::event::Lsn;
+
+/// A logical replication slot as the server has it now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Slot {
+    /// The output plugin; empty for a physical slot.
+    pub plugin: String,
+    /// The database it belongs to; empty for a physical slot.
+    pub database: String,
+    /// The server's process that streams from it, if one does.
+    pub active_pid: Option<i32>,
+    /// Everything below has been confirmed.
+    pub confirmed_flush: Option<Lsn>,
+    /// Where the oldest WAL that it needs begins.
+    pub restart: Option<Lsn>,
+    /// `reserved`, `extended`, `unreserved` or `lost`.
+    pub wal_status: Option<String>,
+    /// Bytes that may still be written before it can be lost; `None` where there is no limit, or it is lost.
+    pub safe_wal_size: Option<i64>,
+    /// Bytes of WAL that the server keeps for it.
+    pub retained_bytes: u64,
+}
+
+/// The slot, if there is one of this name.
+pub async fn slot(client: &Client, name: &str) -> Result<Option<Slot>, CatalogError> {
+    Ok(source_progress(client, name).await?.1)
+}
+
+/// How far the server's WAL is flushed (a standby's: replayed), and the slot, seen at one moment.
+pub async fn source_progress(client: &Client, slot: &str) -> Result<(Lsn, Option<Slot>), CatalogError> {
+    let sql = "
+        SELECT now.flushed, s.slot_name IS NOT NULL AS found, coalesce(s.plugin::text, '') AS plugin,
+               coalesce(s.database::text, '') AS database, s.active_pid, s.confirmed_flush_lsn AS confirmed_flush,
+               s.restart_lsn AS restart, s.wal_status, s.safe_wal_size,
+               greatest(pg_wal_lsn_diff(now.flushed, s.restart_lsn), 0)::bigint AS retained
+        FROM (SELECT CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_flush_lsn() END
+                     AS flushed) now
+             LEFT JOIN pg_replication_slots s ON s.slot_name = $1";
+    let row = client.query_one(sql, &[&slot]).await;
+    let row = row.map_err(|source| CatalogError::query(format!("read replication slot {slot}"), source))?;
+    let flushed = lsn(&row, "flushed").unwrap_or_default();
+    if !row.get::<_, bool>("found") {
+        return Ok((flushed, None));
+    }
+    let slot = Slot {
+        plugin: row.get("plugin"),
+        database: row.get("database"),
+        active_pid: row.get("active_pid"),
+        confirmed_flush: lsn(&row, "confirmed_flush"),
+        restart: lsn(&row, "restart"),
+        wal_status: row.get("wal_status"),
+        safe_wal_size: row.get("safe_wal_size"),
+        retained_bytes: row.get::<_, Option<i64>>("retained").and_then(|bytes| bytes.try_into().ok()).unwrap_or(0),
+    };
+    Ok((flushed, Some(slot)))
+}
+
+fn lsn(row: &Row, column: &str) -> Option<Lsn> {
+    row.get::<_, Option<PgLsn>>(column).map(|lsn| Lsn(lsn.into()))
+}

@@ -1,0 +1,127 @@
+//! The command line: commands, their flags, and nothing of what they do.
+
+use std::path::PathBuf;
+
+use clap::{Parser, Subcommand};
+use vecsync::config::Role;
+
+/// Keeps a semantic search index in step with a PostgreSQL table.
+#[derive(Debug, Parser)]
+#[command(name = "vecsync", version, propagate_version = true, arg_required_else_help = true)]
+#[command(after_help = "Settings come from the environment and from .env in the current folder; `vecsync config` \
+                        lists them.\nExit status: 0 done, 1 failed, 2 usage or configuration.")]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Capture, embed, index and serve, until SIGINT or SIGTERM
+    Run {
+        /// What this process does; without Kafka only all of it together
+        #[arg(long, value_enum, value_delimiter = ',', value_name = "ROLE,…")]
+        role: Vec<Role>,
+    },
+    /// Search through a running vecsync
+    Search(Search),
+    /// Read the whole table again and bring the index in step with it
+    Sync,
+    /// Show what a running vecsync says of itself
+    Status {
+        /// Print one JSON document
+        #[arg(long)]
+        json: bool,
+    },
+    /// Check pipeline files
+    #[command(subcommand)]
+    Pipeline(Pipeline),
+    /// Print every setting with its value and where it came from, secrets masked
+    Config,
+}
+
+/// `vecsync search`.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Search {
+    /// What to look for, in plain words
+    pub text: String,
+    /// How many results at most
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
+    pub limit: u32,
+    /// Only rows whose payload field has this value; may be given several times
+    #[arg(long = "filter", value_name = "FIELD=VALUE", value_parser = filter)]
+    pub filters: Vec<(String, String)>,
+    /// Print one JSON document
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `vecsync pipeline`.
+#[derive(Debug, Subcommand)]
+pub enum Pipeline {
+    /// Say what is wrong with pipeline files, all of it at once
+    Check {
+        /// Pipeline files
+        #[arg(required = true, value_name = "FILE")]
+        files: Vec<PathBuf>,
+    },
+}
+
+fn filter(text: &str) -> Result<(String, String), &'static str> {
+    match text.split_once('=') {
+        Some((field, value)) if !field.is_empty() => Ok((field.to_owned(), value.to_owned())),
+        _ => Err("wanted field=value"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    fn parse(words: &[&str]) -> Result<Command, clap::Error> {
+        Cli::try_parse_from(["vecsync"].iter().chain(words)).map(|cli| cli.command)
+    }
+
+    #[test]
+    fn the_definition_holds_together() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn search_takes_a_limit_and_several_filters() {
+        let words = ["search", "lost password", "--limit", "3", "--filter", "a=1", "--filter", "b=x=y", "--json"];
+        let Command::Search(search) = parse(&words).expect("valid") else { panic!("another command") };
+        assert_eq!((search.text.as_str(), search.limit, search.json), ("lost password", 3, true));
+        assert_eq!(search.filters, [("a".to_owned(), "1".to_owned()), ("b".to_owned(), "x=y".to_owned())]);
+    }
+
+    #[test]
+    fn roles_are_separated_by_commas() {
+        let Command::Run { role } = parse(&["run", "--role", "capture,serve"]).expect("valid") else {
+            panic!("another command")
+        };
+        assert_eq!(role, [Role::Capture, Role::Serve]);
+    }
+
+    #[test]
+    fn bad_usage_exits_with_2() {
+        for words in [
+            &["search", "x", "--limit", "0"][..],
+            &["search", "x", "--filter", "a"],
+            &["search", "x", "--filter", "=a"],
+            &["search"],
+            &["run", "--role", "cook"],
+            &["pipeline", "check"],
+            &["sync", "--force"],
+            &["verify"],
+            &[],
+        ] {
+            assert_eq!(parse(words).expect_err("refused").exit_code(), 2, "{words:?}");
+        }
+        assert_eq!(parse(&["--version"]).expect_err("printed").exit_code(), 0);
+    }
+}

@@ -1,0 +1,61 @@
+//! What the commands beside `run` do: ask a running vecsync, and say what it answers.
+
+use std::fmt::Write;
+use std::io::IsTerminal;
+
+use serde_json::Value;
+
+use crate::app::{self, AppError};
+use crate::client::{self, ClientError, Query};
+use crate::config::settings::Settings;
+use crate::config::{Config, Secret};
+use crate::control::{self, ControlError, Request};
+
+/// `vecsync search`: what to print.
+pub async fn search(settings: &Settings, query: &Query, as_json: bool) -> Result<String, ClientError> {
+    let answer = client::search(&settings.url.to_string(), key(settings), query).await?;
+    if as_json {
+        return Ok(format!("{}\n", serde_json::to_string_pretty(&answer).expect("an answer has string keys only")));
+    }
+    Ok(client::render(&answer, std::io::stdout().is_terminal()))
+}
+
+/// `vecsync status`: what to print.
+pub async fn status(settings: &Settings, as_json: bool) -> Result<String, ClientError> {
+    let report = client::document(&settings.url.to_string(), key(settings), "/health/detailed/").await?;
+    if as_json {
+        return Ok(format!("{report:#}\n"));
+    }
+    let text = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+    let mut lines = format!("vecsync at {} is {}\n", settings.url, text(&report["status"]));
+    for (name, component) in report["components"].as_object().into_iter().flatten() {
+        let mut line = format!("  {name:<8} {:<10}", text(&component["status"]));
+        for (field, value) in component.as_object().into_iter().flatten() {
+            if field != "status" && !value.is_null() {
+                let _ = write!(line, " {field}={}", text(value));
+            }
+        }
+        lines.push_str(line.trim_end());
+        lines.push('\n');
+    }
+    Ok(lines)
+}
+
+/// `vecsync sync`, where a vecsync runs on this data directory. `None`: there is none.
+pub async fn resync(settings: &Settings) -> Result<Option<&'static str>, ControlError> {
+    match control::call(&settings.data_dir, Request::Sync).await {
+        Ok(_) => Ok(Some("The resync has begun; `vecsync status` shows how far it is.\n")),
+        Err(ControlError::NotRunning { .. }) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// `vecsync sync`, where none runs.
+pub async fn prepare_resync(config: Config) -> Result<&'static str, AppError> {
+    app::prepare_resync(config).await?;
+    Ok("No vecsync runs on this data directory; the resync will be made when `vecsync run` starts.\n")
+}
+
+fn key(settings: &Settings) -> Option<&Secret> {
+    settings.server.api_keys.first()
+}

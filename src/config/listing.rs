@@ -1,0 +1,105 @@
+//! Shows every setting with its value and where it came from, secrets as `***`. Checks nothing.
+
+use std::fmt;
+use std::path::Path;
+
+use super::database;
+use super::environment::Environment;
+use super::problems::{Problems, without_userinfo};
+use super::settings::{self, SETTINGS, Settings, Show, Support, default_url, given};
+
+/// A longer value pushes its own origin to the right, not everybody's; in characters.
+const VALUE_WIDTH_MAX: usize = 44;
+
+/// What `vecsync config` prints.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listing(Vec<Listed>);
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Listed {
+    name: &'static str,
+    value: String,
+    origin: String,
+}
+
+/// All settings in the order of the reference, and what is wrong with those that are set.
+pub fn listing(environment: &Environment) -> (Listing, Problems) {
+    let mut problems = Problems::new();
+    let settings = problems.take(Settings::read(environment));
+    let database_is_good = problems.take(database::read(environment)).is_some();
+    let rows = SETTINGS.iter().map(|known| {
+        let (value, origin) = match given(environment, known.name) {
+            Some(value) => {
+                let origin = environment.origin(known.name).map(|origin| origin.to_string()).unwrap_or_default();
+                let note = match known.support {
+                    Support::Yes => "",
+                    Support::NoEffect => ", no effect in this version",
+                    Support::No(_) => ", not supported by this version",
+                };
+                (shown(value, known.show, database_is_good), format!("{origin}{note}"))
+            }
+            None if known.name == settings::URL => {
+                let derived = settings.as_ref().map(|settings| default_url(&settings.server).to_string());
+                (derived.unwrap_or_else(|| "-".to_owned()), "default".to_owned())
+            }
+            None if known.default.is_empty() => ("-".to_owned(), "not set".to_owned()),
+            None => (known.default.to_owned(), "default".to_owned()),
+        };
+        Listed { name: known.name, value, origin }
+    });
+    (Listing(rows.collect()), problems)
+}
+
+fn shown(value: &str, show: Show, database_is_good: bool) -> String {
+    match show {
+        Show::Plain => without_userinfo(value).escape_debug().to_string(),
+        Show::Secret => "***".to_owned(),
+        Show::SecretFile if Path::new(value).exists() => value.escape_debug().to_string(),
+        Show::SecretFile => "*** (no such file)".to_owned(),
+        Show::Url if settings::url(value).is_ok() => value.to_owned(),
+        Show::Url => "***".to_owned(),
+        Show::ConnInfo => database::masked(value, database_is_good).escape_debug().to_string(),
+    }
+}
+
+impl fmt::Display for Listing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let width = |text: fn(&Listed) -> &str| self.0.iter().map(|row| text(row).chars().count()).max().unwrap_or(0);
+        let (names, values) = (width(|row| row.name), width(|row| &row.value).min(VALUE_WIDTH_MAX));
+        for row in &self.0 {
+            writeln!(f, "{:names$}  {:values$}  {}", row.name, row.value, row.origin)?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_setting_is_listed_with_its_origin_and_no_secret() {
+        let values = [
+            ("DATABASE_URL", "postgres://u:canary@h/d"),
+            ("VECSYNC_API_KEYS", "canarycanarycanary"),
+            ("VECSYNC_TLS_KEY", "canary"),
+            ("VECSYNC_URL", "http://u:canary@h"),
+            ("QDRANT_API_KEY", "canary"),
+            ("VECSYNC_LISTEN", "postgres://u:canary@h/d"),
+        ];
+        let (listing, problems) = listing(&Environment::of(values, "VECSYNC_MODEL=int8\n"));
+        let text = listing.to_string();
+        assert_eq!(text.lines().count(), SETTINGS.len());
+        assert!(!text.contains("canary") && !problems.to_string().contains("canary"), "{text}\n{problems}");
+        for (name, value, origin) in [
+            ("DATABASE_URL", "postgresql://u:***@h/d", "environment"),
+            ("VECSYNC_MODEL", "int8", ".env line 1"),
+            ("VECSYNC_LOG", "info", "default"),
+            ("KAFKA_BROKERS", "-", "not set"),
+            ("QDRANT_API_KEY", "***", "environment, not supported by this version"),
+        ] {
+            let row = text.lines().find(|line| line.split_whitespace().next() == Some(name)).expect("listed");
+            assert!(row.contains(value) && row.ends_with(origin), "{row}");
+        }
+    }
+}

@@ -1,0 +1,211 @@
+//! The socket in the data directory through which commands reach a running vecsync: one JSON line each way.
+
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::task::JoinSet;
+
+use crate::shutdown::Shutdown;
+
+/// Longest line that is read: commands and their answers are small.
+const LINE_BYTES_MAX: u64 = 1 << 20;
+/// Commands at the same time.
+const CONNECTIONS_MAX: usize = 16;
+/// A command's first line must come within this time.
+const REQUEST_PATIENCE: Duration = Duration::from_secs(5);
+
+/// What a command asks of a running vecsync.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "command", rename_all = "snake_case", deny_unknown_fields)]
+pub enum Request {
+    /// Bring the index back to the table.
+    Sync,
+}
+
+/// What it answers.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Reply {
+    /// Done, with what there is to say.
+    Done(Value),
+    /// Not done, and why.
+    Failed(String),
+}
+
+/// Answers requests.
+pub type Handler = std::sync::Arc<dyn Fn(Request) -> BoxFuture<'static, Reply> + Send + Sync>;
+
+/// The socket cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ControlError {
+    /// It cannot be made.
+    #[error("open control socket {path}")]
+    Bind {
+        /// The socket.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// No vecsync listens.
+    #[error("no vecsync runs on {path}")]
+    NotRunning {
+        /// The socket.
+        path: PathBuf,
+    },
+    /// It broke while talking.
+    #[error("talk to vecsync through {path}")]
+    Talk {
+        /// The socket.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The command was not done.
+    #[error("{0}")]
+    Failed(String),
+}
+
+/// The socket of a data directory.
+pub fn path(data_dir: &Path) -> PathBuf {
+    data_dir.join("control.sock")
+}
+
+/// Opens the socket, mode 0600. The caller holds the data directory, so a socket that is there is a dead one.
+pub fn bind(data_dir: &Path) -> Result<UnixListener, ControlError> {
+    let path = path(data_dir);
+    let failed = |source| ControlError::Bind { path: path.clone(), source };
+    match std::fs::remove_file(&path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
+        _ => {}
+    }
+    let listener = UnixListener::bind(&path).map_err(failed)?;
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).map_err(failed)?;
+    Ok(listener)
+}
+
+/// Answers commands until shutdown.
+pub async fn run(listener: UnixListener, handler: Handler, shutdown: Shutdown) {
+    let mut connections = JoinSet::new();
+    loop {
+        tokio::select! {
+            biased;
+            () = shutdown.raised() => break,
+            Some(_) = connections.join_next(), if !connections.is_empty() => {}
+            accepted = listener.accept(), if connections.len() < CONNECTIONS_MAX => match accepted {
+                Ok((stream, _)) => {
+                    let handler = handler.clone();
+                    connections.spawn(async move {
+                        if let Err(error) = answer(stream, handler).await {
+                            tracing::debug!(%error, "control connection");
+                        }
+                    });
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "accept on the control socket");
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
+            },
+        }
+    }
+    connections.shutdown().await;
+}
+
+async fn answer(mut stream: UnixStream, handler: Handler) -> io::Result<()> {
+    let mut line = String::new();
+    let (read, mut write) = stream.split();
+    let mut limited = BufReader::new(read.take(LINE_BYTES_MAX));
+    tokio::time::timeout(REQUEST_PATIENCE, limited.read_line(&mut line)).await??;
+    let reply = match serde_json::from_str(&line) {
+        Ok(request) => handler(request).await,
+        Err(error) => Reply::Failed(format!("read the command: {error}")),
+    };
+    write.write_all(format!("{}\n", serde_json::to_string(&reply)?).as_bytes()).await?;
+    write.shutdown().await
+}
+
+/// Sends a command to the vecsync that runs on this data directory.
+pub async fn call(data_dir: &Path, request: Request) -> Result<Value, ControlError> {
+    let path = path(data_dir);
+    let mut stream = match UnixStream::connect(&path).await {
+        Ok(stream) => stream,
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {
+            return Err(ControlError::NotRunning { path });
+        }
+        Err(source) => return Err(ControlError::Talk { path, source }),
+    };
+    let talk = async {
+        stream.write_all(format!("{}\n", serde_json::to_string(&request)?).as_bytes()).await?;
+        let mut line = String::new();
+        BufReader::new((&mut stream).take(LINE_BYTES_MAX)).read_line(&mut line).await?;
+        serde_json::from_str(&line).map_err(io::Error::from)
+    };
+    match talk.await {
+        Ok(Reply::Done(value)) => Ok(value),
+        Ok(Reply::Failed(reason)) => Err(ControlError::Failed(reason)),
+        Err(source) => Err(ControlError::Talk { path, source }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn answering(reply: Reply) -> Handler {
+        std::sync::Arc::new(move |Request::Sync| {
+            let reply = reply.clone();
+            Box::pin(async move { reply })
+        })
+    }
+
+    async fn refused_by_nobody(data_dir: &Path) {
+        let refused = call(data_dir, Request::Sync).await.expect_err("nobody listens");
+        assert!(matches!(refused, ControlError::NotRunning { .. }), "{refused}");
+    }
+
+    #[tokio::test]
+    async fn a_command_is_answered_and_a_dead_socket_is_named() {
+        let dir = tempfile::tempdir().expect("a folder");
+        refused_by_nobody(dir.path()).await;
+
+        for reply in [Reply::Done(json!({"rows": 3})), Reply::Failed("no".into())] {
+            let listener = bind(dir.path()).expect("a dead socket is replaced");
+            let mode = std::fs::metadata(path(dir.path())).expect("there").permissions().mode();
+            assert_eq!(mode & 0o777, 0o600);
+            let shutdown = Shutdown::new();
+            let server = tokio::spawn(run(listener, answering(reply.clone()), shutdown.clone()));
+            let answered = call(dir.path(), Request::Sync).await.map_err(|error| error.to_string());
+            let wanted = match reply {
+                Reply::Done(value) => Ok(value),
+                Reply::Failed(reason) => Err(reason),
+            };
+            assert_eq!(answered, wanted);
+            shutdown.raise();
+            server.await.expect("it ends");
+            // A vecsync that was killed leaves its socket behind.
+            refused_by_nobody(dir.path()).await;
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_no_command_is_refused_by_name() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let listener = bind(dir.path()).expect("a socket");
+        let shutdown = Shutdown::new();
+        let server = tokio::spawn(run(listener, answering(Reply::Done(Value::Null)), shutdown.clone()));
+        let mut stream = UnixStream::connect(path(dir.path())).await.expect("a connection");
+        stream.write_all(b"{\"command\":\"dance\"}\n").await.expect("written");
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.expect("read");
+        assert!(answer.contains("failed") && answer.contains("dance"), "{answer}");
+        shutdown.raise();
+        server.await.expect("it ends");
+    }
+}

@@ -1,0 +1,167 @@
+//! Records of `changes` to what is left to do: the last event of each key, barriers, and what cannot be read. Pure.
+
+use std::collections::{BTreeMap, HashMap};
+
+use crate::event::{ChangeEvent, EventError, Op, Record, Row, RowKey, Version};
+use crate::topic::{Partition, Stored};
+
+/// What a batch of records comes to.
+#[derive(Debug, Default)]
+pub struct Intake {
+    /// The last event of each key, and the last barrier of each partition, by partition and offset.
+    pub items: Vec<Item>,
+    /// Records that are no events.
+    pub unreadable: Vec<(Stored, EventError)>,
+    /// Records by what they are, as the metrics' label `op` says it.
+    pub counts: BTreeMap<&'static str, u64>,
+    /// The offset after the last record of each partition that is in the batch.
+    pub ends: BTreeMap<Partition, u64>,
+}
+
+/// An event that no later one of the batch has overtaken.
+#[derive(Debug)]
+pub struct Item {
+    /// Its partition.
+    pub partition: Partition,
+    /// Its offset: the version of the row.
+    pub version: Version,
+    /// When it was committed in the source, milliseconds since the Unix epoch, if known.
+    pub commit_ts_ms: Option<i64>,
+    /// The record itself, for the dead letters.
+    pub record: Record,
+    /// What it says.
+    pub event: Event,
+}
+
+/// What an event says about the index.
+#[derive(Debug, PartialEq)]
+pub enum Event {
+    /// The row is this.
+    Row(RowKey, Row),
+    /// The row is gone.
+    Gone(RowKey),
+    /// All rows of the partition are gone.
+    Barrier,
+}
+
+/// Reads a batch, in the order in which the log gave it.
+pub fn intake(batch: Vec<Stored>) -> Intake {
+    let mut intake = Intake::default();
+    let mut latest: HashMap<(Partition, RowKey), Item> = HashMap::new();
+    let mut barriers: BTreeMap<Partition, Item> = BTreeMap::new();
+    for stored in batch {
+        intake.ends.insert(stored.partition, stored.offset + 1);
+        let event = match ChangeEvent::from_record(&stored.record) {
+            Ok(event) => event,
+            Err(fault) => {
+                *intake.counts.entry("unreadable").or_default() += 1;
+                intake.unreadable.push((stored, fault));
+                continue;
+            }
+        };
+        let (op, commit_ts_ms, event) = read(event);
+        *intake.counts.entry(op).or_default() += 1;
+        let Stored { partition, offset, record } = stored;
+        let key = match &event {
+            Event::Row(key, _) | Event::Gone(key) => Some(key.clone()),
+            Event::Barrier => None,
+        };
+        let item = Item { partition, version: Version(offset), commit_ts_ms, record, event };
+        match key {
+            Some(key) => drop(latest.insert((partition, key), item)),
+            None => {
+                latest.retain(|(other, _), _| *other != partition);
+                barriers.insert(partition, item);
+            }
+        }
+    }
+    intake.items.extend(barriers.into_values().chain(latest.into_values()));
+    intake.items.sort_by_key(|item| (item.partition, item.version));
+    intake
+}
+
+fn read(event: ChangeEvent) -> (&'static str, Option<i64>, Event) {
+    match event {
+        ChangeEvent::Row { key, change } => {
+            let event = match change.after {
+                Some(row) if change.op != Op::Delete => Event::Row(key, row),
+                _ => Event::Gone(key),
+            };
+            (change.op.as_label(), Some(change.source.ts_ms), event)
+        }
+        ChangeEvent::Tombstone { key, commit_ts_ms } => ("tombstone", commit_ts_ms, Event::Gone(key)),
+        ChangeEvent::Barrier { change } => (Op::Truncate.as_label(), Some(change.source.ts_ms), Event::Barrier),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::event::BARRIER_KEY;
+    use bytes::Bytes;
+
+    /// One record: `c7`, `u7`, `d7` (a change of row 7), `t7` (its tombstone), `b` (a barrier), `x7` (unreadable).
+    fn record(text: &str) -> Record {
+        let (kind, id) = text.split_at(1);
+        let change = |op: &str, after: &str| {
+            Some(format!(r#"{{"before":null,"after":{after},"source":{{"ts_ms":5}},"op":"{op}","ts_ms":6}}"#))
+        };
+        let row = format!(r#"{{"id":{id}}}"#);
+        let (key, value) = match kind {
+            "c" | "u" | "r" => (row.clone(), change(kind, &row)),
+            "d" => (row, change("d", "null")),
+            "t" => (row, None),
+            "b" => (String::from_utf8_lossy(BARRIER_KEY).into_owned(), change("t", "null")),
+            _ => (row, Some("{".to_owned())),
+        };
+        Record { key: key.into(), value: value.map(Bytes::from), headers: vec![], timestamp_ms: 0 }
+    }
+
+    /// Reads records written as `partition:record` and gives what is left as `partition:kind id@version`.
+    fn check(records: &str, expected: &str) -> Intake {
+        let mut offsets: BTreeMap<Partition, u64> = BTreeMap::new();
+        let stored = records.split_whitespace().map(|text| {
+            let (partition, kind) = text.split_once(':').expect("partition:record");
+            let partition = partition.parse().expect("a number");
+            let offset = offsets.entry(partition).or_insert(10);
+            *offset += 1;
+            Stored { partition, offset: *offset - 1, record: record(kind) }
+        });
+        let intake = intake(stored.collect());
+        let left = intake.items.iter().map(|item| {
+            let event = match &item.event {
+                Event::Row(key, row) => format!("row{}={}", key.id(), row["id"]),
+                Event::Gone(key) => format!("gone{}", key.id()),
+                Event::Barrier => "barrier".to_owned(),
+            };
+            format!("{}:{event}@{}", item.partition, item.version.0)
+        });
+        assert_eq!(left.collect::<Vec<_>>().join(" "), expected, "{records}");
+        intake
+    }
+
+    #[test]
+    fn the_last_event_of_a_key_stays() {
+        check("", "");
+        check("0:c1 0:c2 0:u1", "0:row2=2@11 0:row1=1@12");
+        check("0:c1 0:d1 0:t1", "0:gone1@12");
+        check("0:c1 0:d1 0:t1 0:r1", "0:row1=1@13");
+        check("0:c1 1:d1", "0:row1=1@10 1:gone1@10");
+    }
+
+    #[test]
+    fn a_barrier_drops_what_is_before_it_in_its_partition() {
+        check("0:c1 1:c2 0:b 0:c3", "0:barrier@11 0:row3=3@12 1:row2=2@10");
+        check("0:c1 0:b 0:c1 0:b", "0:barrier@13");
+    }
+
+    #[test]
+    fn the_unreadable_is_kept_apart_and_counted() {
+        let intake = check("0:c1 0:x1 0:t2 1:b", "0:row1=1@10 0:gone2@12 1:barrier@10");
+        assert_eq!(intake.unreadable[0].0.offset, 11);
+        assert_eq!(intake.ends, BTreeMap::from([(0, 13), (1, 11)]));
+        let counts = [("create", 1), ("tombstone", 1), ("truncate", 1), ("unreadable", 1)];
+        assert_eq!(intake.counts, BTreeMap::from(counts));
+        assert_eq!(intake.items[0].commit_ts_ms, Some(5));
+    }
+}

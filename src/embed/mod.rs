@@ -1,0 +1,176 @@
+//! Text to vector: document → windows → tokens → model. Knows no log but the one it reads, and no store.
+//!
+//! **Invariants:** the same text gives the same vector, bit for bit, whatever was embedded with it; nothing is
+//! truncated silently; a query never waits for a backfill; no vector leaves that is not of length one.
+
+mod batch;
+pub mod cache;
+pub mod document;
+mod files;
+mod inference;
+mod intake;
+mod model;
+mod rows;
+pub mod tokens;
+pub mod window;
+pub mod worker;
+
+use std::sync::Arc;
+
+use sha2::{Digest, Sha256};
+
+use crate::config::{self, Precision};
+use files::Files;
+use inference::Inference;
+use model::Model;
+use tokens::{TokenIds, Tokens};
+
+pub use cache::Cache;
+pub use document::{Document, DocumentError, Rendered};
+pub use files::LoadError;
+pub use model::{DIMENSION, EmbedError, NoDirection, TOKENS_MAX, Vector, normalise};
+pub use rows::{Processed, Reason, row_hash, text_hash};
+pub use worker::{Worker, WorkerError};
+
+/// The most tokens of a query that are used, special ones included.
+pub const QUERY_TOKENS_MAX: usize = 256;
+/// The most queries that wait for the model. At 2 to 5 ms each the last of them waits about as long as a search may.
+const QUERIES_WAITING_MAX: usize = 200;
+/// The tokens of one fp32 call, padding included. Measured: 512 to 1,024 are equally fast, more are slower.
+const FP32_CALL_TOKENS: usize = 1024;
+
+/// A query's vector.
+#[derive(Clone, Debug, PartialEq)]
+pub struct QueryVector {
+    /// Of unit length, `DIMENSION` long.
+    pub vector: Vector,
+    /// Whether the query was longer than `QUERY_TOKENS_MAX` and its end has no part in the vector.
+    pub truncated: bool,
+}
+
+/// A loaded model with its tokenizer and the threads that run it. Clones are the same one; the last ends the threads.
+#[derive(Clone)]
+pub struct Embedder(Arc<Inner>);
+
+struct Inner {
+    tokens: Tokens,
+    precision: Precision,
+    model_sha256: &'static str,
+    tokenizer_sha256: &'static str,
+    rows: Inference,
+    queries: Inference,
+}
+
+impl Embedder {
+    /// Loads and checks the files. Blocks for 0.2 to 1 s. `threads`: cores for rows; queries have one more thread.
+    ///
+    /// fp32 runs batches on one session with all threads: weights once, and its vectors do not depend on the batch.
+    /// The int8 model quantises activations over the whole batch, so each call has one text, and each thread has a
+    /// session of its own.
+    pub fn load(settings: &config::Model, threads: usize) -> Result<Embedder, LoadError> {
+        let files = Files::choose(settings);
+        let threads = threads.max(1);
+        let (sessions, budget) = match files.precision {
+            Precision::Fp32 => (vec![threads], FP32_CALL_TOKENS),
+            Precision::Int8 => (vec![1; threads], 0),
+        };
+        // Hashing takes its time on another core while the sessions are opened. Nothing is used before it is done.
+        let (checked, tokenizer, models, query) = std::thread::scope(|scope| {
+            let checking = scope.spawn(|| files.check_model());
+            let reading = scope.spawn(|| read_tokenizer(&files));
+            let open = |threads: &usize| Model::open(&files.model, &files.runtime, *threads);
+            let models: Result<Vec<Model>, LoadError> = sessions.iter().map(open).collect();
+            let query = models.is_ok().then(|| open(&1));
+            (join(checking), join(reading), models, query)
+        });
+        // A bad file is the better explanation of a session that could not be opened.
+        let model_sha256 = checked?;
+        let (tokens, tokenizer_sha256) = tokenizer?;
+        let models = models?;
+        let query: Result<Vec<Model>, LoadError> = query.into_iter().collect();
+        Ok(Embedder(Arc::new(Inner {
+            tokens,
+            precision: files.precision,
+            model_sha256,
+            tokenizer_sha256,
+            rows: Inference::start(models, budget).map_err(LoadError::Thread)?,
+            queries: Inference::start(query?, 0).map_err(LoadError::Thread)?,
+        })))
+    }
+
+    /// The model's name.
+    pub fn model_name(&self) -> &str {
+        match self.0.precision {
+            Precision::Fp32 => "all-MiniLM-L6-v2 fp32",
+            Precision::Int8 => "all-MiniLM-L6-v2 int8",
+        }
+    }
+
+    /// The model's arithmetic.
+    pub fn precision(&self) -> Precision {
+        self.0.precision
+    }
+
+    /// The tokenizer.
+    pub fn tokens(&self) -> &Tokens {
+        &self.0.tokens
+    }
+
+    /// A short name of all that decides over a row's vectors: model, tokenizer, templates, windows, title weight.
+    /// Lower-case hexadecimal, 12 digits.
+    pub fn revision(&self, document: &config::Document) -> String {
+        let mut hasher = Sha256::new();
+        let numbers =
+            [document.window_tokens as u64, document.overlap_tokens as u64, u64::from(document.title_weight.to_bits())];
+        // Each part goes in with its length, so that no two settings read the same.
+        for part in [self.0.model_sha256, self.0.tokenizer_sha256, &document.text] {
+            hasher.update((part.len() as u64).to_le_bytes());
+            hasher.update(part);
+        }
+        for number in numbers {
+            hasher.update(number.to_le_bytes());
+        }
+        hasher.update(document.title.as_deref().unwrap_or_default());
+        files::hex(&hasher.finalize()[..6])
+    }
+
+    /// The name of a text's vector in the cache: it depends on nothing but the model and the token ids.
+    pub(crate) fn vector_key(&self, text: &TokenIds) -> cache::Key {
+        let mut hasher = Sha256::new();
+        hasher.update(self.0.model_sha256);
+        for id in text {
+            hasher.update(id.to_le_bytes());
+        }
+        cache::Key::of(hasher)
+    }
+
+    /// Embeds a query, on a thread of its own. A query that is too long is not refused: its first
+    /// `QUERY_TOKENS_MAX` tokens are used, and the answer says so.
+    pub async fn query(&self, text: &str) -> Result<QueryVector, EmbedError> {
+        let waiting = self.0.queries.waiting();
+        if waiting >= QUERIES_WAITING_MAX {
+            return Err(EmbedError::Busy { waiting });
+        }
+        let (ids, truncated) = self.0.tokens.truncated(text, QUERY_TOKENS_MAX)?;
+        if ids.len() == tokens::SPECIAL_TOKENS {
+            return Err(EmbedError::Empty);
+        }
+        let vector = self.0.queries.embed(vec![ids]).await.pop().unwrap_or(Err(EmbedError::Stopped))?;
+        Ok(QueryVector { vector, truncated })
+    }
+
+    /// Embeds texts, in length-sorted calls; the results are in the order of the texts.
+    pub async fn embed(&self, texts: Vec<TokenIds>) -> Vec<Result<Vector, EmbedError>> {
+        self.0.rows.embed(texts).await
+    }
+}
+
+fn read_tokenizer(files: &Files) -> Result<(Tokens, &'static str), LoadError> {
+    let (json, sha256) = files.read_tokenizer()?;
+    let tokens = Tokens::new(&json).map_err(|source| LoadError::Tokenizer { path: files.tokenizer.clone(), source })?;
+    Ok((tokens, sha256))
+}
+
+fn join<T>(thread: std::thread::ScopedJoinHandle<'_, T>) -> T {
+    thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+}

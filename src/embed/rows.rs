@@ -1,0 +1,386 @@
+//! A batch of `changes` to records of `vectors`: renders, looks up, splits, embeds, mixes. Reads and writes no log.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use bytes::Bytes;
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+
+use super::cache::{Cache, Key, Layout};
+use super::document::{Document, Rendered};
+use super::intake::{Event, Intake, Item, intake};
+use super::model::{EmbedError, NoDirection, Vector, normalise};
+use super::tokens::{self, SPECIAL_TOKENS, Token, TokenIds};
+use super::{Embedder, window};
+use crate::config;
+use crate::event::{EmbeddedRow, Record, RowKey, VectorEvent, Window};
+use crate::retry::Chain;
+use crate::topic::{Outgoing, Partition, Stored};
+
+/// Why a record was put aside, as the header `vecsync.reason` and the metrics' label `reason` say it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reason {
+    /// It is not a change event.
+    Unreadable,
+    /// The document cannot be rendered from this row.
+    Template,
+    /// The model or the tokenizer refuses its text.
+    Embedding,
+}
+
+impl Reason {
+    /// The label.
+    pub fn as_label(self) -> &'static str {
+        match self {
+            Reason::Unreadable => "unreadable",
+            Reason::Template => "template",
+            Reason::Embedding => "embedding",
+        }
+    }
+}
+
+/// What a batch became: to be committed as one.
+#[derive(Debug, Default)]
+pub struct Processed {
+    /// Records of `vectors`, by partition and version.
+    pub vectors: Vec<Outgoing>,
+    /// Records put aside: the original key, value and headers, and `vecsync.reason`, `.topic`, `.partition`,
+    /// `.offset`, `.error`.
+    pub dead_letters: Vec<Record>,
+    /// Why, in the order of the dead letters.
+    pub reasons: Vec<Reason>,
+    /// The next offset to read in each partition that the batch touched.
+    pub ends: BTreeMap<Partition, u64>,
+    /// Records by what they are; `empty` counts rows that had nothing to embed and were removed from the index.
+    pub counts: BTreeMap<&'static str, u64>,
+    /// When the newest event was committed in the source, milliseconds since the Unix epoch.
+    pub commit_ts_ms: Option<i64>,
+    /// Texts (windows and titles) that went through the model.
+    pub computed: u64,
+    /// Texts whose vector was known.
+    pub cached: u64,
+    /// Rows with more than one window.
+    pub split: u64,
+    /// Titles that do not stand whole in front of their windows.
+    pub titles_cut: u64,
+}
+
+/// All that turns rows into vectors.
+pub(super) struct Rows {
+    embedder: Embedder,
+    document: Document,
+    settings: config::Document,
+    revision: String,
+    cache: Cache,
+    topic: String,
+}
+
+/// A row on its way: rendered and split.
+struct Ready {
+    item: Item,
+    key: RowKey,
+    rendered: Rendered,
+    text_hash: Key,
+    layout: Layout,
+}
+
+/// A batch of which nothing but missing vectors is still to be computed.
+#[derive(Default)]
+struct Prepared {
+    processed: Processed,
+    outputs: Vec<(Partition, u64, VectorEvent)>,
+    rows: Vec<Ready>,
+    known: HashMap<Key, Vector>,
+    missing: Vec<(Key, TokenIds)>,
+    wanted: HashSet<Key>,
+    new_layouts: HashSet<Key>,
+}
+
+impl Rows {
+    /// `topic` is what dead letters name as the topic they come from.
+    pub(super) fn new(
+        embedder: Embedder,
+        document: Document,
+        settings: config::Document,
+        cache: Cache,
+        topic: String,
+    ) -> Rows {
+        let revision = embedder.revision(&settings);
+        Rows { embedder, document, settings, revision, cache, topic }
+    }
+
+    /// Reads, renders, looks up and splits. Blocks: up to milliseconds a row.
+    fn prepare(&self, batch: Vec<Stored>) -> Prepared {
+        let mut prepared = Prepared::default();
+        let Intake { items, unreadable, counts, ends } = intake(batch);
+        prepared.processed.ends = ends;
+        prepared.processed.counts = counts;
+        for (stored, fault) in unreadable {
+            let Stored { partition, offset, record } = stored;
+            let letter = self.dead_letter(record, partition, offset, Reason::Unreadable, &Chain(&fault).to_string());
+            prepared.put_aside(letter, Reason::Unreadable);
+        }
+        for item in items {
+            prepared.processed.commit_ts_ms = prepared.processed.commit_ts_ms.max(item.commit_ts_ms);
+            self.prepare_item(item, &mut prepared);
+        }
+        prepared
+    }
+
+    fn prepare_item(&self, mut item: Item, prepared: &mut Prepared) {
+        let (partition, version, commit_ts_ms) = (item.partition, item.version, item.commit_ts_ms);
+        let gone = |key| (partition, version.0, VectorEvent::Delete { key, version, commit_ts_ms });
+        let (key, row) = match std::mem::replace(&mut item.event, Event::Barrier) {
+            Event::Row(key, row) => (key, row),
+            Event::Gone(key) => return prepared.outputs.push(gone(key)),
+            Event::Barrier => {
+                let barrier = VectorEvent::Barrier { version, commit_ts_ms: commit_ts_ms.unwrap_or_default() };
+                return prepared.outputs.push((partition, version.0, barrier));
+            }
+        };
+        let rendered = match self.document.render(&row) {
+            Ok(Some(rendered)) => rendered,
+            Ok(None) => return prepared.outputs.push(gone(key)),
+            Err(fault) => return self.put_aside(item, Reason::Template, &Chain(&fault).to_string(), prepared),
+        };
+        let text_hash = text_hash(&self.revision, &rendered);
+        let known = self.cache.layout(&text_hash).filter(|layout| self.look_up(layout, &rendered.text, prepared));
+        let is_new = known.is_none();
+        let layout = match known {
+            Some(layout) => Some(layout),
+            None => match self.lay_out(&rendered, prepared) {
+                Ok(layout) => layout,
+                Err(fault) => return self.put_aside(item, Reason::Embedding, &fault.to_string(), prepared),
+            },
+        };
+        // Nothing in the row has a meaning that could be found.
+        let Some(layout) = layout else {
+            *prepared.processed.counts.entry("empty").or_default() += 1;
+            return prepared.outputs.push(gone(key));
+        };
+        if is_new {
+            prepared.new_layouts.insert(text_hash);
+        }
+        prepared.processed.split += u64::from(layout.windows.len() > 1);
+        prepared.rows.push(Ready { item, key, rendered, text_hash, layout });
+    }
+
+    /// Fetches a known document's vectors. Says whether all are there and the windows are inside the text.
+    fn look_up(&self, layout: &Layout, text: &str, prepared: &mut Prepared) -> bool {
+        layout.windows.iter().all(|(bytes, _)| text.get(bytes.clone()).is_some())
+            && layout.keys().all(|key| {
+                prepared.known.contains_key(key)
+                    || self.cache.vector(key).map(|vector| prepared.known.insert(*key, vector)).is_some()
+            })
+    }
+
+    /// Splits a document into windows and notes the vectors that are missing. None: there is nothing to embed.
+    fn lay_out(&self, rendered: &Rendered, prepared: &mut Prepared) -> Result<Option<Layout>, EmbedError> {
+        let limit = self.settings.window_tokens;
+        let tokens = self.embedder.tokens();
+        let title = tokens.of(rendered.title.as_deref().unwrap_or_default())?;
+        let text = tokens.of(&rendered.text)?;
+        if title.is_empty() && text.is_empty() {
+            return Ok(None);
+        }
+        let share = window::title_share(limit, title.len());
+        prepared.processed.titles_cut += u64::from(share < title.len());
+        let front: &[Token] = &title[..share];
+        let capacity = window::capacity(limit, share);
+        let mut windows = window::split(&rendered.text, &text, capacity, self.settings.overlap_tokens);
+        if windows.is_empty() {
+            windows.push(window::Window { tokens: 0..0, bytes: 0..rendered.text.len() });
+        }
+        let mut layout = Layout::default();
+        if self.settings.title_weight > 0.0 && !title.is_empty() {
+            let own = &title[..title.len().min(limit.saturating_sub(SPECIAL_TOKENS))];
+            layout.title = Some(self.want(tokens::input([own]), prepared));
+        }
+        for window in windows {
+            let ids = tokens::input([front, &text[window.tokens]]);
+            layout.windows.push((window.bytes, self.want(ids, prepared)));
+        }
+        Ok(Some(layout))
+    }
+
+    /// Notes that this text's vector is needed, and computes it only if it is not known.
+    fn want(&self, ids: TokenIds, prepared: &mut Prepared) -> Key {
+        let key = self.embedder.vector_key(&ids);
+        if !prepared.known.contains_key(&key) && prepared.wanted.insert(key) {
+            match self.cache.vector(&key) {
+                Some(vector) => drop(prepared.known.insert(key, vector)),
+                None => prepared.missing.push((key, ids)),
+            }
+        }
+        key
+    }
+
+    /// Makes the records. Blocks: the cache writes.
+    fn finish(&self, prepared: Prepared, results: Vec<Result<Vector, EmbedError>>) -> Processed {
+        let Prepared { mut processed, mut outputs, rows, mut known, missing, new_layouts, .. } = prepared;
+        let mut faults: HashMap<Key, EmbedError> = HashMap::new();
+        let mut computed = vec![];
+        for ((key, _), result) in missing.into_iter().zip(results) {
+            match result {
+                Ok(vector) => {
+                    computed.push(key);
+                    known.insert(key, vector);
+                }
+                Err(fault) => drop(faults.insert(key, fault)),
+            }
+        }
+        let mut layouts = vec![];
+        for ready in rows {
+            match self.embedded(&ready, &known, &faults) {
+                Ok(row) => {
+                    let (partition, version) = (ready.item.partition, ready.item.version.0);
+                    outputs.push((partition, version, VectorEvent::Upsert { key: ready.key, row }));
+                    if new_layouts.contains(&ready.text_hash) {
+                        layouts.push((ready.text_hash, ready.layout));
+                    }
+                }
+                Err(fault) => {
+                    let Item { record, partition, version, .. } = ready.item;
+                    let text = Chain(&fault).to_string();
+                    processed.dead_letters.push(self.dead_letter(
+                        record,
+                        partition,
+                        version.0,
+                        Reason::Embedding,
+                        &text,
+                    ));
+                    processed.reasons.push(Reason::Embedding);
+                }
+            }
+        }
+        let vectors = computed.iter().filter_map(|key| Some((*key, known.get(key)?)));
+        self.cache.keep(vectors, layouts.iter().map(|(key, layout)| (*key, layout)));
+        outputs.sort_by_key(|(partition, version, _)| (*partition, *version));
+        let now_ms = now_ms();
+        let records = outputs.into_iter().map(|(partition, _, event)| Outgoing::To(partition, event.to_record(now_ms)));
+        processed.vectors = records.collect();
+        processed
+    }
+
+    fn embedded(
+        &self,
+        ready: &Ready,
+        known: &HashMap<Key, Vector>,
+        faults: &HashMap<Key, EmbedError>,
+    ) -> Result<EmbeddedRow, EmbedError> {
+        let vector = |key: &Key| known.get(key).ok_or_else(|| faults.get(key).cloned().unwrap_or(EmbedError::Stopped));
+        let title = ready.layout.title.as_ref().map(vector).transpose()?;
+        let mut windows = vec![];
+        for (bytes, key) in &ready.layout.windows {
+            let vector = match title {
+                Some(title) => mix(vector(key)?, title, self.settings.title_weight)?,
+                None => vector(key)?.clone(),
+            };
+            let passage = ready.rendered.text.get(bytes.clone()).unwrap_or_default().trim().to_owned();
+            windows.push(Window { vector, passage });
+        }
+        let payload = Value::Object(ready.rendered.payload.clone()).to_string();
+        Ok(EmbeddedRow {
+            version: ready.item.version.0,
+            row_hash: row_hash(&ready.text_hash, &payload).as_bytes().to_vec(),
+            text_hash: ready.text_hash.as_bytes().to_vec(),
+            payload,
+            windows,
+            commit_ts_ms: ready.item.commit_ts_ms.unwrap_or_default(),
+        })
+    }
+
+    fn put_aside(&self, item: Item, reason: Reason, error: &str, prepared: &mut Prepared) {
+        let letter = self.dead_letter(item.record, item.partition, item.version.0, reason, error);
+        prepared.put_aside(letter, reason);
+    }
+
+    fn dead_letter(&self, record: Record, partition: Partition, offset: u64, reason: Reason, error: &str) -> Record {
+        // A row's values may be in the message of a template; the log has none of them, the dead letter has all.
+        tracing::warn!(partition, offset, reason = reason.as_label(), "put a record aside as a dead letter");
+        let mut record = record;
+        let header = |name: &str, value: String| (format!("vecsync.{name}"), Bytes::from(value));
+        record.headers.extend([
+            header("reason", reason.as_label().to_owned()),
+            header("topic", self.topic.clone()),
+            header("partition", partition.to_string()),
+            header("offset", offset.to_string()),
+            header("error", error.to_owned()),
+        ]);
+        record.timestamp_ms = now_ms();
+        record
+    }
+}
+
+/// Turns a batch into what is to be committed. An error says that the model is out of order and nothing was done; a
+/// text that the model refuses is a dead letter and no error.
+pub(super) async fn process(rows: &Arc<Rows>, batch: Vec<Stored>) -> Result<Processed, EmbedError> {
+    let shared = Arc::clone(rows);
+    let mut prepared = blocking(move || shared.prepare(batch)).await?;
+    let texts: Vec<TokenIds> = prepared.missing.iter_mut().map(|(_, ids)| std::mem::take(ids)).collect();
+    let results = if texts.is_empty() { vec![] } else { rows.embedder.embed(texts).await };
+    if let Some(fault) = results.iter().filter_map(|result| result.as_ref().err()).find(|fault| !fault.is_of_the_text())
+    {
+        return Err(fault.clone());
+    }
+    let used = prepared.rows.iter().flat_map(|ready| ready.layout.keys()).count() as u64;
+    prepared.processed.computed = results.iter().filter(|result| result.is_ok()).count() as u64;
+    prepared.processed.cached = used.saturating_sub(results.len() as u64);
+    let shared = Arc::clone(rows);
+    blocking(move || shared.finish(prepared, results)).await
+}
+
+async fn blocking<T: Send + 'static>(run: impl FnOnce() -> T + Send + 'static) -> Result<T, EmbedError> {
+    match tokio::task::spawn_blocking(run).await {
+        Ok(result) => Ok(result),
+        Err(fault) if fault.is_panic() => std::panic::resume_unwind(fault.into_panic()),
+        Err(_) => Err(EmbedError::Stopped),
+    }
+}
+
+impl Prepared {
+    fn put_aside(&mut self, letter: Record, reason: Reason) {
+        self.processed.dead_letters.push(letter);
+        self.processed.reasons.push(reason);
+    }
+}
+
+impl Layout {
+    fn keys(&self) -> impl Iterator<Item = &Key> {
+        self.title.iter().chain(self.windows.iter().map(|(_, key)| key))
+    }
+}
+
+/// The hash of what is embedded: equal for equal title and text in one revision.
+pub fn text_hash(revision: &str, rendered: &Rendered) -> Key {
+    let mut hasher = Sha256::new();
+    for part in [revision, rendered.title.as_deref().unwrap_or_default(), &rendered.text] {
+        hasher.update((part.len() as u64).to_le_bytes());
+        hasher.update(part);
+    }
+    Key::of(hasher)
+}
+
+/// The hash of all that is indexed: the text's hash and the payload as JSON.
+pub fn row_hash(text_hash: &Key, payload: &str) -> Key {
+    Key::of(Sha256::new_with_prefix(text_hash.as_bytes()).chain_update(payload))
+}
+
+/// The share `weight` of the title's vector and the rest of the window's, scaled to length one.
+fn mix(window: &Vector, title: &Vector, weight: f32) -> Result<Vector, EmbedError> {
+    let mut mixed: Vector =
+        window.iter().zip(title).map(|(window, title)| (1.0 - weight) * window + weight * title).collect();
+    let tokens = 0;
+    normalise(&mut mixed).map_err(|fault| match fault {
+        NoDirection::NotFinite => EmbedError::NotFinite { tokens },
+        NoDirection::Zero => EmbedError::ZeroNorm { tokens },
+    })?;
+    Ok(mixed)
+}
+
+/// Milliseconds since the Unix epoch.
+fn now_ms() -> i64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| i64::try_from(now.as_millis()).unwrap_or(i64::MAX))
+}

@@ -1,0 +1,573 @@
+//! The local store: rows in sled, vectors in memory, positions in the same transaction as the rows that they cover.
+//! Takes events that others have read from `vectors`; it reads no log.
+//!
+//! **Invariant:** an older version never replaces a newer one, nor comes back after a delete or a truncate; what is on
+//! the disk is either checked and whole or put into quarantine and built anew.
+
+mod error;
+mod load;
+mod record;
+mod store;
+#[cfg(test)]
+mod tests;
+
+use std::collections::HashMap;
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+
+use tokio::sync::Notify;
+
+pub use self::error::MirrorError;
+use self::load::Loaded;
+use self::record::{Damage, MirrorState, Record, STATE_KEY, Stored, row_key};
+use self::store::{FolderLock, Store, guarded, shown};
+use super::filter::{self, Filter};
+use super::matrix::{Becomes, Body, Cells, Edit, Found, Matrix, rank};
+use super::scan::{DIMENSION, Vector};
+use crate::clock::now_ms;
+use crate::event::{EmbeddedRow, Row, RowKey, VectorEvent, Version};
+use crate::topic::{Offsets, Partition};
+
+/// Records in one transaction of sled, which holds them all in memory.
+const TRANSACTION_RECORDS_MAX: usize = 1000;
+/// Bytes in one transaction of sled, beyond which it is closed.
+const TRANSACTION_BYTES_MAX: usize = 4 << 20;
+
+/// What a mirror is made for.
+#[derive(Clone, Debug)]
+pub struct MirrorSettings {
+    /// The mirror's own folder, `<data_dir>/mirror/<revision>`. Its lock and its quarantined predecessors stand beside it.
+    pub dir: PathBuf,
+    /// The pipeline's name.
+    pub pipeline: String,
+    /// Revision of the embedding.
+    pub revision: String,
+    /// Partitions of `vectors`.
+    pub partitions: Partition,
+    /// Fields of the payload that searches may filter by.
+    pub filters: Vec<String>,
+}
+
+/// The local store of one pipeline and revision. Clones are the same store.
+#[derive(Clone)]
+pub struct Mirror(Arc<Inner>);
+
+struct Inner {
+    settings: MirrorSettings,
+    /// Taken before `store` and `matrix`; one writer at a time.
+    writer: Mutex<MirrorState>,
+    store: RwLock<Option<Store>>,
+    matrix: RwLock<Matrix>,
+    /// A copy of the writer's, so that looking does not wait for a write.
+    positions: RwLock<Offsets>,
+    /// The disk failed or is damaged: nothing is written until `recover`.
+    faulty: AtomicBool,
+    fault: Notify,
+    lock: Mutex<Option<FolderLock>>,
+}
+
+/// What a batch did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Applied {
+    /// Rows stored.
+    pub upserts: u64,
+    /// Tombstones stored.
+    pub deletes: u64,
+    /// Rows and tombstones that a barrier removed.
+    pub purged: u64,
+    /// Events that something newer had overtaken, or that were there already.
+    pub stale: u64,
+    /// Rows that cannot be stored: no window, a vector that is not of `DIMENSION` finite numbers, a payload that is
+    /// not a JSON object. Logged with their place and stepped over: they will never be different.
+    pub refused: u64,
+}
+
+/// A row that a search found.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Hit {
+    /// The row's key.
+    pub key: RowKey,
+    /// Dot product of the query and the row's best window; for unit vectors the cosine.
+    pub score: f32,
+    /// The text of that window.
+    pub passage: String,
+    /// The row's payload.
+    pub payload: Row,
+    /// The row's version.
+    pub version: Version,
+}
+
+impl Mirror {
+    /// Opens the folder or makes it; blocking. Every record is checked while the vectors are loaded. A folder that is
+    /// damaged, or made by another format, pipeline or revision, is put into quarantine and an empty mirror with all
+    /// positions 0 takes its place. Errors are those that trying again may mend: locked by another process, disk full.
+    pub fn open(settings: MirrorSettings) -> Result<Mirror, MirrorError> {
+        let lock = FolderLock::take(&settings.dir)?;
+        let loaded = Loaded::open_or_rebuild(&settings)?;
+        Ok(Mirror(Arc::new(Inner {
+            positions: RwLock::new(loaded.state.positions.clone()),
+            writer: Mutex::new(loaded.state),
+            store: RwLock::new(Some(loaded.store)),
+            matrix: RwLock::new(loaded.matrix),
+            faulty: AtomicBool::new(false),
+            fault: Notify::new(),
+            lock: Mutex::new(Some(lock)),
+            settings,
+        })))
+    }
+
+    /// The next offset of `vectors` to take in each partition; all before is durable.
+    pub fn positions(&self) -> Offsets {
+        read(&self.0.positions).clone()
+    }
+
+    /// Applies events, each with its place in `vectors`, in their order. When it returns they and the positions behind
+    /// them are durable and searches see them (searches may see them a little earlier). A dropped future does not stop
+    /// a batch half-way. After `MirrorError::Faulty` or a fault of the disk the caller calls `recover` and takes up the
+    /// log at `positions` again: they may have gone back.
+    pub async fn apply(&self, batch: Vec<(Partition, u64, VectorEvent)>) -> Result<Applied, MirrorError> {
+        self.apply_upto(batch, Offsets::new()).await
+    }
+
+    /// As `apply`; the positions move on to `upto` at least, for what was read and holds no event: records that could
+    /// not be decoded, gaps that compaction left.
+    pub async fn apply_upto(
+        &self,
+        batch: Vec<(Partition, u64, VectorEvent)>,
+        upto: Offsets,
+    ) -> Result<Applied, MirrorError> {
+        self.blocking("apply", move |inner| inner.write(|inner, state| inner.apply(state, batch, &upto))).await
+    }
+
+    /// Forgets tombstones that were stored before this time, milliseconds since the Unix epoch, and says how many.
+    /// An older upsert that comes later than that would bring its row back.
+    pub async fn prune(&self, older_than_ms: i64) -> Result<u64, MirrorError> {
+        self.blocking("prune", move |inner| inner.write(|inner, state| inner.prune(state, older_than_ms))).await
+    }
+
+    /// Opens and checks the folder again after a fault; without one it does nothing. Searches are answered `Closed`
+    /// meanwhile. Where the disk is full it is an error, and searches go on over what is there.
+    pub async fn recover(&self) -> Result<(), MirrorError> {
+        self.blocking("recover", Inner::reload).await
+    }
+
+    /// Puts everything aside and begins empty, with all positions 0: for a mirror that does not belong to its log.
+    pub async fn reset(&self, reason: &str) -> Result<(), MirrorError> {
+        let reason = reason.to_owned();
+        self.blocking("reset", move |inner| inner.reset(&reason)).await
+    }
+
+    /// Waits until the disk has failed or damage was found, also by a search; `recover` is needed then.
+    pub async fn faulted(&self) -> MirrorError {
+        loop {
+            let told = self.0.fault.notified();
+            if self.0.faulty.load(Ordering::Acquire) {
+                return MirrorError::Faulty { path: shown(&self.0.settings.dir) };
+            }
+            told.await;
+        }
+    }
+
+    /// The best `limit` rows by the score of their best window, at least `min_score`: by falling score, equal scores by
+    /// key. `query` has `DIMENSION` numbers. Takes the time of a scan (milliseconds at 100,000 windows) and may read
+    /// the disk: call it on a blocking thread.
+    pub fn search(
+        &self,
+        query: &[f32],
+        limit: usize,
+        min_score: f32,
+        filter: &Filter,
+    ) -> Result<Vec<Hit>, MirrorError> {
+        let vector = Vector::new(query).ok_or(MirrorError::Query { found: query.len() })?;
+        self.0.search(&vector, limit, min_score, filter)
+    }
+
+    /// Rows that can be found.
+    pub fn rows(&self) -> u64 {
+        read(&self.0.matrix).rows()
+    }
+
+    /// Windows that can be found.
+    pub fn points(&self) -> u64 {
+        read(&self.0.matrix).points()
+    }
+
+    /// Bytes that the folder takes on the disk, without quarantined ones. Blocking: looks at every file.
+    pub fn size_on_disk(&self) -> Result<u64, MirrorError> {
+        store::size_on_disk(&self.0.settings.dir)
+    }
+
+    /// Fields that searches may filter by.
+    pub fn fields(&self) -> &[String] {
+        &self.0.settings.filters
+    }
+
+    /// Partitions of `vectors` that it was made for.
+    pub fn partitions(&self) -> Partition {
+        self.0.settings.partitions
+    }
+
+    /// Waits for the write under way and closes the folder; later calls are answered `Closed`.
+    pub async fn close(&self) {
+        let closed = self.blocking("close", |inner| {
+            let _writer = lock(&inner.writer);
+            drop(write(&inner.store).take());
+            drop(lock(&inner.lock).take());
+            Ok(())
+        });
+        if let Err(error) = closed.await {
+            tracing::warn!("{error}");
+        }
+    }
+
+    /// Writes a row whose checksum is wrong, for tests of what follows.
+    #[cfg(test)]
+    pub(super) fn damage_row(&self, key: &RowKey) {
+        let mut batch = sled::Batch::default();
+        batch.insert(row_key(key), b"not what was stored");
+        self.0.with_store(|store| store.write(batch)).expect("written");
+    }
+
+    async fn blocking<T: Send + 'static>(
+        &self,
+        operation: &'static str,
+        work: impl FnOnce(&Inner) -> Result<T, MirrorError> + Send + 'static,
+    ) -> Result<T, MirrorError> {
+        let inner = Arc::clone(&self.0);
+        let path = shown(&inner.settings.dir);
+        let task = tokio::task::spawn_blocking(move || guarded(operation, &inner.settings.dir, || work(&inner)));
+        task.await.unwrap_or(Err(MirrorError::Closed { path }))
+    }
+}
+
+impl fmt::Debug for Mirror {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Mirror").field("dir", &self.0.settings.dir).field("positions", &self.positions()).finish()
+    }
+}
+
+impl Inner {
+    fn mark_faulty(&self) {
+        self.faulty.store(true, Ordering::Release);
+        self.fault.notify_waiters();
+    }
+
+    /// Runs one writer. It gets a copy of the state; what it leaves there is durable when this returns.
+    fn write<T>(&self, work: impl FnOnce(&Self, &mut MirrorState) -> Result<T, MirrorError>) -> Result<T, MirrorError> {
+        let mut writer = lock(&self.writer);
+        if self.faulty.load(Ordering::Acquire) {
+            return Err(MirrorError::Faulty { path: shown(&self.settings.dir) });
+        }
+        let mut state = writer.clone();
+        let result = guarded("write", &self.settings.dir, || {
+            let result = work(self, &mut state)?;
+            if state != *writer {
+                self.with_store(Store::sync)?;
+            }
+            Ok(result)
+        });
+        match result {
+            Ok(result) => {
+                write(&self.positions).clone_from(&state.positions);
+                *writer = state;
+                Ok(result)
+            }
+            Err(error) => {
+                // Before the next writer gets its turn: what is stored may be ahead of `writer` now.
+                if error.is_fault() {
+                    self.mark_faulty();
+                }
+                Err(error)
+            }
+        }
+    }
+
+    fn apply(
+        &self,
+        state: &mut MirrorState,
+        batch: Vec<(Partition, u64, VectorEvent)>,
+        upto: &Offsets,
+    ) -> Result<Applied, MirrorError> {
+        if let Some((partition, ..)) = batch.iter().find(|(partition, ..)| *partition >= self.settings.partitions) {
+            return Err(MirrorError::Partition { found: *partition, partitions: self.settings.partitions });
+        }
+        let mut applied = Applied::default();
+        let mut pending = Pending::default();
+        for (partition, offset, event) in batch {
+            let barrier = state.barriers[usize::from(partition)];
+            let position = &mut state.positions[usize::from(partition)];
+            *position = (*position).max(offset + 1);
+            match event {
+                VectorEvent::Upsert { key, row } if self.overtaken(&pending, barrier, &key, row.version) => {
+                    applied.stale += 1;
+                }
+                VectorEvent::Upsert { key, row } => match searchable(&row, &self.settings.filters) {
+                    Ok(body) => {
+                        applied.upserts += 1;
+                        pending.put(key, Version(row.version), partition, Stored::Live(row), body);
+                    }
+                    Err(why) => {
+                        applied.refused += 1;
+                        tracing::error!(partition, offset, "embedded row refused: {why}");
+                    }
+                },
+                VectorEvent::Delete { key, version, .. } if self.overtaken(&pending, barrier, &key, version.0) => {
+                    applied.stale += 1;
+                }
+                VectorEvent::Delete { key, version, .. } => {
+                    applied.deletes += 1;
+                    let at_ms = now_ms();
+                    pending.put(key, version, partition, Stored::Deleted(at_ms), Body::Deleted(at_ms));
+                }
+                VectorEvent::Barrier { version, .. } if version.0 <= barrier => applied.stale += 1,
+                VectorEvent::Barrier { version, .. } => {
+                    // The barrier and its position first: what a kill leaves below it is purged on the next open.
+                    state.barriers[usize::from(partition)] = version.0;
+                    self.commit(state, std::mem::take(&mut pending))?;
+                    applied.purged += self.purge(state)?;
+                }
+            }
+            if pending.is_full() {
+                self.commit(state, std::mem::take(&mut pending))?;
+            }
+        }
+        for (position, upto) in state.positions.iter_mut().zip(upto) {
+            *position = (*position).max(*upto);
+        }
+        self.commit(state, pending)?;
+        Ok(applied)
+    }
+
+    /// Whether this version of a key is below the barrier, or not newer than what is known of the key.
+    fn overtaken(&self, pending: &Pending, barrier: u64, key: &RowKey, version: u64) -> bool {
+        let known = pending.version(key).or_else(|| read(&self.matrix).get(key).map(|document| document.version));
+        version < barrier || known.is_some_and(|known| Version(version) <= known)
+    }
+
+    /// Removes every record below its partition's barrier.
+    fn purge(&self, state: &mut MirrorState) -> Result<u64, MirrorError> {
+        let doomed = keys_below_barriers(&read(&self.matrix), &state.barriers);
+        self.forget(state, &doomed)
+    }
+
+    fn prune(&self, state: &mut MirrorState, older_than_ms: i64) -> Result<u64, MirrorError> {
+        let is_old =
+            |body: &super::matrix::State| matches!(body, super::matrix::State::Deleted(at) if *at < older_than_ms);
+        let old: Vec<_> = {
+            let matrix = read(&self.matrix);
+            matrix.documents().filter(|document| is_old(&document.state)).map(|d| Arc::clone(&d.key)).collect()
+        };
+        self.forget(state, &old)
+    }
+
+    fn forget(&self, state: &mut MirrorState, keys: &[Arc<RowKey>]) -> Result<u64, MirrorError> {
+        for keys in keys.chunks(TRANSACTION_RECORDS_MAX) {
+            let mut pending = Pending::default();
+            for key in keys {
+                pending.forget(RowKey::clone(key));
+            }
+            self.commit(state, pending)?;
+        }
+        Ok(keys.len() as u64)
+    }
+
+    /// Writes the pending records and the state in one transaction and shows them to searches.
+    fn commit(&self, state: &mut MirrorState, pending: Pending) -> Result<(), MirrorError> {
+        let (batch, edits) = pending.into_batch(state, &read(&self.matrix));
+        self.with_store(|store| store.write(batch))?;
+        let mut matrix = write(&self.matrix);
+        for edit in edits {
+            matrix.edit(edit);
+        }
+        Ok(())
+    }
+
+    fn with_store<T>(&self, work: impl FnOnce(&Store) -> Result<T, MirrorError>) -> Result<T, MirrorError> {
+        match &*read(&self.store) {
+            Some(store) => work(store),
+            None => Err(MirrorError::Closed { path: shown(&self.settings.dir) }),
+        }
+    }
+
+    fn search(&self, query: &Vector, limit: usize, min_score: f32, filter: &Filter) -> Result<Vec<Hit>, MirrorError> {
+        let found = read(&self.matrix)
+            .search(query, limit, min_score, filter)
+            .map_err(|field| MirrorError::Field { field: field.0, known: self.settings.filters.clone() })?;
+        let fetched = self.with_store(|store| {
+            found.into_iter().map(|found| self.fetch(store, found, query, min_score, filter)).collect()
+        });
+        let hits: Vec<Option<Hit>> = fetched.inspect_err(|error| {
+            if error.is_fault() {
+                self.mark_faulty();
+            }
+        })?;
+        let mut hits: Vec<Hit> = hits.into_iter().flatten().collect();
+        hits.sort_by(|a, b| rank((a.score, &a.key), (b.score, &b.key)));
+        Ok(hits)
+    }
+
+    /// Reads the row that was found. Where a writer has replaced it since, the new row is judged instead, so that score,
+    /// passage and payload are of one version.
+    fn fetch(
+        &self,
+        store: &Store,
+        found: Found,
+        query: &Vector,
+        min_score: f32,
+        filter: &Filter,
+    ) -> Result<Option<Hit>, MirrorError> {
+        let damaged = |what: Damage| MirrorError::Damaged { path: shown(&self.settings.dir), what: what.0 };
+        let key = row_key(&found.key);
+        let Some(bytes) = store.get(&key)? else { return Ok(None) };
+        let (Record { version, body, .. }, _) = Record::decode(&key, &bytes).map_err(damaged)?;
+        let Stored::Live(mut row) = body else { return Ok(None) };
+        let payload = parse_payload(&row.payload).map_err(|why| damaged(Damage(why)))?;
+        let (mut window, mut score) = (found.window, found.score);
+        if version != found.version {
+            let vectors = row.windows.iter().filter_map(|window| Vector::new(&window.vector));
+            let scores = vectors.map(|vector| read(&self.matrix).score(&vector, query)).enumerate();
+            // The later of equal windows is the greater for `max_by`: count down, so that the first one wins.
+            let best = scores.max_by(|a, b| a.1.total_cmp(&b.1).then(b.0.cmp(&a.0)));
+            let Some((best, best_score)) = best else { return Ok(None) };
+            if best_score < min_score || !filter::passes(filter, &payload) {
+                return Ok(None);
+            }
+            (window, score) = (best, best_score);
+        }
+        if window >= row.windows.len() {
+            return Err(damaged(Damage("a row with fewer windows than were loaded".to_owned())));
+        }
+        let passage = row.windows.swap_remove(window).passage;
+        Ok(Some(Hit { key: RowKey::clone(&found.key), score, passage, payload, version }))
+    }
+
+    fn reload(&self) -> Result<(), MirrorError> {
+        let mut writer = lock(&self.writer);
+        if self.faulty.load(Ordering::Acquire) || lock(&self.lock).is_none() {
+            // On a full disk the folder could be closed but not opened: rather keep it for the searches.
+            store::probe_space(&self.settings.dir)?;
+            self.close_store()?;
+            self.adopt(&mut writer, Loaded::open_or_rebuild(&self.settings)?);
+        }
+        Ok(())
+    }
+
+    fn reset(&self, reason: &str) -> Result<(), MirrorError> {
+        let mut writer = lock(&self.writer);
+        self.close_store()?;
+        self.adopt(&mut writer, Loaded::rebuild(&self.settings, reason)?);
+        Ok(())
+    }
+
+    /// Closes the store for opening it anew; an error when the mirror itself is closed.
+    fn close_store(&self) -> Result<(), MirrorError> {
+        if lock(&self.lock).is_none() {
+            return Err(MirrorError::Closed { path: shown(&self.settings.dir) });
+        }
+        // From here on writers are told that it is faulty, should opening fail.
+        self.faulty.store(true, Ordering::Release);
+        drop(write(&self.store).take());
+        Ok(())
+    }
+
+    fn adopt(&self, writer: &mut MirrorState, loaded: Loaded) {
+        let old = std::mem::replace(&mut *write(&self.matrix), loaded.matrix);
+        *write(&self.store) = Some(loaded.store);
+        write(&self.positions).clone_from(&loaded.state.positions);
+        *writer = loaded.state;
+        self.faulty.store(false, Ordering::Release);
+        drop(old);
+    }
+}
+
+/// What a search needs of a row, or why the row cannot have it.
+fn searchable(row: &EmbeddedRow, fields: &[String]) -> Result<Body, String> {
+    let vectors: Option<Vec<_>> = row.windows.iter().map(|window| Vector::new(&window.vector)).collect();
+    let vectors = vectors.ok_or_else(|| format!("a vector is not {DIMENSION} finite numbers"))?;
+    if vectors.is_empty() {
+        return Err("no window".to_owned());
+    }
+    Ok(Body::Live(vectors, Cells::of(&parse_payload(&row.payload)?, fields)))
+}
+
+fn parse_payload(payload: &str) -> Result<Row, String> {
+    serde_json::from_str(payload).map_err(|error| format!("the payload is not a JSON object: {error}"))
+}
+
+fn keys_below_barriers(matrix: &Matrix, barriers: &[u64]) -> Vec<Arc<RowKey>> {
+    let below = |partition: Partition, version: Version| {
+        barriers.get(usize::from(partition)).is_some_and(|barrier| version.0 < *barrier)
+    };
+    matrix.documents().filter(|d| below(d.partition, d.version)).map(|d| Arc::clone(&d.key)).collect()
+}
+
+/// Records on their way into one transaction; of each key the last.
+#[derive(Default)]
+struct Pending {
+    records: HashMap<RowKey, Option<(Record, Body)>>,
+    bytes: usize,
+}
+
+impl Pending {
+    fn version(&self, key: &RowKey) -> Option<Version> {
+        self.records.get(key)?.as_ref().map(|(record, _)| record.version)
+    }
+
+    fn put(&mut self, key: RowKey, version: Version, partition: Partition, stored: Stored, body: Body) {
+        if let Stored::Live(row) = &stored {
+            self.bytes += prost::Message::encoded_len(row);
+        }
+        self.records.insert(key, Some((Record { version, partition, body: stored }, body)));
+    }
+
+    fn forget(&mut self, key: RowKey) {
+        self.records.insert(key, None);
+    }
+
+    fn is_full(&self) -> bool {
+        self.records.len() >= TRANSACTION_RECORDS_MAX || self.bytes >= TRANSACTION_BYTES_MAX
+    }
+
+    /// The transaction, the state brought up to date in it, and the same changes for the matrix.
+    fn into_batch(self, state: &mut MirrorState, matrix: &Matrix) -> (sled::Batch, Vec<Edit>) {
+        let mut batch = sled::Batch::default();
+        let mut edits = Vec::with_capacity(self.records.len());
+        for (key, record) in self.records {
+            let stored_key = row_key(&key);
+            if let Some(old) = matrix.get(&key) {
+                state.records -= 1;
+                state.digest = state.digest.wrapping_sub(old.fingerprint);
+            }
+            let becomes = record.map(|(record, body)| {
+                let (bytes, fingerprint) = record.encode(&stored_key);
+                batch.insert(&*stored_key, bytes);
+                state.records += 1;
+                state.digest = state.digest.wrapping_add(fingerprint);
+                Becomes { version: record.version, partition: record.partition, fingerprint, body }
+            });
+            if becomes.is_none() {
+                batch.remove(&*stored_key);
+            }
+            edits.push(Edit { key, becomes });
+        }
+        batch.insert(STATE_KEY, state.to_bytes());
+        (batch, edits)
+    }
+}
+
+// A lock is poisoned when its holder panicked. Writers prepare everything before they take one, and a panic makes the
+// mirror faulty, which rebuilds what the lock holds: what is there can be read.
+
+fn read<T>(lock: &RwLock<T>) -> std::sync::RwLockReadGuard<'_, T> {
+    lock.read().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn write<T>(lock: &RwLock<T>) -> std::sync::RwLockWriteGuard<'_, T> {
+    lock.write().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn lock<T>(lock: &Mutex<T>) -> MutexGuard<'_, T> {
+    lock.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,13 @@
+//! Embedded rows into the stores and out of them again. The mirror is the store on this machine.
+//!
+//! **Invariant:** a store's positions are written with the data that they cover, in one transaction; a row's newer
+//! version wins, in whatever order the versions come; nothing here reads `changes` or PostgreSQL.
+
+pub mod filter;
+pub mod matrix;
+pub mod mirror;
+pub mod scan;
+pub mod sink;
+
+pub use filter::{Filter, FilterValue};
+pub use mirror::{Applied, Hit, Mirror, MirrorError, MirrorSettings};

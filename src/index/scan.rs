@@ -1,0 +1,183 @@
+//! Exact dot products over rows of vectors, with the widest arithmetic the processor has. No I/O, no state.
+
+/// Numbers in a vector.
+pub const DIMENSION: usize = 384;
+
+/// One vector, laid out so that a row begins with a cache line.
+#[derive(Clone, Debug)]
+#[repr(C, align(64))]
+pub struct Vector([f32; DIMENSION]);
+
+impl Vector {
+    /// All zero.
+    pub const ZERO: Vector = Vector([0.0; DIMENSION]);
+
+    /// Takes `DIMENSION` finite numbers; `None` for anything else.
+    pub fn new(numbers: &[f32]) -> Option<Self> {
+        let numbers: [f32; DIMENSION] = numbers.try_into().ok()?;
+        numbers.iter().all(|number| number.is_finite()).then_some(Vector(numbers))
+    }
+}
+
+/// Writes the dot product of each row with the query. The order of summation depends on the processor only, so the
+/// same vectors give the same bits wherever they stand.
+#[derive(Clone, Copy, Debug)]
+pub struct Kernel {
+    name: &'static str,
+    dots: fn(&[Vector], &Vector, &mut [f32]),
+}
+
+impl Kernel {
+    /// The fastest that this processor can run.
+    pub fn detect() -> Self {
+        *Self::available().last().unwrap_or(&Self::PORTABLE)
+    }
+
+    const PORTABLE: Kernel = Kernel { name: "portable", dots: dots_portable };
+
+    /// All that this processor can run, the fastest last.
+    fn available() -> Vec<Self> {
+        #[allow(unused_mut, reason = "only x86-64 has more than one")]
+        let mut kernels = vec![Self::PORTABLE];
+        #[cfg(target_arch = "x86_64")]
+        {
+            if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+                // SAFETY: the processor has AVX2 and FMA, which is all that `x86::dots_avx2` needs.
+                let dots =
+                    |rows: &[Vector], query: &Vector, out: &mut [f32]| unsafe { x86::dots_avx2(rows, query, out) };
+                kernels.push(Kernel { name: "avx2", dots });
+            }
+            if is_x86_feature_detected!("avx512f") {
+                // SAFETY: the processor has AVX-512F, which is all that `x86::dots_avx512` needs.
+                let dots =
+                    |rows: &[Vector], query: &Vector, out: &mut [f32]| unsafe { x86::dots_avx512(rows, query, out) };
+                kernels.push(Kernel { name: "avx512", dots });
+            }
+        }
+        kernels
+    }
+
+    /// The instruction set it uses, for logs and reports.
+    pub fn name(&self) -> &'static str {
+        self.name
+    }
+
+    /// One dot product a row; `scores` is as long as `rows`.
+    pub fn dots(&self, rows: &[Vector], query: &Vector, scores: &mut [f32]) {
+        assert_eq!(rows.len(), scores.len(), "one score a row");
+        (self.dots)(rows, query, scores);
+    }
+
+    /// The dot product of two vectors, bit for bit what `dots` gives.
+    pub fn dot(&self, row: &Vector, query: &Vector) -> f32 {
+        let mut score = [0.0];
+        (self.dots)(std::slice::from_ref(row), query, &mut score);
+        score[0]
+    }
+}
+
+fn dots_portable(rows: &[Vector], query: &Vector, scores: &mut [f32]) {
+    const LANES: usize = 16;
+    for (row, score) in rows.iter().zip(scores) {
+        // Sixteen sums side by side: the compiler may then use whatever vector registers the target has.
+        let mut sums = [0.0_f32; LANES];
+        for (row, query) in row.0.chunks_exact(LANES).zip(query.0.chunks_exact(LANES)) {
+            for lane in 0..LANES {
+                sums[lane] += row[lane] * query[lane];
+            }
+        }
+        *score = sums.iter().sum();
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use std::arch::x86_64::*;
+
+    use super::{DIMENSION, Vector};
+
+    #[target_feature(enable = "avx2,fma")]
+    pub(super) fn dots_avx2(rows: &[Vector], query: &Vector, scores: &mut [f32]) {
+        const LANES: usize = 8;
+        const SUMS: usize = 4;
+        const { assert!(DIMENSION.is_multiple_of(LANES * SUMS)) };
+        for (row, score) in rows.iter().zip(scores) {
+            // Four sums hide the latency of a fused multiply-add.
+            let mut sums = [_mm256_setzero_ps(); SUMS];
+            for at in (0..DIMENSION).step_by(LANES * SUMS) {
+                for (n, sum) in sums.iter_mut().enumerate() {
+                    let at = at + n * LANES;
+                    // SAFETY: `at + LANES` is at most DIMENSION, the length of both arrays; `loadu` needs no alignment.
+                    let (a, b) =
+                        unsafe { (_mm256_loadu_ps(row.0.as_ptr().add(at)), _mm256_loadu_ps(query.0.as_ptr().add(at))) };
+                    *sum = _mm256_fmadd_ps(a, b, *sum);
+                }
+            }
+            let sum = _mm256_add_ps(_mm256_add_ps(sums[0], sums[1]), _mm256_add_ps(sums[2], sums[3]));
+            let sum = _mm_add_ps(_mm256_castps256_ps128(sum), _mm256_extractf128_ps::<1>(sum));
+            let sum = _mm_add_ps(sum, _mm_movehl_ps(sum, sum));
+            *score = _mm_cvtss_f32(_mm_add_ss(sum, _mm_movehdup_ps(sum)));
+        }
+    }
+
+    #[target_feature(enable = "avx512f")]
+    pub(super) fn dots_avx512(rows: &[Vector], query: &Vector, scores: &mut [f32]) {
+        const LANES: usize = 16;
+        const SUMS: usize = 4;
+        const { assert!(DIMENSION.is_multiple_of(LANES * SUMS)) };
+        for (row, score) in rows.iter().zip(scores) {
+            let mut sums = [_mm512_setzero_ps(); SUMS];
+            for at in (0..DIMENSION).step_by(LANES * SUMS) {
+                for (n, sum) in sums.iter_mut().enumerate() {
+                    let at = at + n * LANES;
+                    // SAFETY: `at + LANES` is at most DIMENSION, the length of both arrays; `loadu` needs no alignment.
+                    let (a, b) =
+                        unsafe { (_mm512_loadu_ps(row.0.as_ptr().add(at)), _mm512_loadu_ps(query.0.as_ptr().add(at))) };
+                    *sum = _mm512_fmadd_ps(a, b, *sum);
+                }
+            }
+            *score =
+                _mm512_reduce_add_ps(_mm512_add_ps(_mm512_add_ps(sums[0], sums[1]), _mm512_add_ps(sums[2], sums[3])));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn vector(seed: u32) -> Vector {
+        let mut state = seed.wrapping_mul(2_654_435_761).wrapping_add(1);
+        let numbers: Vec<f32> = (0..DIMENSION)
+            .map(|_| {
+                state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                (state >> 8) as f32 / (1 << 23) as f32 - 1.0
+            })
+            .collect();
+        Vector::new(&numbers).expect("finite")
+    }
+
+    #[test]
+    fn every_kernel_agrees_with_plain_arithmetic() {
+        let (rows, query): (Vec<_>, _) = ((0..67).map(vector).collect(), vector(1000));
+        for kernel in Kernel::available() {
+            let mut scores = vec![f32::NAN; rows.len()];
+            kernel.dots(&rows, &query, &mut scores);
+            for (row, score) in rows.iter().zip(&scores) {
+                let exact: f64 = row.0.iter().zip(&query.0).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum();
+                assert!((exact - f64::from(*score)).abs() < 1e-3, "{}: {score}, exactly {exact}", kernel.name());
+                assert_eq!(kernel.dot(row, &query).to_bits(), score.to_bits());
+            }
+        }
+    }
+
+    #[test]
+    fn vectors_of_another_length_or_with_nan_are_refused() {
+        assert!(Vector::new(&[0.0; DIMENSION - 1]).is_none());
+        for bad in [f32::NAN, f32::INFINITY] {
+            let mut numbers = [0.0; DIMENSION];
+            numbers[DIMENSION - 1] = bad;
+            assert!(Vector::new(&numbers).is_none());
+        }
+    }
+}

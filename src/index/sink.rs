@@ -1,0 +1,395 @@
+//! Keeps the mirror up with `vectors`: reads, applies, tells how far it is. Decides nothing about versions.
+
+use std::time::{Duration, Instant};
+
+use tokio::sync::watch;
+
+use super::mirror::{Mirror, MirrorError};
+use crate::clock::now_ms;
+use crate::event::VectorEvent;
+use crate::metrics::{PipelineMetrics, Stage};
+use crate::retry::{Chain, Retry};
+use crate::shutdown::Shutdown;
+use crate::topic::embedded::VectorsReader;
+use crate::topic::{LogError, Offsets, Partition, Stored};
+
+/// Records taken from the log at once: enough to share one fsync, few enough for a search to see the first soon.
+const BATCH_RECORDS_MAX: usize = 512;
+/// Bytes taken from the log at once, held in memory about three times over (record, row, vectors).
+const BATCH_BYTES_MAX: usize = 4 << 20;
+/// Between two prunings of tombstones.
+const PRUNE_EVERY: Duration = Duration::from_secs(3600);
+/// Tombstones are kept this long. The mirror has one reader, which reads in order, so an older upsert can come after a
+/// delete only when positions go back; then the log's own tombstones, which are younger, come with it.
+const TOMBSTONES_KEPT: Duration = Duration::from_secs(7 * 24 * 3600);
+/// The mirror in the metrics' label `store`.
+const STORE: &str = "local";
+
+/// The sink cannot go on; trying again would not help.
+#[derive(Debug, thiserror::Error)]
+pub enum SinkError {
+    /// The log has another number of partitions than the mirror was made for.
+    #[error("read vectors into the mirror: the log has {log} partitions, the mirror {mirror}")]
+    Partitions {
+        /// Partitions of the log.
+        log: usize,
+        /// Partitions of the mirror.
+        mirror: usize,
+    },
+    /// The mirror was closed under the sink.
+    #[error("write the mirror")]
+    Closed(#[source] MirrorError),
+}
+
+/// What stops a round; each is tried again, except `Fatal`.
+enum Fault {
+    Log(LogError),
+    Mirror(MirrorError),
+    Fatal(SinkError),
+}
+
+impl From<LogError> for Fault {
+    fn from(error: LogError) -> Self {
+        Fault::Log(error)
+    }
+}
+
+impl From<MirrorError> for Fault {
+    fn from(error: MirrorError) -> Self {
+        match error {
+            MirrorError::Closed { .. } => Fault::Fatal(SinkError::Closed(error)),
+            error => Fault::Mirror(error),
+        }
+    }
+}
+
+/// Runs until shutdown. `progress` has the mirror's positions whenever they move; they are durable. Faults of the disk
+/// and of the log are tried again for ever, with the mirror opened and checked anew and the log taken up at its
+/// positions. A mirror that is ahead of the log belongs to another one: it is emptied and filled again.
+///
+/// A record that cannot be read is logged with its place, counted as a dead letter and stepped over. It will never be
+/// readable; `vectors` is derived, so its row comes right with the row's next change, a resync or a repair.
+pub async fn run(
+    mirror: Mirror,
+    reader: VectorsReader,
+    metrics: PipelineMetrics,
+    shutdown: Shutdown,
+    progress: watch::Sender<Offsets>,
+) -> Result<(), SinkError> {
+    let mut sink = Sink { mirror, reader, metrics, progress, pruned: Instant::now() };
+    let mut retry = Retry::new("mirror");
+    loop {
+        let fault = match sink.follow(&mut retry, &shutdown).await {
+            Ok(()) => return Ok(()),
+            Err(Fault::Fatal(error)) => return Err(error),
+            Err(Fault::Log(error)) => Chain(&error).to_string(),
+            Err(Fault::Mirror(error)) => Chain(&error).to_string(),
+        };
+        sink.report_lag();
+        if !retry.wait(&fault, &shutdown).await {
+            return Ok(());
+        }
+        if let Err(error) = sink.mirror.recover().await {
+            tracing::warn!("{}", Chain(&error));
+        }
+    }
+}
+
+struct Sink {
+    mirror: Mirror,
+    reader: VectorsReader,
+    metrics: PipelineMetrics,
+    progress: watch::Sender<Offsets>,
+    pruned: Instant,
+}
+
+impl Sink {
+    /// Takes the log up at the mirror's positions and follows it until shutdown or a fault. A batch that is being
+    /// applied is finished first.
+    async fn follow(&mut self, retry: &mut Retry, shutdown: &Shutdown) -> Result<(), Fault> {
+        self.take_up().await?;
+        loop {
+            self.report_lag();
+            self.prune().await?;
+            let stored = tokio::select! {
+                biased;
+                () = shutdown.raised() => return Ok(()),
+                // A search found damage, and there may be nothing to write for hours: mend it now.
+                fault = self.mirror.faulted() => return Err(fault.into()),
+                stored = self.reader.next(BATCH_RECORDS_MAX, BATCH_BYTES_MAX) => stored?,
+            };
+            self.take(stored).await?;
+            retry.reset();
+        }
+    }
+
+    async fn take_up(&mut self) -> Result<(), Fault> {
+        let (log, mirror) = (self.reader.ends().len(), usize::from(self.mirror.partitions()));
+        if log != mirror {
+            return Err(Fault::Fatal(SinkError::Partitions { log, mirror }));
+        }
+        match self.reader.seek(&self.mirror.positions()) {
+            Err(error @ (LogError::Ahead { .. } | LogError::Expired { .. })) => {
+                self.mirror.reset(&error.to_string()).await?;
+                self.reader.seek(&self.mirror.positions())?;
+            }
+            sought => sought?,
+        }
+        self.progress.send_replace(self.mirror.positions());
+        Ok(())
+    }
+
+    /// Applies what was read and counts it.
+    async fn take(&mut self, stored: Vec<Stored>) -> Result<(), Fault> {
+        let since = Instant::now();
+        let (events, counts) = decode(stored, &self.metrics);
+        let result = self.mirror.apply_upto(events, self.reader.positions()).await;
+        self.metrics.store_request(STORE, "upsert", result.is_ok(), since.elapsed());
+        result?;
+        counts.report(&self.metrics);
+        self.progress.send_replace(self.mirror.positions());
+        Ok(())
+    }
+
+    fn report_lag(&self) {
+        self.metrics.sink_lag(STORE, lag(&self.reader.ends(), &self.mirror.positions()));
+    }
+
+    async fn prune(&mut self) -> Result<(), Fault> {
+        if self.pruned.elapsed() >= PRUNE_EVERY {
+            self.pruned = Instant::now();
+            let kept_ms = i64::try_from(TOMBSTONES_KEPT.as_millis()).unwrap_or(i64::MAX);
+            let pruned = self.mirror.prune(now_ms().saturating_sub(kept_ms)).await?;
+            tracing::debug!(pruned, "tombstones pruned");
+        }
+        Ok(())
+    }
+}
+
+/// Records between positions and ends.
+fn lag(ends: &Offsets, positions: &Offsets) -> u64 {
+    ends.iter().zip(positions).map(|(end, position)| end.saturating_sub(*position)).sum()
+}
+
+/// What a batch did, to be counted once it is durable.
+#[derive(Debug, Default, PartialEq)]
+struct Counts {
+    upserts: u64,
+    deletes: u64,
+    barriers: u64,
+    commits_ms: Vec<i64>,
+}
+
+type Events = Vec<(Partition, u64, VectorEvent)>;
+
+/// Reads the records; what cannot be read is stepped over.
+fn decode(stored: Vec<Stored>, metrics: &PipelineMetrics) -> (Events, Counts) {
+    let mut counts = Counts::default();
+    let mut events = Events::with_capacity(stored.len());
+    for Stored { partition, offset, record } in stored {
+        let event = match VectorEvent::from_record(&record) {
+            Ok(event) => event,
+            Err(error) => {
+                tracing::error!(partition, offset, "record of vectors stepped over: {}", Chain(&error));
+                metrics.dead_letter("vectors_unreadable");
+                continue;
+            }
+        };
+        let (count, commit_ts_ms) = match &event {
+            VectorEvent::Upsert { row, .. } => (&mut counts.upserts, Some(row.commit_ts_ms)),
+            VectorEvent::Delete { commit_ts_ms, .. } => (&mut counts.deletes, *commit_ts_ms),
+            VectorEvent::Barrier { commit_ts_ms, .. } => (&mut counts.barriers, Some(*commit_ts_ms)),
+        };
+        *count += 1;
+        counts.commits_ms.extend(commit_ts_ms);
+        events.push((partition, offset, event));
+    }
+    (events, counts)
+}
+
+impl Counts {
+    fn report(&self, metrics: &PipelineMetrics) {
+        for (op, count) in [("upsert", self.upserts), ("delete", self.deletes), ("truncate", self.barriers)] {
+            if count > 0 {
+                metrics.events(Stage::Index, op, count);
+            }
+        }
+        let now_ms = now_ms();
+        for commit_ms in &self.commits_ms {
+            metrics.end_to_end(STORE, *commit_ms, now_ms);
+        }
+        if let Some(newest_ms) = self.commits_ms.iter().max() {
+            metrics.last_commit(Stage::Index, *newest_ms);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use bytes::Bytes;
+    use serde_json::json;
+
+    use super::*;
+    use crate::event::{EmbeddedRow, Record, RowKey, Version, Window};
+    use crate::index::scan::DIMENSION;
+    use crate::index::{Filter, MirrorSettings};
+    use crate::topic::Outgoing;
+    use crate::topic::embedded::{Log, Settings};
+
+    const PARTITIONS: Partition = 2;
+    const REVISION: &str = "rev";
+
+    fn log(dir: &Path) -> Log {
+        let settings = Settings {
+            dir: dir.join("log"),
+            prefix: "vecsync".into(),
+            pipeline: "faq".into(),
+            partitions: PARTITIONS,
+            tombstone_retention: Duration::from_secs(3600),
+        };
+        Log::open(settings).expect("the log opens")
+    }
+
+    fn mirror(dir: &Path) -> Mirror {
+        let settings = MirrorSettings {
+            dir: dir.join("mirror").join(REVISION),
+            pipeline: "faq".into(),
+            revision: REVISION.into(),
+            partitions: PARTITIONS,
+            filters: vec![],
+        };
+        Mirror::open(settings).expect("the mirror opens")
+    }
+
+    fn key(id: u64) -> RowKey {
+        RowKey::from_bytes(json!({ "id": id }).to_string().as_bytes()).expect("a key")
+    }
+
+    fn upsert(id: u64, version: u64) -> Outgoing {
+        let mut vector = vec![0.0; DIMENSION];
+        vector[id as usize % DIMENSION] = 1.0;
+        let windows = vec![Window { vector, passage: format!("row {id}") }];
+        let row = EmbeddedRow { version, payload: "{}".into(), windows, ..EmbeddedRow::default() };
+        Outgoing::ByKey(VectorEvent::Upsert { key: key(id), row }.to_record(1))
+    }
+
+    fn delete(id: u64, version: u64) -> Outgoing {
+        let delete = VectorEvent::Delete { key: key(id), version: Version(version), commit_ts_ms: Some(1) };
+        Outgoing::ByKey(delete.to_record(1))
+    }
+
+    async fn publish(log: &Log, vectors: Vec<Outgoing>) {
+        let mut embedder = log.embedder(REVISION).expect("an embedder");
+        let upto = embedder.committed();
+        embedder.commit(vectors, vec![], &upto).await.expect("committed");
+    }
+
+    /// A sink at work.
+    struct Running {
+        mirror: Mirror,
+        progress: watch::Receiver<Offsets>,
+        shutdown: Shutdown,
+        task: tokio::task::JoinHandle<Result<(), SinkError>>,
+    }
+
+    impl Running {
+        fn start(dir: &Path, log: &Log) -> Self {
+            let (mirror, shutdown) = (mirror(dir), Shutdown::new());
+            let (sender, progress) = watch::channel(Offsets::new());
+            let reader = log.vectors(REVISION).expect("a reader");
+            let metrics = PipelineMetrics::new("faq");
+            let task = tokio::spawn(run(mirror.clone(), reader, metrics, shutdown.clone(), sender));
+            Running { mirror, progress, shutdown, task }
+        }
+
+        async fn reaches_the_end(&mut self, log: &Log) {
+            let ends = log.vectors(REVISION).expect("a reader").ends();
+            let there = self.progress.wait_for(|positions| *positions == ends);
+            tokio::time::timeout(Duration::from_secs(20), there).await.expect("in time").expect("the sink runs");
+        }
+
+        async fn stop(self) {
+            self.shutdown.raise();
+            self.task.await.expect("no panic").expect("no error");
+            self.mirror.close().await;
+        }
+    }
+
+    #[tokio::test]
+    async fn the_mirror_follows_the_log_and_goes_on_where_it_stopped() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let log = log(dir.path());
+        publish(&log, (0..20).map(|id| upsert(id, 1 + id)).collect()).await;
+        let mut sink = Running::start(dir.path(), &log);
+        sink.reaches_the_end(&log).await;
+        assert_eq!(sink.mirror.rows(), 20);
+        publish(&log, vec![delete(3, 30), upsert(40, 31)]).await;
+        sink.reaches_the_end(&log).await;
+        assert_eq!(sink.mirror.rows(), 20);
+        sink.stop().await;
+
+        publish(&log, vec![delete(4, 32)]).await;
+        let mut sink = Running::start(dir.path(), &log);
+        sink.reaches_the_end(&log).await;
+        assert_eq!(sink.mirror.rows(), 19);
+        let mut query = vec![0.0; DIMENSION];
+        query[40] = 1.0;
+        let hits = sink.mirror.search(&query, 1, 0.5, &Filter::none()).expect("a search");
+        assert_eq!((hits.len(), hits[0].passage.as_str()), (1, "row 40"));
+        sink.stop().await;
+    }
+
+    #[tokio::test]
+    async fn a_mirror_that_is_ahead_of_the_log_is_filled_anew() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let log = log(dir.path());
+        publish(&log, vec![upsert(1, 1)]).await;
+        let other = mirror(dir.path());
+        let Outgoing::ByKey(record) = upsert(7, 900) else { unreachable!("by key") };
+        let event = VectorEvent::from_record(&record).expect("readable");
+        other.apply(vec![(0, 1000, event)]).await.expect("applied");
+        other.close().await;
+        let mut sink = Running::start(dir.path(), &log);
+        sink.reaches_the_end(&log).await;
+        let hits = sink.mirror.search(&[1.0; DIMENSION], 10, 0.0, &Filter::none()).expect("a search");
+        assert_eq!(hits.into_iter().map(|hit| hit.key).collect::<Vec<_>>(), [key(1)]);
+        sink.stop().await;
+    }
+
+    #[tokio::test]
+    async fn what_cannot_be_read_is_stepped_over() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let log = log(dir.path());
+        let garbage = |key: &'static [u8], value: &'static [u8]| {
+            let (key, value) = (Bytes::from_static(key), Some(Bytes::from_static(value)));
+            Outgoing::To(0, Record { key, value, headers: vec![], timestamp_ms: 1 })
+        };
+        publish(&log, vec![garbage(b"{\"id\":1}", b"\xff\xff"), garbage(b"7", b""), upsert(2, 5)]).await;
+        let mut sink = Running::start(dir.path(), &log);
+        sink.reaches_the_end(&log).await;
+        assert_eq!(sink.mirror.rows(), 1);
+        publish(&log, vec![garbage(b"{\"id\":9}", b"\xff")]).await;
+        sink.reaches_the_end(&log).await;
+        sink.stop().await;
+        assert_eq!(mirror(dir.path()).positions(), log.vectors(REVISION).expect("a reader").ends());
+    }
+
+    #[tokio::test]
+    async fn damage_that_a_search_finds_is_mended_from_the_log() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let log = log(dir.path());
+        publish(&log, (0..5).map(|id| upsert(id, 1 + id)).collect()).await;
+        let mut sink = Running::start(dir.path(), &log);
+        sink.reaches_the_end(&log).await;
+        sink.mirror.damage_row(&key(3));
+        let found = sink.mirror.search(&[1.0; DIMENSION], 10, 0.0, &Filter::none());
+        assert!(matches!(found, Err(MirrorError::Damaged { .. })), "{found:?}");
+        // Quarantined and empty at first, then filled from the beginning.
+        sink.progress.wait_for(|positions| positions.iter().all(|position| *position == 0)).await.expect("running");
+        sink.reaches_the_end(&log).await;
+        assert_eq!(sink.mirror.search(&[1.0; DIMENSION], 10, 0.0, &Filter::none()).expect("a search").len(), 5);
+        sink.stop().await;
+    }
+}

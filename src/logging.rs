@@ -1,0 +1,109 @@
+//! The one set-up of `tracing`: one line an event on standard error, above a progress bar where there is one.
+
+use std::borrow::Cow;
+use std::io::{self, IsTerminal, Write};
+
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::fmt::MakeWriter;
+use tracing_subscriber::util::TryInitError;
+
+use crate::config::{Log, LogFormat};
+use crate::progress_bar;
+
+/// Libraries that say at `info` what only their own developers need. The setting can still raise them.
+const QUIET: &str = "ort=warn,sled=warn,tokenizers=warn,hyper=warn,rustls=warn,tokio_postgres=warn";
+
+/// Logging could not be set up.
+#[derive(Debug, thiserror::Error)]
+pub enum LoggingError {
+    /// The filter is not one. Settings are checked before, so this is a defect.
+    #[error("read log filter {filter:?}")]
+    Filter {
+        /// The filter.
+        filter: String,
+        /// What the parser said.
+        source: tracing_subscriber::filter::ParseError,
+    },
+    /// Something else has set it up already.
+    #[error("start logging")]
+    Started(#[source] TryInitError),
+}
+
+/// Starts logging for the whole process. Call once.
+pub fn start(log: &Log) -> Result<(), LoggingError> {
+    use tracing_subscriber::util::SubscriberInitExt;
+
+    let filter = EnvFilter::builder()
+        .parse(format!("{QUIET},{}", log.filter))
+        .map_err(|source| LoggingError::Filter { filter: log.filter.clone(), source })?;
+    let events = tracing_subscriber::fmt().with_env_filter(filter).with_writer(AboveTheBar);
+    let started = match log.format {
+        LogFormat::Pretty => events.with_ansi(colours()).compact().finish().try_init(),
+        LogFormat::Json => events.with_ansi(false).json().flatten_event(true).finish().try_init(),
+    };
+    started.map_err(LoggingError::Started)
+}
+
+/// Colours are for terminals, and there only where they are wanted (<https://no-color.org>).
+fn colours() -> bool {
+    io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+}
+
+/// Standard error, with the progress bar taken away for as long as a line is written.
+struct AboveTheBar;
+
+impl<'a> MakeWriter<'a> for AboveTheBar {
+    type Writer = AboveTheBar;
+
+    fn make_writer(&'a self) -> AboveTheBar {
+        AboveTheBar
+    }
+}
+
+impl Write for AboveTheBar {
+    /// Gets one whole event: that is how `tracing_subscriber` writes.
+    fn write(&mut self, event: &[u8]) -> io::Result<usize> {
+        progress_bar::without_bar(|| io::stderr().lock().write_all(&one_line(event)))?;
+        Ok(event.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        io::stderr().lock().flush()
+    }
+}
+
+/// A line break inside an event would look like an event of its own.
+fn one_line(event: &[u8]) -> Cow<'_, [u8]> {
+    let (body, end) = match event.strip_suffix(b"\n") {
+        Some(body) => (body, &b"\n"[..]),
+        None => (event, &b""[..]),
+    };
+    if !body.iter().any(|byte| matches!(byte, b'\n' | b'\r')) {
+        return Cow::Borrowed(event);
+    }
+    let mut line = Vec::with_capacity(event.len() + 16);
+    for byte in body {
+        match byte {
+            b'\n' => line.extend_from_slice(b"\\n"),
+            b'\r' => line.extend_from_slice(b"\\r"),
+            other => line.push(*other),
+        }
+    }
+    line.extend_from_slice(end);
+    Cow::Owned(line)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::one_line;
+
+    #[test]
+    fn an_event_stays_one_line() {
+        fn check(event: &str, wanted: &str) {
+            assert_eq!(String::from_utf8_lossy(&one_line(event.as_bytes())), wanted);
+        }
+        check("INFO all well\n", "INFO all well\n");
+        check("INFO a\nERROR forged\r\n", "INFO a\\nERROR forged\\r\n");
+        check("", "");
+    }
+}

@@ -1,0 +1,143 @@
+//! How far long work is: a bar on a terminal, a log line every five seconds elsewhere. Knows no particular work.
+
+use std::io::{self, IsTerminal};
+use std::sync::{LazyLock, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+/// How often a line is logged where there is no terminal.
+const LINE_EVERY: Duration = Duration::from_secs(5);
+
+/// All bars of the process, on standard error.
+static BARS: LazyLock<MultiProgress> =
+    LazyLock::new(|| MultiProgress::with_draw_target(ProgressDrawTarget::stderr_with_hz(10)));
+
+/// Does something that writes to standard error while no bar is drawn there.
+pub fn without_bar<T>(write: impl FnOnce() -> T) -> T {
+    BARS.suspend(write)
+}
+
+/// One piece of long work. Dropped unfinished, its bar goes away without a word.
+pub struct Progress {
+    label: &'static str,
+    bar: Option<ProgressBar>,
+    lines: Mutex<Lines>,
+}
+
+impl Progress {
+    /// Begins. `total` is in the same unit as what [`Progress::set`] is given, and may be 0 when it is not known.
+    pub fn start(total: u64, label: &'static str) -> Self {
+        let bar = io::stderr().is_terminal().then(|| {
+            let style = ProgressStyle::with_template("{msg} {wide_bar} {human_pos}/{human_len} {per_sec} {eta}");
+            let bar = BARS.add(ProgressBar::new(total).with_message(label));
+            bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+            bar
+        });
+        let lines = Mutex::new(Lines { total, done: 0, started: Instant::now(), logged: Instant::now() });
+        Progress { label, bar, lines }
+    }
+
+    /// So much is done, since the start.
+    pub fn set(&self, done: u64) {
+        match &self.bar {
+            Some(bar) => bar.set_position(done),
+            None => {
+                let line = self.lines().set(done, Instant::now());
+                if let Some(line) = line {
+                    tracing::info!("{}: {line}", self.label);
+                }
+            }
+        }
+    }
+
+    /// There is so much to do after all.
+    pub fn set_total(&self, total: u64) {
+        if let Some(bar) = &self.bar {
+            bar.set_length(total);
+        }
+        self.lines().total = total;
+    }
+
+    /// It is done: the bar goes away, a last line is logged.
+    pub fn finish(self) {
+        let line = {
+            let mut lines = self.lines();
+            lines.done = self.bar.as_ref().map_or(lines.done, ProgressBar::position);
+            lines.line(Instant::now())
+        };
+        drop_bar(&self.bar);
+        tracing::info!("{}: done, {line}", self.label);
+    }
+
+    fn lines(&self) -> std::sync::MutexGuard<'_, Lines> {
+        self.lines.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Progress {
+    fn drop(&mut self) {
+        drop_bar(&self.bar);
+    }
+}
+
+fn drop_bar(bar: &Option<ProgressBar>) {
+    if let Some(bar) = bar {
+        bar.finish_and_clear();
+        BARS.remove(bar);
+    }
+}
+
+/// When a line is due, and what it says. No I/O.
+#[derive(Debug)]
+struct Lines {
+    total: u64,
+    done: u64,
+    started: Instant,
+    logged: Instant,
+}
+
+impl Lines {
+    fn set(&mut self, done: u64, now: Instant) -> Option<String> {
+        self.done = done;
+        if now.duration_since(self.logged) < LINE_EVERY {
+            return None;
+        }
+        self.logged = now;
+        Some(self.line(now))
+    }
+
+    fn line(&self, now: Instant) -> String {
+        let seconds = now.duration_since(self.started).as_secs_f64();
+        let rate = if seconds > 0.0 { self.done as f64 / seconds } else { 0.0 };
+        let of = match self.total {
+            0 => String::new(),
+            total => format!(" of {total} ({} %)", self.done.min(total) * 100 / total),
+        };
+        format!("{}{of} in {seconds:.1} s, {rate:.0}/s", self.done)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_is_due_every_five_seconds() {
+        let start = Instant::now();
+        let mut lines = Lines { total: 200, done: 0, started: start, logged: start };
+        assert_eq!(lines.set(10, start + Duration::from_millis(4999)), None);
+        assert_eq!(lines.set(50, start + Duration::from_secs(5)).as_deref(), Some("50 of 200 (25 %) in 5.0 s, 10/s"));
+        assert_eq!(lines.set(60, start + Duration::from_secs(6)), None);
+        assert!(lines.set(61, start + Duration::from_secs(10)).is_some());
+    }
+
+    #[test]
+    fn an_unknown_or_passed_total_is_no_trouble() {
+        let start = Instant::now();
+        let mut lines = Lines { total: 0, done: 7, started: start, logged: start };
+        assert_eq!(lines.line(start), "7 in 0.0 s, 0/s");
+        lines.total = 5;
+        assert_eq!(lines.line(start), "7 of 5 (100 %) in 0.0 s, 0/s");
+    }
+}

@@ -1,0 +1,444 @@
+//! From a request to its answer: path, method, key, limits, the search itself. No sockets.
+
+use std::fmt::Display;
+use std::hash::{BuildHasher, RandomState};
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use futures_util::FutureExt;
+use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
+use hyper::body::{Body, Incoming};
+use hyper::header::{
+    CACHE_CONTROL, CONNECTION, CONTENT_ENCODING, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderName, HeaderValue,
+    REFERRER_POLICY, X_CONTENT_TYPE_OPTIONS, X_FRAME_OPTIONS,
+};
+use hyper::{HeaderMap, Method, Request, Response, StatusCode};
+use time::OffsetDateTime;
+use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::time::{Instant as Deadline, timeout, timeout_at};
+
+use super::health::{self, Endpoint};
+use super::limits::{BODY_BYTES_MAX, HEADER_BYTES_MAX, Limits, URI_BYTES_MAX};
+use super::problem::{Problem, shown};
+use super::search::{self, AnswerBody, SearchAnswer, SearchError, SearchRequest};
+use super::{Keys, SearchFn, Service};
+use crate::metrics::PipelineMetrics;
+use crate::shutdown::Shutdown;
+
+/// Names a request in its answer and in the log.
+const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+/// Longest request id taken from a client.
+const REQUEST_ID_BYTES_MAX: usize = 128;
+/// When asking again makes sense after an overload or a missed deadline, in seconds.
+const RETRY_AFTER_S: u64 = 1;
+/// The code that is counted for a search whose client went away: nginx's, since HTTP has none.
+const CLIENT_GONE: u16 = 499;
+/// `served_by` of a search that no store answered.
+const NOBODY: &str = "none";
+
+type Answer = Response<Full<Bytes>>;
+
+/// Answers requests.
+pub(super) struct Api {
+    service: Service,
+    keys: Keys,
+    search_deadline: Duration,
+    limits: Arc<Limits>,
+    admission: Admission,
+    metrics: PipelineMetrics,
+    request_ids: RequestIds,
+    shutdown: Shutdown,
+}
+
+impl Api {
+    pub(super) fn new(
+        service: Service,
+        keys: Keys,
+        search_deadline: Duration,
+        limits: Arc<Limits>,
+        shutdown: Shutdown,
+    ) -> Self {
+        Api {
+            admission: Admission::new(&limits),
+            metrics: PipelineMetrics::new(&service.pipeline),
+            request_ids: RequestIds::new(),
+            service,
+            keys,
+            search_deadline,
+            limits,
+            shutdown,
+        }
+    }
+
+    /// Answers one request. Dropping the future gives up what it asked for.
+    pub(super) async fn answer(&self, request: Request<Incoming>) -> Answer {
+        let started = Instant::now();
+        let id = self.request_ids.of(request.headers());
+        let method = request.method().clone();
+        let path = request.uri().path().to_owned();
+        let outcome = AssertUnwindSafe(self.respond(request, &id)).catch_unwind().await;
+        let mut answer = match outcome {
+            Ok(Ok(answer)) => answer,
+            Ok(Err(problem)) => problem.into_response(&id),
+            Err(_) => internal(&id, &"a panic").into_response(&id),
+        };
+        self.set_headers(answer.headers_mut(), &id);
+        tracing::debug!(
+            request_id = id,
+            %method,
+            path,
+            status = answer.status().as_u16(),
+            took_us = started.elapsed().as_micros() as u64,
+            "answered"
+        );
+        answer
+    }
+
+    async fn respond(&self, request: Request<Incoming>, id: &str) -> Result<Answer, Problem> {
+        match Route::of(request.uri().path(), &self.service.pipeline) {
+            Some(Route::Search) => {
+                let mut count = SearchCount::begin(&self.metrics);
+                let result = self.search(request, id, &mut count).await;
+                count.end(result.as_ref().map_or_else(|problem| problem.status, Response::status));
+                result
+            }
+            Some(Route::Health(endpoint)) => {
+                check_head(&request)?;
+                check_is_read(request.method())?;
+                let (status, body) = health::respond(endpoint, || (self.service.health)(), OffsetDateTime::now_utc());
+                Ok(json(status, body.to_string()))
+            }
+            Some(Route::Metrics) => {
+                check_head(&request)?;
+                self.check_key(request.headers())?;
+                check_is_read(request.method())?;
+                let kind = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
+                Ok(response(StatusCode::OK, kind, (self.service.metrics)()))
+            }
+            None => {
+                check_head(&request)?;
+                self.check_key(request.headers())?;
+                Err(Problem::new(StatusCode::NOT_FOUND, "no such path; searches are at /search"))
+            }
+        }
+    }
+
+    async fn search(
+        &self,
+        request: Request<Incoming>,
+        id: &str,
+        count: &mut SearchCount<'_>,
+    ) -> Result<Answer, Problem> {
+        check_head(&request)?;
+        self.check_key(request.headers())?;
+        let Some(search) = &self.service.search else {
+            return Err(Problem::new(StatusCode::NOT_FOUND, "this vecsync runs without the role `serve`"));
+        };
+        let wanted = self.read_search(request).await?;
+        let query = wanted.query.clone();
+        let started = Instant::now();
+        let found = self.find(search, wanted).await.map_err(|error| self.search_problem(&error, id))?;
+        count.served_by = found.served_by;
+        let body = AnswerBody {
+            query: &query,
+            results: &found.results,
+            served_by: found.served_by,
+            degraded: found.degraded,
+            staleness_ms: found.staleness_ms,
+            took_ms: u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX),
+        };
+        let body = serde_json::to_string(&body).map_err(|error| internal(id, &error))?;
+        Ok(json(StatusCode::OK, body))
+    }
+
+    async fn read_search(&self, request: Request<Incoming>) -> Result<SearchRequest, Problem> {
+        let query_string = request.uri().query().unwrap_or("");
+        if is_read(request.method()) {
+            return search::from_query_string(query_string);
+        }
+        if request.method() != Method::POST {
+            return Err(Problem::method("GET, HEAD, POST"));
+        }
+        if !query_string.is_empty() {
+            let detail = format!("query string {}: a POST has its parameters in the body", shown(query_string));
+            return Err(Problem::new(StatusCode::BAD_REQUEST, detail));
+        }
+        check_content_type(request.headers())?;
+        search::from_json(&self.read_body(request.into_body()).await?)
+    }
+
+    async fn read_body(&self, body: Incoming) -> Result<Bytes, Problem> {
+        let too_large = || {
+            let detail = format!("the body is larger than {BODY_BYTES_MAX} bytes");
+            Problem::new(StatusCode::PAYLOAD_TOO_LARGE, detail).closing()
+        };
+        // What is announced as too large is not waited for.
+        if body.size_hint().lower() > BODY_BYTES_MAX as u64 {
+            return Err(too_large());
+        }
+        match timeout(self.limits.body, Limited::new(body, BODY_BYTES_MAX).collect()).await {
+            Ok(Ok(body)) => Ok(body.to_bytes()),
+            Ok(Err(error)) if error.is::<LengthLimitError>() => Err(too_large()),
+            Ok(Err(_)) => Err(Problem::new(StatusCode::BAD_REQUEST, "the body ends before its end").closing()),
+            Err(_) => {
+                let detail = format!("the body did not come within {} ms", self.limits.body.as_millis());
+                Err(Problem::new(StatusCode::REQUEST_TIMEOUT, detail).closing())
+            }
+        }
+    }
+
+    /// Waits for a place and makes the search, both within the deadline.
+    async fn find(&self, search: &Arc<SearchFn>, wanted: SearchRequest) -> Result<SearchAnswer, SearchError> {
+        let deadline = Deadline::now() + self.search_deadline;
+        let _place = self.admission.enter(deadline).await?;
+        timeout_at(deadline, search(wanted)).await.unwrap_or(Err(SearchError::Deadline))
+    }
+
+    fn check_key(&self, headers: &HeaderMap) -> Result<(), Problem> {
+        if self.keys.admit(headers) { Ok(()) } else { Err(Problem::unauthorized()) }
+    }
+
+    fn search_problem(&self, error: &SearchError, id: &str) -> Problem {
+        match error {
+            SearchError::UnknownFilter { field, known } => {
+                let known = if known.is_empty() { "nothing".to_owned() } else { known.join(", ") };
+                let detail = format!("filter: {} is no field to filter by; this pipeline has {known}", shown(field));
+                Problem::parameter("filter", detail)
+            }
+            SearchError::BadFilter { field, wanted } => {
+                Problem::parameter("filter", format!("filter: the value of {} is not {wanted}", shown(field)))
+            }
+            SearchError::Unavailable { reason, retry_after_s } => Problem::unavailable(reason.clone(), *retry_after_s),
+            SearchError::Overloaded => Problem::unavailable("more searches than can be made now", RETRY_AFTER_S),
+            SearchError::Deadline => {
+                let detail = format!("the search had no answer within {} ms", self.search_deadline.as_millis());
+                Problem::unavailable(detail, RETRY_AFTER_S)
+            }
+            SearchError::Internal(fault) => internal(id, fault),
+        }
+    }
+
+    fn set_headers(&self, headers: &mut HeaderMap, id: &str) {
+        headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+        headers.insert(X_FRAME_OPTIONS, HeaderValue::from_static("DENY"));
+        headers.insert(REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
+        headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        let nothing = HeaderValue::from_static("default-src 'none'; frame-ancestors 'none'");
+        headers.insert(CONTENT_SECURITY_POLICY, nothing);
+        if let Ok(id) = HeaderValue::from_str(id) {
+            headers.insert(X_REQUEST_ID, id);
+        }
+        if self.shutdown.is_raised() {
+            headers.insert(CONNECTION, HeaderValue::from_static("close"));
+        }
+    }
+}
+
+/// What a path leads to.
+#[derive(Debug, PartialEq)]
+enum Route {
+    Search,
+    Health(Endpoint),
+    Metrics,
+}
+
+impl Route {
+    fn of(path: &str, pipeline: &str) -> Option<Self> {
+        let path = path.strip_suffix('/').unwrap_or(path);
+        if path == "/metrics" {
+            return Some(Route::Metrics);
+        }
+        let path = match path.strip_prefix("/pipelines/") {
+            Some(rest) => rest.strip_prefix(pipeline)?,
+            None => path,
+        };
+        if path == "/search" {
+            return Some(Route::Search);
+        }
+        path.strip_prefix("/health").and_then(Endpoint::from_path).map(Route::Health)
+    }
+}
+
+/// Lets in as many searches as can be made and as many as can wait; the others are refused at once, so that those let
+/// in are as quick as ever.
+struct Admission {
+    inside: Semaphore,
+    running: Semaphore,
+    wait: Duration,
+}
+
+struct Place<'a> {
+    _inside: SemaphorePermit<'a>,
+    _running: SemaphorePermit<'a>,
+}
+
+impl Admission {
+    fn new(limits: &Limits) -> Self {
+        Admission {
+            inside: Semaphore::new(limits.searches + limits.searches_queued),
+            running: Semaphore::new(limits.searches),
+            wait: limits.queue_wait,
+        }
+    }
+
+    async fn enter(&self, deadline: Deadline) -> Result<Place<'_>, SearchError> {
+        let inside = self.inside.try_acquire().map_err(|_| SearchError::Overloaded)?;
+        let until = deadline.min(Deadline::now() + self.wait);
+        match timeout_at(until, self.running.acquire()).await {
+            Ok(Ok(running)) => Ok(Place { _inside: inside, _running: running }),
+            Ok(Err(_)) | Err(_) => Err(SearchError::Overloaded),
+        }
+    }
+}
+
+/// Counts a search once, whatever becomes of it.
+struct SearchCount<'a> {
+    metrics: &'a PipelineMetrics,
+    started: Instant,
+    served_by: &'static str,
+    code: u16,
+}
+
+impl<'a> SearchCount<'a> {
+    fn begin(metrics: &'a PipelineMetrics) -> Self {
+        SearchCount { metrics, started: Instant::now(), served_by: NOBODY, code: CLIENT_GONE }
+    }
+
+    fn end(mut self, status: StatusCode) {
+        self.code = status.as_u16();
+    }
+}
+
+impl Drop for SearchCount<'_> {
+    fn drop(&mut self) {
+        let code = if std::thread::panicking() { 500 } else { self.code };
+        self.metrics.query(self.served_by, code, self.started.elapsed());
+    }
+}
+
+/// Gives every request a name: the client's own if it is a sane one.
+struct RequestIds {
+    process: u32,
+    next: AtomicU64,
+}
+
+impl RequestIds {
+    fn new() -> Self {
+        // The standard library's hasher is seeded at random: enough to tell processes apart in a log.
+        RequestIds { process: RandomState::new().hash_one(std::process::id()) as u32, next: AtomicU64::new(1) }
+    }
+
+    fn of(&self, headers: &HeaderMap) -> String {
+        let is_sane = |id: &&str| {
+            (1..=REQUEST_ID_BYTES_MAX).contains(&id.len())
+                && id.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte))
+        };
+        match headers.get(X_REQUEST_ID).and_then(|id| id.to_str().ok()).filter(is_sane) {
+            Some(id) => id.to_owned(),
+            None => format!("{:08x}-{:x}", self.process, self.next.fetch_add(1, Ordering::Relaxed)),
+        }
+    }
+}
+
+fn check_head(request: &Request<Incoming>) -> Result<(), Problem> {
+    let uri = request.uri().path_and_query().map_or(0, |uri| uri.as_str().len());
+    if uri > URI_BYTES_MAX {
+        let detail = format!("path and query string have {uri} bytes, more than {URI_BYTES_MAX}");
+        return Err(Problem::new(StatusCode::URI_TOO_LONG, detail));
+    }
+    let headers: usize = request.headers().iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum();
+    if headers > HEADER_BYTES_MAX {
+        let detail = format!("the headers have {headers} bytes, more than {HEADER_BYTES_MAX}");
+        return Err(Problem::new(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, detail));
+    }
+    Ok(())
+}
+
+fn check_content_type(headers: &HeaderMap) -> Result<(), Problem> {
+    let refused = |detail: String| Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, detail));
+    let given = headers.get(CONTENT_TYPE).map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned());
+    let Some(given) = given else { return refused("Content-Type: missing, wanted application/json".to_owned()) };
+    let media_type = given.split(';').next().unwrap_or("").trim();
+    if !media_type.eq_ignore_ascii_case("application/json") {
+        return refused(format!("Content-Type: {}, wanted application/json", shown(&given)));
+    }
+    match headers.get(CONTENT_ENCODING) {
+        Some(coding) if coding != "identity" => refused("Content-Encoding: wanted none".to_owned()),
+        _ => Ok(()),
+    }
+}
+
+fn check_is_read(method: &Method) -> Result<(), Problem> {
+    if is_read(method) { Ok(()) } else { Err(Problem::method("GET, HEAD")) }
+}
+
+fn is_read(method: &Method) -> bool {
+    matches!(*method, Method::GET | Method::HEAD)
+}
+
+fn internal(id: &str, fault: &dyn Display) -> Problem {
+    tracing::error!(request_id = id, "answer a request: {fault}");
+    let detail = "the request failed inside vecsync; its log says why, under this request_id";
+    Problem::new(StatusCode::INTERNAL_SERVER_ERROR, detail)
+}
+
+fn json(status: StatusCode, body: String) -> Answer {
+    response(status, HeaderValue::from_static("application/json"), body)
+}
+
+fn response(status: StatusCode, kind: HeaderValue, body: String) -> Answer {
+    let mut response = Response::new(Full::from(body));
+    *response.status_mut() = status;
+    response.headers_mut().insert(CONTENT_TYPE, kind);
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_lead_to_one_place_each() {
+        let health = |endpoint| Some(Route::Health(endpoint));
+        for (path, wanted) in [
+            ("/search", Some(Route::Search)),
+            ("/search/", Some(Route::Search)),
+            ("/pipelines/faq/search", Some(Route::Search)),
+            ("/pipelines/faq/health/ready/", health(Endpoint::Ready)),
+            ("/health", health(Endpoint::Summary)),
+            ("/health/", health(Endpoint::Summary)),
+            ("/health/vector-store/", health(Endpoint::VectorStore)),
+            ("/metrics", Some(Route::Metrics)),
+            ("/", None),
+            ("", None),
+            ("//search", None),
+            ("/search//", None),
+            ("/searching", None),
+            ("/healthy", None),
+            ("/pipelines/other/search", None),
+            ("/pipelines/faq2/search", None),
+            ("/pipelines/faq", None),
+            ("/pipelines/faq/metrics", None),
+        ] {
+            assert_eq!(Route::of(path, "faq"), wanted, "{path}");
+        }
+    }
+
+    #[test]
+    fn a_client_names_its_request_only_sanely() {
+        let ids = RequestIds::new();
+        let of = |value: &[u8]| {
+            let mut headers = HeaderMap::new();
+            headers.insert(X_REQUEST_ID, HeaderValue::from_bytes(value).expect("a header"));
+            ids.of(&headers)
+        };
+        assert_eq!(of(b"a-1_2.Z"), "a-1_2.Z");
+        for bad in [&b""[..], b"a b", b"\"x\"", b"a\tb", &[0xff], &[b'a'; 129]] {
+            assert_ne!(of(bad).as_bytes(), bad);
+        }
+        assert_ne!(of(b""), of(b""));
+    }
+}
