@@ -1,2 +1,105 @@
-//! x
-fn main() {}
+//! Measures the program as a user runs it: `cargo bench --bench vecsync -- [PART…] [--model M] [--json FILE]`.
+
+#[path = "measure/mod.rs"]
+mod measure;
+#[path = "../tests/support/mod.rs"]
+mod support;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use measure::report::Report;
+use measure::{backfill, freshness, search};
+
+const USAGE: &str = "usage: [freshness|backfill|search|idle|all]… [--model fp32|int8|both] [--json FILE] [--no-docs]";
+
+/// What is measured.
+#[derive(Debug, Default)]
+struct Wanted {
+    freshness: bool,
+    backfill: bool,
+    search: bool,
+    idle: bool,
+    models: Vec<&'static str>,
+    json: Option<PathBuf>,
+    docs: bool,
+}
+
+fn main() -> ExitCode {
+    let wanted = match Wanted::parse(std::env::args().skip(1)) {
+        Ok(wanted) => wanted,
+        Err(fault) => {
+            eprintln!("{fault}\n{USAGE}");
+            return ExitCode::from(2);
+        }
+    };
+    let mut report = Report::new();
+    for model in &wanted.models {
+        if wanted.freshness {
+            report.add(model, "freshness", freshness::measure(model));
+        }
+        if wanted.backfill || wanted.search || wanted.idle {
+            // They share one loaded table: a backfill is measured while it is made.
+            let (mut site, figures) = backfill::measure(model, wanted.backfill);
+            if wanted.backfill {
+                report.add(model, "backfill", figures);
+            }
+            if wanted.search {
+                report.add(model, "search", search::latency(&mut site));
+            }
+            if wanted.idle {
+                report.add(model, "idle", search::idle(&mut site));
+            }
+        }
+    }
+    println!("{}", report.table());
+    let written = report.write(wanted.json.as_deref(), wanted.docs);
+    if let Err(fault) = written {
+        eprintln!("{fault}");
+        return ExitCode::FAILURE;
+    }
+    ExitCode::SUCCESS
+}
+
+impl Wanted {
+    fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Self, String> {
+        let mut wanted = Wanted { models: vec!["fp32", "int8"], docs: true, ..Wanted::default() };
+        let mut any = false;
+        while let Some(argument) = arguments.next() {
+            let part = match argument.as_str() {
+                "freshness" => &mut wanted.freshness,
+                "backfill" => &mut wanted.backfill,
+                "search" => &mut wanted.search,
+                "idle" => &mut wanted.idle,
+                "all" => continue,
+                // cargo says so to every benchmark.
+                "--bench" => continue,
+                "--no-docs" => {
+                    wanted.docs = false;
+                    continue;
+                }
+                "--json" => {
+                    wanted.json = Some(arguments.next().ok_or("--json wants a file")?.into());
+                    continue;
+                }
+                "--model" => {
+                    wanted.models = match arguments.next().as_deref() {
+                        Some("fp32") => vec!["fp32"],
+                        Some("int8") => vec!["int8"],
+                        Some("both") => vec!["fp32", "int8"],
+                        other => return Err(format!("--model: {other:?}")),
+                    };
+                    continue;
+                }
+                other => return Err(format!("unknown: {other}")),
+            };
+            (*part, any) = (true, true);
+        }
+        if !any {
+            (wanted.freshness, wanted.backfill, wanted.search, wanted.idle) = (true, true, true, true);
+        }
+        // A part of the figures must not replace the table of all.
+        wanted.docs &= !any && wanted.models.len() == 2;
+        Ok(wanted)
+    }
+}

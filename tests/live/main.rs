@@ -1,2 +1,14 @@
-//! x
-fn main() {}
+//! Tests against real servers: PostgreSQL, the program as a user starts it, HTTP. Nothing is replaced by a stand-in.
+#![allow(clippy::unwrap_used, reason = "a test may stop where it stands")]
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod commands;
+mod http;
+mod refusals;
+mod restart;
+mod servers;
+mod snapshot;
+mod stream;
+mod writer;

@@ -4,4 +4,5 @@
 mod config;
 mod embedding;
 mod embedding_log;
+mod house;
 mod http;

@@ -1,0 +1,144 @@
+//! Writes figures down: a JSON file, and the table in docs/benchmarks.md between its markers.
+
+use std::fs;
+use std::path::Path;
+
+use serde_json::{Map, Value, json};
+use time::OffsetDateTime;
+
+use super::Figures;
+
+const DOCS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/benchmarks.md");
+const BEGIN: &str = "<!-- figures: begin -->";
+const END: &str = "<!-- figures: end -->";
+
+/// What must be reached: part, figure, bound, and whether it is the least or the most.
+const BOUNDS: &[(&str, &str, Bound)] = &[
+    ("freshness", "p50_ms", Bound::Most(40.0)),
+    ("freshness", "p99_ms", Bound::Most(200.0)),
+    ("backfill", "of_bare", Bound::Least(0.9)),
+    ("backfill", "first_row_ms", Bound::Most(1000.0)),
+    ("backfill", "peak_rss_mb", Bound::Most(400.0)),
+    ("idle", "cpu_percent", Bound::Most(1.0)),
+    ("idle", "start_to_ready_p50_ms", Bound::Most(2000.0)),
+];
+
+#[derive(Clone, Copy)]
+enum Bound {
+    Least(f64),
+    Most(f64),
+}
+
+impl Bound {
+    fn holds(self, value: f64) -> bool {
+        match self {
+            Bound::Least(bound) => value >= bound,
+            Bound::Most(bound) => value <= bound,
+        }
+    }
+
+    fn text(self) -> String {
+        match self {
+            Bound::Least(bound) => format!("≥ {}", number(bound)),
+            Bound::Most(bound) => format!("≤ {}", number(bound)),
+        }
+    }
+}
+
+pub struct Report {
+    parts: Vec<(String, &'static str, Figures)>,
+}
+
+impl Report {
+    pub fn new() -> Self {
+        Report { parts: vec![] }
+    }
+
+    pub fn add(&mut self, model: &str, part: &'static str, figures: Figures) {
+        let told: Vec<String> = figures.iter().map(|(name, value)| format!("{name} {}", number(*value))).collect();
+        eprintln!("{part}, {model}: {}", told.join(", "));
+        self.parts.push((model.to_owned(), part, figures));
+    }
+
+    /// Markdown: a line a figure, a column a model.
+    pub fn table(&self) -> String {
+        let mut models: Vec<&str> = vec![];
+        let mut lines: Vec<(&str, &str)> = vec![];
+        for (model, part, figures) in &self.parts {
+            if !models.contains(&model.as_str()) {
+                models.push(model);
+            }
+            for (name, _) in figures {
+                if !lines.contains(&(*part, *name)) {
+                    lines.push((part, name));
+                }
+            }
+        }
+        lines.sort_by_key(|(part, _)| self.parts.iter().position(|(_, other, _)| other == part));
+        let mut text = format!("{}\n\n| | wanted | {} |\n| --- | --- |", machine(), models.join(" | "));
+        text.push_str(&" ---: |".repeat(models.len()));
+        for (part, name) in lines {
+            let bound = BOUNDS.iter().find(|(p, n, _)| *p == part && *n == name).map(|(_, _, bound)| *bound);
+            let wanted = bound.map_or(String::new(), Bound::text);
+            text.push_str(&format!("\n| {part} {} | {wanted} |", name.replace('_', " ")));
+            for model in &models {
+                let cell = self.figure(model, part, name).map_or("-".to_owned(), |value| {
+                    let missed = bound.is_some_and(|bound| !bound.holds(value));
+                    format!("{}{}", number(value), if missed { " (missed)" } else { "" })
+                });
+                text.push_str(&format!(" {cell} |"));
+            }
+        }
+        text + "\n"
+    }
+
+    pub fn write(&self, json: Option<&Path>, docs: bool) -> Result<(), String> {
+        if let Some(path) = json {
+            let text = serde_json::to_string_pretty(&self.json()).expect("figures are JSON");
+            fs::write(path, text + "\n").map_err(|error| format!("write {}: {error}", path.display()))?;
+        }
+        if !docs {
+            return Ok(());
+        }
+        let page = fs::read_to_string(DOCS).map_err(|error| format!("read {DOCS}: {error}"))?;
+        let places = page.find(BEGIN).zip(page.find(END)).filter(|(begin, end)| begin < end);
+        let (begin, end) = places.ok_or_else(|| format!("{DOCS} lacks the lines {BEGIN} and {END}"))?;
+        let page = format!("{}\n{}\n{}", &page[..begin + BEGIN.len()], self.table(), &page[end..]);
+        fs::write(DOCS, page).map_err(|error| format!("write {DOCS}: {error}"))
+    }
+
+    fn json(&self) -> Value {
+        let mut models = Map::new();
+        for (model, part, figures) in &self.parts {
+            let figures: Map<String, Value> =
+                figures.iter().map(|(name, value)| ((*name).to_owned(), json!(value))).collect();
+            let parts = models.entry(model).or_insert_with(|| json!({}));
+            parts[*part] = Value::Object(figures);
+        }
+        json!({"machine": machine(), "version": env!("CARGO_PKG_VERSION"), "models": models})
+    }
+
+    fn figure(&self, model: &str, part: &str, name: &str) -> Option<f64> {
+        let (_, _, figures) = self.parts.iter().find(|(m, p, _)| m == model && *p == part)?;
+        figures.iter().find(|(other, _)| *other == name).map(|(_, value)| *value)
+    }
+}
+
+/// Three digits that count, no more than were measured.
+fn number(value: f64) -> String {
+    let decimals = match value.abs() {
+        _ if value.fract() == 0.0 => 0,
+        value if value >= 100.0 => 0,
+        value if value >= 10.0 => 1,
+        _ => 2,
+    };
+    format!("{value:.decimals$}")
+}
+
+fn machine() -> String {
+    let cpu = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let model = cpu.lines().find_map(|line| line.strip_prefix("model name")).unwrap_or(": unknown processor");
+    let model = model.trim_start_matches(['\t', ' ', ':']);
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    format!("{model}, {cores} cores, {}", OffsetDateTime::now_utc().date())
+}

@@ -1,0 +1,78 @@
+//! A loaded vecsync: how fast it answers, what it costs when nobody asks, how fast it comes back.
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+use super::backfill::ROWS;
+use super::texts::faq;
+use super::{Figures, ms, percentile, sorted};
+use crate::support::http::{Http, escape};
+use crate::support::process::wait_until;
+use crate::support::site::Site;
+
+const SEARCHES: usize = 400;
+const CLIENTS: usize = 4;
+const IDLE: Duration = Duration::from_secs(20);
+const STARTS: usize = 3;
+
+/// Real questions, one after the other and from several clients at once.
+pub fn latency(site: &mut Site) -> Figures {
+    let port = site.port;
+    ask(port, 0, 50);
+    let alone = sorted(ask(port, 0, SEARCHES));
+    let begun = Instant::now();
+    let clients: Vec<_> = (0..CLIENTS).map(|n| thread::spawn(move || ask(port, n * 37, SEARCHES))).collect();
+    let together = clients.into_iter().flat_map(|client| client.join().expect("every search is answered"));
+    let together = sorted(together.collect());
+    let per_s = together.len() as f64 / begun.elapsed().as_secs_f64();
+    vec![
+        ("one_client_p50_ms", percentile(&alone, 0.50)),
+        ("one_client_p99_ms", percentile(&alone, 0.99)),
+        ("four_clients_p50_ms", percentile(&together, 0.50)),
+        ("four_clients_p99_ms", percentile(&together, 0.99)),
+        ("four_clients_per_s", per_s),
+    ]
+}
+
+fn ask(port: u16, from: usize, count: usize) -> Vec<f64> {
+    let questions = faq();
+    let mut http = Http::new(port);
+    (0..count)
+        .map(|n| {
+            let path = format!("/search?q={}", escape(&questions[(from + n) % questions.len()].question));
+            let begun = Instant::now();
+            let answer = http.get(&path).expect("an answer");
+            let took = ms(begun.elapsed());
+            assert_eq!(answer.status, 200, "{}", answer.body);
+            took
+        })
+        .collect()
+}
+
+/// CPU of a process that nobody asks and no writer feeds, then its restart with all rows.
+pub fn idle(site: &mut Site) -> Figures {
+    eprintln!("idle: {} s", IDLE.as_secs());
+    let cpu = site.cpu_seconds();
+    thread::sleep(IDLE);
+    let idle = 100.0 * (site.cpu_seconds() - cpu) / IDLE.as_secs_f64();
+    let mut starts = vec![];
+    for _ in 0..STARTS {
+        assert_eq!(site.vecsync.terminate().code, Some(0), "{}", site.log());
+        let begun = Instant::now();
+        site.vecsync.start_ready();
+        starts.push(ms(begun.elapsed()));
+        assert_eq!(site.vecsync.points(), Some(ROWS as u64), "it was ready without its rows");
+        wait_until("a search to be answered whole", Duration::from_secs(30), || {
+            let answer = site.vecsync.search("how do I upgrade", "&limit=100");
+            if answer["degraded"] == false { Ok(()) } else { Err(answer["degraded"].to_string()) }
+        });
+    }
+    ask(site.port, 0, 100);
+    let starts = sorted(starts);
+    vec![
+        ("cpu_percent", idle),
+        ("start_to_ready_p50_ms", percentile(&starts, 0.5)),
+        ("start_to_ready_max_ms", percentile(&starts, 1.0)),
+        ("rss_after_start_mb", site.memory_kb().0 as f64 / 1024.0),
+    ]
+}

@@ -1,0 +1,54 @@
+//! Texts to measure with, made from the real FAQ: its questions, and pieces of its answers of mixed length.
+
+use std::collections::HashSet;
+use std::fs;
+use std::path::PathBuf;
+
+use serde_json::Value;
+
+use crate::support::dice::Dice;
+
+/// One entry.
+#[derive(Clone, Debug)]
+pub struct Entry {
+    pub question: String,
+    pub answer: String,
+}
+
+/// The FAQ as `make setup` fetched it.
+pub fn faq() -> Vec<Entry> {
+    let path = std::env::var_os("VECSYNC_TEST_FAQ").map_or(".local/faq.jsonl".into(), PathBuf::from);
+    let text =
+        fs::read_to_string(&path).unwrap_or_else(|error| panic!("read {}: {error}; run `make setup`", path.display()));
+    let entry = |line: &str| {
+        let value: Value = serde_json::from_str(line).expect("a line is JSON");
+        let text = |field: &str| value[field].as_str().expect("a text").to_owned();
+        Entry { question: text("question"), answer: text("answer") }
+    };
+    text.lines().map(entry).collect()
+}
+
+/// `count` entries whose answers are pairwise different runs of words of real answers, `words` long. The lengths are
+/// drawn evenly, with a seed, so every run has the same texts.
+pub fn pieces(count: usize, words: std::ops::Range<usize>) -> Vec<Entry> {
+    let faq: Vec<(String, Vec<String>)> = faq()
+        .into_iter()
+        .map(|entry| (entry.question, entry.answer.split_whitespace().map(str::to_owned).collect()))
+        .collect();
+    let mut dice = Dice::new(5);
+    let (mut seen, mut pieces) = (HashSet::new(), Vec::with_capacity(count));
+    while pieces.len() < count {
+        // An answer's chance goes with its length, as a reader meets its sentences.
+        let (question, answer) = dice.pick(&faq);
+        let length = words.start + dice.below(words.len());
+        if answer.len() < length || dice.below(400) > answer.len() {
+            continue;
+        }
+        let start = dice.below(answer.len() - length + 1);
+        let answer = answer[start..start + length].join(" ");
+        if seen.insert(answer.clone()) {
+            pieces.push(Entry { question: question.clone(), answer });
+        }
+    }
+    pieces
+}

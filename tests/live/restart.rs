@@ -1,0 +1,139 @@
+//! Killed, stopped, or left without its database: afterwards the index equals the table.
+
+use std::time::{Duration, Instant};
+
+use crate::support::dice::Dice;
+use crate::support::process::wait_until;
+use crate::support::site::Site;
+use crate::support::table;
+use crate::support::vecsync::READY;
+use crate::writer::{Writer, fill};
+
+const KILLS: usize = 12;
+const CAUGHT_UP: Duration = Duration::from_secs(120);
+const PAUSE: Duration = Duration::from_millis(10);
+
+#[test]
+fn killed_at_any_moment_it_loses_nothing_and_brings_nothing_back() {
+    let mut site = Site::prepare();
+    fill(&site.sql, 300);
+    let seed = std::env::var("VECSYNC_TEST_SEED").map_or(4711, |seed| seed.parse().unwrap());
+    let mut dice = Dice::new(seed);
+    let writer = Writer::start(&site.postgres, seed, PAUSE);
+    for round in 0..KILLS {
+        site.vecsync.start();
+        // The moment is one of the site's writing, from the first steps of a start to well after it.
+        wait_for_commits(&writer, dice.below(150) as u64);
+        if let Some(status) = site.vecsync.ended() {
+            panic!("seed {seed}, round {round}: it ended by itself with {status}");
+        }
+        site.vecsync.kill();
+        wait_for_commits(&writer, dice.below(30) as u64);
+    }
+    site.vecsync.start_ready();
+    writer.finish();
+    let Site { vecsync, sql, .. } = &mut site;
+    table::expect_equal(vecsync, sql, CAUGHT_UP);
+}
+
+#[test]
+fn changes_made_while_it_is_down_are_found_after_the_start() {
+    let mut site = Site::prepare();
+    fill(&site.sql, 100);
+    site.vecsync.start_ready();
+    let Site { vecsync, sql, .. } = &mut site;
+    table::expect_equal(vecsync, sql, CAUGHT_UP);
+    let stopping = Instant::now();
+    let ended = site.vecsync.terminate();
+    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+    assert!(stopping.elapsed() < Duration::from_secs(3), "it took {:?} to stop", stopping.elapsed());
+    site.sql.execute("DELETE FROM faq_faq WHERE id <= 20");
+    site.sql.execute("UPDATE faq_faq SET answer = 'While it was down' WHERE id BETWEEN 21 AND 40");
+    site.sql.execute("UPDATE faq_faq SET id = id + 1000 WHERE id BETWEEN 41 AND 50");
+    site.vecsync.start_ready();
+    let Site { vecsync, sql, .. } = &mut site;
+    table::expect_equal(vecsync, sql, CAUGHT_UP);
+    assert_eq!(site.row(30).unwrap()["answer"], "While it was down");
+}
+
+#[test]
+fn a_search_in_flight_is_answered_before_it_stops() {
+    let mut site = Site::prepare();
+    fill(&site.sql, 50);
+    site.vecsync.start_ready();
+    let port = site.port;
+    let (begun, wait) = std::sync::mpsc::channel();
+    let client = std::thread::spawn(move || {
+        let mut http = crate::support::http::Http::new(port);
+        let mut answered = 0;
+        // A connection that is refused once it stops is no lost search; an answer that is not 200 is one.
+        while let Ok(answer) = http.get("/search?q=refund") {
+            assert!(answer.status == 200 || answer.status == 503, "{}: {}", answer.status, answer.body);
+            answered += 1;
+            if answered == 20 {
+                begun.send(()).unwrap();
+            }
+        }
+        answered
+    });
+    wait.recv_timeout(READY).expect("searches are answered");
+    let ended = site.vecsync.terminate();
+    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+    assert!(client.join().expect("every answer was whole") >= 20);
+}
+
+#[test]
+fn a_second_process_on_the_same_folder_is_refused_and_harms_nothing() {
+    let mut site = Site::prepare();
+    fill(&site.sql, 20);
+    site.vecsync.start_ready();
+    let port = crate::support::process::free_port();
+    let first = site.port;
+    site.set("VECSYNC_LISTEN", format!("127.0.0.1:{port}"));
+    let second = site.vecsync.run(&["run"]);
+    assert_eq!(second.code, Some(1), "{}", second.stderr);
+    let last = second.stderr.lines().last().unwrap();
+    assert!(last.contains(&site.path("data")) && last.contains("another process"), "{}", second.stderr);
+    assert_eq!(site.port, first);
+    let Site { vecsync, sql, .. } = &mut site;
+    table::expect_equal(vecsync, sql, CAUGHT_UP);
+}
+
+#[test]
+fn when_postgresql_crashes_it_goes_on_by_itself() {
+    let mut site = Site::prepare();
+    fill(&site.sql, 100);
+    site.vecsync.start_ready();
+    let pid = site.pid();
+    for round in 0..2 {
+        let writer = Writer::start(&site.postgres, round, PAUSE);
+        wait_for_commits(&writer, 40);
+        writer.finish();
+        site.postgres.crash();
+        // It serves what it has, and says that it waits.
+        wait_until("health to be degraded", CAUGHT_UP, || {
+            let answer = site.vecsync.get("/health/");
+            assert_eq!(answer.status, 200, "{}", answer.body);
+            if answer.json()["status"] == "degraded" { Ok(()) } else { Err(answer.body) }
+        });
+        assert!(!site.search("refund", "&min_score=-1")["results"].as_array().unwrap().is_empty());
+        site.postgres.launch();
+        site.sql = site.postgres.client();
+    }
+    let Site { vecsync, sql, .. } = &mut site;
+    table::expect_equal(vecsync, sql, CAUGHT_UP);
+    assert_eq!((site.vecsync.ended(), site.pid()), (None, pid));
+    wait_until("health to be healthy again", CAUGHT_UP, || {
+        let answer = site.vecsync.get("/health/");
+        if answer.json()["status"] == "healthy" { Ok(()) } else { Err(answer.body) }
+    });
+}
+
+#[track_caller]
+fn wait_for_commits(writer: &Writer, more: u64) {
+    let wanted = writer.commits() + more;
+    wait_until(&format!("{more} more transactions"), CAUGHT_UP, || {
+        let commits = writer.commits();
+        if commits >= wanted { Ok(()) } else { Err(format!("{commits} of {wanted}")) }
+    });
+}

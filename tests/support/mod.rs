@@ -1,0 +1,10 @@
+//! What live tests and benchmarks stand on: real servers, the real binary, waiting, chance. Tests nothing itself.
+#![allow(dead_code, reason = "each target uses a part of it")]
+
+pub mod dice;
+pub mod http;
+pub mod postgres;
+pub mod process;
+pub mod site;
+pub mod table;
+pub mod vecsync;
