@@ -74,9 +74,9 @@ pub enum AppError {
     /// The mirror failed.
     #[error(transparent)]
     Mirror(#[from] MirrorError),
-    /// Capture cannot go on.
+    /// Capture cannot go on. Boxed: it is much larger than the others.
     #[error(transparent)]
-    Capture(#[from] CaptureError),
+    Capture(Box<CaptureError>),
     /// Embed cannot go on.
     #[error(transparent)]
     Worker(#[from] WorkerError),
@@ -100,6 +100,12 @@ pub enum AppError {
     /// Signals of the operating system cannot be received.
     #[error("listen for signals")]
     Signals(#[source] io::Error),
+}
+
+impl From<CaptureError> for AppError {
+    fn from(error: CaptureError) -> Self {
+        AppError::Capture(Box::new(error))
+    }
 }
 
 /// Runs the whole pipeline and the query server until a signal or a fault that cannot be mended.
@@ -187,7 +193,10 @@ pub async fn run(config: Config) -> Result<(), AppError> {
     spawn(&mut tasks, "freshness", watching.run(shutdown.clone()));
     let handler = control_handler(resync_sender);
     let answering = control::run(control, handler, shutdown.clone());
-    spawn(&mut tasks, "control", async { Ok::<_, ControlError>(answering.await) });
+    spawn(&mut tasks, "control", async {
+        answering.await;
+        Ok::<(), ControlError>(())
+    });
     tracing::info!(
         pipeline = config.pipeline.name,
         model = embedder.model_name(),
