@@ -12,6 +12,8 @@ use crate::support::vecsync::model_dir;
 
 /// Texts of one call: enough to sort by length, as much as the pipeline could have at once.
 const CALL: usize = 512;
+/// Tokens of a window where the pipeline file says nothing.
+const WINDOW: usize = 256;
 
 /// What the model is given for these rows: a question in front of each answer, and each question once by itself.
 pub struct Bare {
@@ -31,6 +33,8 @@ impl Bare {
             rows.iter().map(|row| tokens::input([&of(&row.question), &of(&row.answer)])).collect();
         texts.extend(titles.iter().map(|title| tokens::input([&of(title)])));
         texts.sort_by_key(Vec::len);
+        let longest = texts.last().map_or(0, Vec::len);
+        assert!(longest <= WINDOW, "a text of {longest} tokens would be split, and this compares something else");
         Bare { embedder, texts }
     }
 

@@ -46,9 +46,18 @@ pub fn pieces(count: usize, words: std::ops::Range<usize>) -> Vec<Entry> {
         }
         let start = dice.below(answer.len() - length + 1);
         let answer = answer[start..start + length].join(" ");
+        if !is_prose(&answer) {
+            continue;
+        }
         if seen.insert(answer.clone()) {
             pieces.push(Entry { question: question.clone(), answer });
         }
     }
     pieces
+}
+
+/// Code and tables have several tokens a word, and would be split into windows.
+fn is_prose(text: &str) -> bool {
+    let letters = text.chars().filter(|c| c.is_alphabetic() || c.is_whitespace()).count();
+    letters * 100 >= text.chars().count() * 90 && text.split(' ').all(|word| word.len() <= 30)
 }

@@ -27,7 +27,6 @@ const ROOMS: &[(&str, Option<&[&str]>)] = &[
     ("embed", Some(COMMON)),
     ("index", Some(COMMON)),
     ("serve", Some(&["event", "retry", "metrics", "shutdown", "clock", "config", "topic", "embed", "index"])),
-    ("commands", Some(&["config", "control", "client", "app"])),
     ("app", None),
     ("lib", None),
     ("main", None),
