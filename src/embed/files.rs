@@ -177,6 +177,29 @@ fn find_runtime(folder: &Path) -> PathBuf {
     entries.map(|entry| entry.path()).filter(named).min().unwrap_or(plain)
 }
 
+/// Refuses a shared library that is shorter than its ELF header says: to load it would end the process by a signal,
+/// without a word. Which library it is, is not checked: distributions build their own. Another format is left to the
+/// loader. (System V gABI, "ELF header": section headers stand at the end of what linkers write.)
+pub fn check_library(path: &Path) -> Result<(), LoadError> {
+    let fault = |source: io::Error| LoadError::Runtime { path: path.to_owned(), source: Box::new(source) };
+    let mut file = File::open(path).map_err(fault)?;
+    let bytes = file.metadata().map_err(fault)?.len();
+    let mut header = [0; 64];
+    let is_elf = file.read_exact(&mut header).is_ok() && header.starts_with(b"\x7fELF\x02\x01");
+    let wanted = if is_elf { elf_length(&header) } else { 0 };
+    if bytes == 0 || bytes < wanted {
+        return Err(fault(io::Error::other(format!("it is truncated: {bytes} bytes, wanted at least {wanted}"))));
+    }
+    Ok(())
+}
+
+/// Where the section headers of a 64-bit little-endian ELF file end.
+fn elf_length(header: &[u8; 64]) -> u64 {
+    let number = |place: usize| u64::from(u16::from_le_bytes([header[place], header[place + 1]]));
+    let offset = (0..4).map(|word| number(0x28 + 2 * word) << (16 * word)).sum::<u64>();
+    offset.saturating_add(number(0x3a) * number(0x3c))
+}
+
 fn hash(file: &mut File) -> io::Result<(String, u64)> {
     let mut hasher = Sha256::new();
     let mut buffer = vec![0; 1 << 18];
@@ -195,4 +218,28 @@ fn hash(file: &mut File) -> io::Result<(String, u64)> {
 /// Bytes in lower-case hexadecimal.
 pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_library_that_is_cut_short_is_refused_before_it_is_loaded() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("library.so");
+        let refused = |bytes: &[u8]| {
+            std::fs::write(&path, bytes).expect("written");
+            check_library(&path).err().map(|error| crate::retry::Chain(&error).to_string())
+        };
+        let program = std::fs::read(std::env::current_exe().expect("this test")).expect("readable");
+        assert_eq!(refused(&program), None);
+        for length in [0, 100, program.len() / 2, program.len() - 1] {
+            let told = refused(&program[..length]).expect("a refusal");
+            assert!(told.contains("library.so") && told.contains("truncated"), "{told}");
+        }
+        assert_eq!(refused(b"#!/bin/sh"), None, "the loader says more of what is no library");
+        let missing = check_library(&folder.path().join("none")).expect_err("a refusal");
+        assert!(crate::retry::Chain(&missing).to_string().contains("No such file"), "{missing}");
+    }
 }

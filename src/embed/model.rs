@@ -9,7 +9,7 @@ use ort::logging::LogLevel;
 use ort::session::{HasSelectedOutputs, OutputSelector, RunOptions, Session};
 use ort::value::TensorRef;
 
-use super::files::LoadError;
+use super::files::{LoadError, check_library};
 use super::tokens::TokenIds;
 
 /// Length of a vector.
@@ -211,6 +211,7 @@ fn environment(runtime: &Path) -> Result<Environment, LoadError> {
         return Ok(environment.clone());
     }
     let path = std::path::absolute(runtime).unwrap_or_else(|_| PathBuf::from(runtime));
+    check_library(&path)?;
     let builder =
         ort::init_from(&path).map_err(|source| LoadError::Runtime { path: path.clone(), source: Box::new(source) })?;
     let environment = builder

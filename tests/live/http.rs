@@ -121,7 +121,10 @@ fn metrics_carry_the_promised_names_and_no_secret() {
         if missing.is_empty() { Ok(text) } else { Err(format!("missing: {missing:?}")) }
     });
     assert!(!text.contains(PASSWORD) && !text.contains("Money back"), "{text}");
-    assert_eq!(site.metric("vecsync_store_points", r#"store="local""#), Some(30.0));
+    wait_until("the points to be counted", SOON, || match site.metric("vecsync_store_points", r#"store="local""#) {
+        Some(30.0) => Ok(()),
+        points => Err(format!("{points:?}")),
+    });
     for stage in ["capture", "embed", "index"] {
         let events = site.metric("vecsync_events_total", &format!(r#"stage="{stage}""#)).unwrap_or(0.0);
         assert!(events >= 30.0 + 128.0, "{stage}: {events}");

@@ -53,7 +53,7 @@ fn a_column_that_is_not_there_is_named() {
     let site = Site::prepare();
     site.vecsync.write_pipeline(&PIPELINE.replace("{{ answer }}", "{{ anwser }}"));
     refused(&site.vecsync, &["anwser", "answer"]);
-    site.vecsync.write_pipeline(&PIPELINE.replace(r#"["category", "id"]"#, r#"["category", "id", "colour"]"#));
+    site.vecsync.write_pipeline(&PIPELINE.replace(r#""updated_at"]"#, r#""updated_at", "colour"]"#));
     refused(&site.vecsync, &["colour"]);
 }
 
@@ -177,12 +177,14 @@ fn a_model_file_that_is_missing_or_cut_short_is_named() {
     let files = ["tokenizer.json", "model_int8.onnx", "libonnxruntime.so"];
     let link = |file: &str| std::os::unix::fs::symlink(model_dir().join(file), format!("{folder}/{file}")).unwrap();
     for missing in files {
+        eprintln!("{missing} is missing");
         files.iter().filter(|file| **file != missing).for_each(|file| link(file));
         refused(&vecsync, &[missing, &folder]);
         fs::remove_dir_all(&folder).unwrap();
         fs::create_dir(&folder).unwrap();
     }
     for cut in files {
+        eprintln!("{cut} is cut short");
         files.iter().filter(|file| **file != cut).for_each(|file| link(file));
         let whole = fs::read(model_dir().join(cut)).unwrap();
         fs::write(format!("{folder}/{cut}"), &whole[..whole.len() / 2]).unwrap();

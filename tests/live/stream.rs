@@ -48,7 +48,7 @@ fn pass_through(site: &mut Site) {
 #[test]
 fn insert_update_and_delete_are_followed_and_found_by_meaning() {
     let mut site = Site::prepare();
-    // The model that nobody has to choose.
+    // The other tests have the other model.
     site.set("VECSYNC_MODEL", "fp32");
     site.vecsync.start_ready();
     site.sql.execute(

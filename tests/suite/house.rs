@@ -32,6 +32,7 @@ const ROOMS: &[(&str, Option<&[&str]>)] = &[
     ("lib", None),
     ("main", None),
     ("cli", None),
+    ("commands", None),
 ];
 
 /// Crates that one file alone may use, and why.

@@ -67,6 +67,9 @@ impl Vecsync {
         vecsync.set("VECSYNC_MODEL_DIR", model_dir().display());
         // Half the time of the other; the same code but for the size of a call.
         vecsync.set("VECSYNC_MODEL", "int8");
+        if let Ok(filter) = std::env::var("VECSYNC_TEST_LOG") {
+            vecsync.set("VECSYNC_LOG", filter);
+        }
         vecsync
     }
 
@@ -97,16 +100,20 @@ impl Vecsync {
         self.wait_ready();
     }
 
+    /// Ready, and with a whole table: until then a search that finds nothing is refused.
     #[track_caller]
     pub fn wait_ready(&mut self) {
         wait_until("vecsync to be ready", READY, || {
             if let Some(status) = self.ended() {
-                return Err(panic_with(&format!("vecsync ended with {status}"), &self.log()));
+                panic!("vecsync ended with {status}: {}", self.log().lines().last().unwrap_or("it said nothing"));
             }
-            match self.http.get("/health/ready/") {
-                Ok(answer) if answer.status == 200 => Ok(()),
-                Ok(answer) => Err(format!("{} {}", answer.status, answer.body)),
-                Err(error) => Err(error.to_string()),
+            let ready = self.http.get("/health/ready/").map_err(|error| error.to_string())?;
+            let local =
+                &self.http.get("/health/detailed/").map_err(|error| error.to_string())?.json()["components"]["local"];
+            if ready.status == 200 && local["details"]["loaded"] == true {
+                Ok(())
+            } else {
+                Err(format!("{} {}, {local}", ready.status, ready.body))
             }
         });
     }
@@ -274,10 +281,6 @@ fn collect(mut from: impl Read + Send + 'static, into: Arc<Mutex<Vec<u8>>>) -> J
             into.lock().expect("no holder panics").write_all(&buffer[..read]).expect("memory takes it");
         }
     })
-}
-
-fn panic_with(what: &str, log: &str) -> String {
-    panic!("{what}: {}", log.lines().last().unwrap_or("it said nothing"))
 }
 
 /// The models; `make setup` fetches them.
