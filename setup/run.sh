@@ -123,9 +123,9 @@ done
 indexed() { ask /metrics | awk '/^vecsync_store_points\{.*store="local"/ { n += $NF } END { print n + 0 }'; }
 
 if [ -n "$OWN_POSTGRES" ]; then
-  questions=("how do I get rid of a program and its settings too"
-    "why is 0.1 plus 0.2 not exactly 0.3"
-    "my list changed although I only modified a copy of it")
+  questions=("which version of debian should I install"
+    "why does my list change when I modify a copy"
+    "how to make python faster")
 else
   questions=("how do I change my password" "how can I reach a person for help" "what does it cost")
 fi

@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde_json::Value;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -111,6 +112,7 @@ impl From<CaptureError> for AppError {
 /// Runs the whole pipeline and the query server until a signal or a fault that cannot be mended.
 pub async fn run(config: Config) -> Result<(), AppError> {
     let started = Instant::now();
+    raise_file_limit();
     make_data_dir(&config)?;
     let listener = listen(&config).await?;
     let server_settings = serve::Settings::load(&config.server)?;
@@ -292,6 +294,15 @@ fn spawn<E: Into<AppError>>(
 
 fn joined<T>(task: &'static str, ended: Result<T, tokio::task::JoinError>) -> Result<T, AppError> {
     ended.map_err(|error| AppError::Task { task, fault: error.to_string() })
+}
+
+/// Connections are files: the soft limit is often 1,024, and every process may raise its own to the hard one.
+fn raise_file_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
+    if let Err(error) = setrlimit(Resource::Nofile, raised) {
+        tracing::warn!(%error, current = limit.current, "raise the limit of open files");
+    }
 }
 
 fn make_data_dir(config: &Config) -> Result<(), AppError> {

@@ -1,10 +1,11 @@
 //! How far long work is: a bar on a terminal, a log line every five seconds elsewhere. Knows no particular work.
 
+use std::fmt;
 use std::io::{self, IsTerminal};
 use std::sync::{LazyLock, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 
 /// How often a line is logged where there is no terminal.
 const LINE_EVERY: Duration = Duration::from_secs(5);
@@ -29,9 +30,12 @@ impl Progress {
     /// Begins. `total` is in the same unit as what [`Progress::set`] is given, and may be 0 when it is not known.
     pub fn start(total: u64, label: &'static str) -> Self {
         let bar = io::stderr().is_terminal().then(|| {
-            let style = ProgressStyle::with_template("{msg} {wide_bar} {human_pos}/{human_len} {per_sec} {eta}");
+            let style = ProgressStyle::with_template("{msg} {wide_bar} {human_pos}/{human_len} {rate} {eta}");
             let bar = BARS.add(ProgressBar::new(total).with_message(label));
-            bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+            let rate = |state: &ProgressState, to: &mut dyn fmt::Write| {
+                let _ = write!(to, "{:.0}/s", state.per_sec());
+            };
+            bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()).with_key("rate", rate));
             bar
         });
         let lines = Mutex::new(Lines { total, done: 0, started: Instant::now(), logged: Instant::now() });

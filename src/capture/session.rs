@@ -33,6 +33,8 @@ const KEYS_PER_PAGE: usize = 1_000;
 const PROBE_EVERY: Duration = Duration::from_secs(1);
 /// How long the source may take to say so before the connection counts as broken.
 const PROBE_PATIENCE: Duration = Duration::from_secs(10);
+/// How long the stream may bring nothing although it is asked every second: a connection that is dead on one side.
+const STREAM_PATIENCE: Duration = Duration::from_secs(60);
 /// Feedback interval where the server has no time-out.
 const FEEDBACK_WITHOUT_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -65,7 +67,6 @@ pub(super) async fn run(
     let stream =
         replication.start_replication(&capture.source.slot, state.confirm, &capture.source.publication).await?;
     tracing::info!(slot = capture.source.slot, from = %state.confirm, "streaming {}.{}", table.schema, table.name);
-    retry.reset();
 
     let template = Source {
         version: env!("CARGO_PKG_VERSION").into(),
@@ -96,6 +97,8 @@ pub(super) async fn run(
         feedback,
         probe: None,
         snapshot: None,
+        settled: false,
+        heard: Instant::now(),
     };
     let complete = session.state.snapshot == SnapshotMarker::Complete;
     status.send_modify(|status| {
@@ -107,6 +110,9 @@ pub(super) async fn run(
     }
     let ended = session.follow(resyncs, shutdown).await;
     session.abandon_snapshot().await;
+    if session.settled {
+        retry.reset();
+    }
     ended?;
     session.stream.finish().await;
     Ok(())
@@ -148,6 +154,10 @@ struct Session<'a> {
     /// Until the stream has reached this, what it shows may be older than the moment.
     probe: Option<(Lsn, i64)>,
     snapshot: Option<Snapshot>,
+    /// The log was current once: what breaks now is a new fault, not the last one again.
+    settled: bool,
+    /// When the stream last brought something.
+    heard: Instant,
 }
 
 struct Snapshot {
@@ -178,11 +188,7 @@ impl Session<'_> {
         let mut probe_at = Instant::now();
         loop {
             let next = {
-                // Rows wait until the stream has passed the snapshot's point, and behind a resync nothing waits.
-                let pieces = self.snapshot.as_mut().filter(|snapshot| match snapshot.point {
-                    Some((point, _)) => self.sequencer.received() >= point,
-                    None => true,
-                });
+                let pieces = open_snapshot(&mut self.snapshot, self.sequencer.received());
                 let piece = async {
                     match pieces {
                         Some(snapshot) => snapshot.pieces.recv().await,
@@ -197,21 +203,32 @@ impl Session<'_> {
                     _ = self.feedback.tick() => Next::Feedback,
                     // 3. A person waits.
                     Some(request) = resyncs.recv() => Next::Resync(request),
-                    // 4. Live changes come before the snapshot's rows.
-                    frame = self.stream.next() => Next::Frame(frame?),
-                    // 5. The clock of freshness.
+                    // 4. The clock of freshness, once a second.
                     () = tokio::time::sleep_until(probe_at) => Next::Probe,
+                    // 5. Live changes come before the snapshot's rows.
+                    frame = self.stream.next() => Next::Frame(frame?),
                     piece = piece => Next::Piece(piece),
                 }
             };
             match next {
-                Next::Frame(frame) => self.take_frames(frame).await?,
+                Next::Frame(frame) => {
+                    self.heard = Instant::now();
+                    self.take_frames(frame).await?;
+                    // A stream that never pauses must not starve the snapshot, which holds a transaction open.
+                    let waiting = open_snapshot(&mut self.snapshot, self.sequencer.received());
+                    if let Some(Ok(piece)) = waiting.map(|snapshot| snapshot.pieces.try_recv()) {
+                        self.take_piece(Some(piece)).await?;
+                    }
+                }
                 Next::Piece(piece) => self.take_piece(piece).await?,
                 Next::Feedback => self.record_and_confirm().await?,
                 Next::Probe => {
                     let reached = self.ask_source().await?;
                     let (lsn, _) = *self.probe.get_or_insert(reached);
                     if self.sequencer.received() < lsn {
+                        if self.heard.elapsed() > STREAM_PATIENCE {
+                            return Err(CaptureError::Silent(STREAM_PATIENCE));
+                        }
                         // The server answers with how far it has sent.
                         self.stream.send_status(self.state.confirm, true).await?;
                     }
@@ -339,6 +356,7 @@ impl Session<'_> {
             return;
         }
         self.probe = None;
+        self.settled = true;
         let current = Current { as_of_ms, ends: self.capture.log.changes_ends() };
         self.status.send_modify(|status| status.current = Some(current));
     }
@@ -439,6 +457,11 @@ impl Session<'_> {
             let _ = snapshot.reader.await;
         }
     }
+}
+
+/// The snapshot, if its next piece may be taken: rows wait until the stream has passed its point.
+fn open_snapshot(snapshot: &mut Option<Snapshot>, received: Lsn) -> Option<&mut Snapshot> {
+    snapshot.as_mut().filter(|snapshot| snapshot.point.is_none_or(|(point, _)| received >= point))
 }
 
 /// Reads the table's shape and the publication, and checks the pipeline's columns against both.

@@ -53,6 +53,9 @@ pub enum EmbedError {
         /// The text's length.
         tokens: usize,
     },
+    /// A window's vector and its title's cancel each other out.
+    #[error("mix a window's vector with its title's: they cancel each other out")]
+    Opposed,
     /// The model's output does not have the form that was wanted.
     #[error("embed: the model's output has the shape {found:?}, wanted {wanted:?}")]
     Shape {
@@ -86,6 +89,7 @@ impl EmbedError {
             | EmbedError::Length { .. }
             | EmbedError::NotFinite { .. }
             | EmbedError::ZeroNorm { .. }
+            | EmbedError::Opposed
             | EmbedError::Tokenizer(_)
             | EmbedError::Empty => true,
             EmbedError::Model(_) | EmbedError::Shape { .. } | EmbedError::Busy { .. } | EmbedError::Stopped => false,
@@ -223,6 +227,7 @@ fn environment(runtime: &Path) -> Result<Environment, LoadError> {
 
 fn session(environment: &Environment, path: &Path, threads: usize) -> Result<Session, ort::Error> {
     Session::builder(environment)?
+        // Measured with fp32: without the arena resident memory peaks 70 to 180 MB higher and calls are no faster.
         .with_execution_providers([CPU::default().with_arena_allocator(true).build()])?
         .with_intra_threads(threads)?
         .with_inter_threads(1)?

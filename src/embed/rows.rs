@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use serde_json::Value;
@@ -11,9 +10,10 @@ use sha2::{Digest, Sha256};
 use super::cache::{Cache, Key, Layout};
 use super::document::{Document, Rendered};
 use super::intake::{Event, Intake, Item, intake};
-use super::model::{EmbedError, NoDirection, Vector, normalise};
+use super::model::{EmbedError, Vector, normalise};
 use super::tokens::{self, SPECIAL_TOKENS, Token, TokenIds};
 use super::{Embedder, window};
+use crate::clock::now_ms;
 use crate::config;
 use crate::event::{EmbeddedRow, Record, RowKey, VectorEvent, Window};
 use crate::retry::Chain;
@@ -372,15 +372,7 @@ pub fn row_hash(text_hash: &Key, payload: &str) -> Key {
 fn mix(window: &Vector, title: &Vector, weight: f32) -> Result<Vector, EmbedError> {
     let mut mixed: Vector =
         window.iter().zip(title).map(|(window, title)| (1.0 - weight) * window + weight * title).collect();
-    let tokens = 0;
-    normalise(&mut mixed).map_err(|fault| match fault {
-        NoDirection::NotFinite => EmbedError::NotFinite { tokens },
-        NoDirection::Zero => EmbedError::ZeroNorm { tokens },
-    })?;
+    // Only vectors that point in opposite directions have a mix without one.
+    normalise(&mut mixed).map_err(|_| EmbedError::Opposed)?;
     Ok(mixed)
-}
-
-/// Milliseconds since the Unix epoch.
-fn now_ms() -> i64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| i64::try_from(now.as_millis()).unwrap_or(i64::MAX))
 }

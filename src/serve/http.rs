@@ -32,7 +32,8 @@ const LOOK_AGAIN: Duration = Duration::from_millis(100);
 /// connection is closed, at the latest after `settings.limits.drain`.
 ///
 /// # Errors
-/// The socket's own address cannot be read, or it cannot be closed in order. A failing `accept` is tried again and never ends the server.
+/// The socket's own address cannot be read, or it cannot be taken over for the end. A failing `accept` is tried again
+/// and never ends the server.
 pub async fn run(
     listener: TcpListener,
     service: Service,

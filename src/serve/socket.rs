@@ -134,8 +134,11 @@ impl<IO> Socket<IO> {
     /// Passes on the outcome of a write, or fails when none has succeeded for too long.
     fn watch_write<T>(&mut self, outcome: Poll<io::Result<T>>, cx: &mut Context<'_>) -> Poll<io::Result<T>> {
         if outcome.is_ready() {
-            self.stalled_since = None;
             self.activity.bytes_went();
+            if self.stalled_since.take().is_some() {
+                // While it lasted, reading had no deadline: it is polled again to get one.
+                cx.waker().wake_by_ref();
+            }
             return outcome;
         }
         let since = *self.stalled_since.get_or_insert_with(Instant::now);
