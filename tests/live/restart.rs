@@ -57,6 +57,39 @@ fn changes_made_while_it_is_down_are_found_after_the_start() {
 }
 
 #[test]
+fn killed_inside_a_transaction_it_goes_on_where_it_was() {
+    const ROWS: f64 = 20_000.0;
+    // Of one append to the log, which may have been counted and not yet have been durable.
+    const APPEND: f64 = 2_000.0;
+    let published = |site: &mut Site| site.vecsync.metric("vecsync_events_total", r#"stage="capture""#).unwrap_or(0.0);
+    let mut site = Site::open();
+    // They are not active, so nothing but the log has work with them; the last one shows that all have passed.
+    site.sql.execute(&format!(
+        "INSERT INTO faq_faq (id, question, answer, category, is_active)
+         SELECT n, 'Q', 'Row ' || n, 'c00', n = {ROWS} FROM generate_series(1, {ROWS}) n"
+    ));
+    let before = wait_until("a part of the transaction to be published", CAUGHT_UP, || match published(&mut site) {
+        events if events >= ROWS / 4.0 => Ok(events),
+        events => Err(format!("{events}")),
+    });
+    site.vecsync.kill();
+    assert!(before < ROWS, "all {before} were published before the kill: this tests nothing");
+    site.vecsync.start_ready();
+    wait_until("the last row to be found", CAUGHT_UP, || match site.row(ROWS as i64) {
+        Some(row) => Ok(row),
+        None => Err(format!("{} published", published(&mut site))),
+    });
+    let after = published(&mut site);
+    assert!(after >= ROWS - before - APPEND, "{before} and {after} of {ROWS}: some are missing");
+    assert!(after <= ROWS - before + APPEND, "{before} and {after} of {ROWS}: some came twice");
+    // Those that lie in the log are the right ones: each can be brought to light.
+    site.sql.execute("DELETE FROM faq_faq WHERE id % 100 <> 0");
+    site.sql.execute("UPDATE faq_faq SET is_active = true, category = 'c' || lpad((id / 100 % 50)::text, 2, '0')");
+    let Site { vecsync, sql, .. } = &mut site;
+    table::expect_equal(vecsync, sql, CAUGHT_UP);
+}
+
+#[test]
 fn a_search_in_flight_is_answered_before_it_stops() {
     let mut site = Site::prepare();
     fill(&site.sql, 50);
