@@ -15,7 +15,7 @@ use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{JoinSet, spawn_blocking};
 
-use crate::capture::{self, Capture, CaptureError, ResyncRequest};
+use crate::capture::{self, Capture, CaptureError, ColumnCheck, ResyncRequest};
 use crate::config::Config;
 use crate::control::{self, ControlError, Reply, Request};
 use crate::embed::{Cache, Document, DocumentError, Embedder, LoadError, Worker, WorkerError};
@@ -156,7 +156,9 @@ pub async fn run(config: Config) -> Result<(), AppError> {
     });
 
     let mut tasks: JoinSet<(&'static str, Result<(), AppError>)> = JoinSet::new();
-    let capture = capture_of(&config, named_columns(&config, &document), &log, &pipeline_metrics);
+    let filters = config.pipeline.filters.clone();
+    let check_columns = Arc::new(move |columns: &[&str]| document.check_columns(columns, &filters));
+    let capture = capture_of(&config, check_columns, &log, &pipeline_metrics);
     spawn(&mut tasks, "capture", capture::run(capture, status_sender, resyncs, shutdown.clone()));
     let topic = format!("{}.{}.changes", config.topics.prefix, config.pipeline.name);
     let worker = Worker::new(embedder.clone(), &config.pipeline.document, cache, pipeline_metrics.clone(), &topic)?;
@@ -223,7 +225,7 @@ pub async fn prepare_resync(config: Config) -> Result<(), AppError> {
     let log_settings = log_settings(&config);
     let log = joined("open the log", spawn_blocking(move || Log::open(log_settings)).await)??;
     let metrics = PipelineMetrics::new(&config.pipeline.name);
-    let prepared = capture::prepare_resync(&capture_of(&config, vec![], &log, &metrics)).await;
+    let prepared = capture::prepare_resync(&capture_of(&config, Arc::new(|_| vec![]), &log, &metrics)).await;
     log.close().await?;
     Ok(prepared?)
 }
@@ -320,12 +322,12 @@ fn log_settings(config: &Config) -> LogSettings {
     }
 }
 
-fn capture_of(config: &Config, columns: Vec<(String, String)>, log: &Log, metrics: &PipelineMetrics) -> Capture {
+fn capture_of(config: &Config, check_columns: ColumnCheck, log: &Log, metrics: &PipelineMetrics) -> Capture {
     Capture {
         database: config.database.clone(),
         source: config.pipeline.source.clone(),
         pipeline: config.pipeline.name.clone(),
-        columns,
+        check_columns,
         log: log.clone(),
         metrics: metrics.clone(),
     }
@@ -342,15 +344,6 @@ async fn listen(config: &Config) -> Result<TcpListener, AppError> {
         };
         AppError::Listen { address, remedy, source }
     })
-}
-
-/// Every column that the pipeline names, each with where it names it.
-fn named_columns(config: &Config, document: &Document) -> Vec<(String, String)> {
-    let pipeline = &config.pipeline;
-    let mut columns: Vec<(String, String)> =
-        document.columns().into_iter().map(|column| ("document".to_owned(), column)).collect();
-    columns.extend(pipeline.filters.iter().map(|filter| ("index.filters".to_owned(), filter.clone())));
-    columns
 }
 
 fn cores() -> usize {

@@ -1,6 +1,8 @@
 //! The socket in the data directory through which commands reach a running vecsync: one JSON line each way.
 
+use std::fs::File;
 use std::io;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -16,6 +18,8 @@ use crate::shutdown::Shutdown;
 
 /// Longest line that is read: commands and their answers are small.
 const LINE_BYTES_MAX: u64 = 1 << 20;
+/// `sun_path` of unix(7), without its closing NUL.
+const SOCKET_PATH_BYTES_MAX: usize = 107;
 /// Commands at the same time.
 const CONNECTIONS_MAX: usize = 16;
 /// A command's first line must come within this time.
@@ -85,9 +89,22 @@ pub fn bind(data_dir: &Path) -> Result<UnixListener, ControlError> {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
         _ => {}
     }
-    let listener = UnixListener::bind(&path).map_err(failed)?;
+    let (_folder, reachable) = reachable(&path).map_err(failed)?;
+    let listener = UnixListener::bind(reachable).map_err(failed)?;
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).map_err(failed)?;
     Ok(listener)
+}
+
+/// A name of the socket that fits into a socket address, which holds 107 bytes on Linux: a longer path is reached
+/// through its open folder, which must stay open until the name has been used.
+fn reachable(path: &Path) -> io::Result<(Option<File>, PathBuf)> {
+    let (Some(folder), Some(name)) = (path.parent(), path.file_name()) else { return Ok((None, path.to_owned())) };
+    if path.as_os_str().len() <= SOCKET_PATH_BYTES_MAX {
+        return Ok((None, path.to_owned()));
+    }
+    let folder = File::open(folder)?;
+    let short = Path::new("/proc/self/fd").join(folder.as_raw_fd().to_string()).join(name);
+    Ok((Some(folder), short))
 }
 
 /// Answers commands until shutdown.
@@ -133,7 +150,11 @@ async fn answer(mut stream: UnixStream, handler: Handler) -> io::Result<()> {
 /// Sends a command to the vecsync that runs on this data directory.
 pub async fn call(data_dir: &Path, request: Request) -> Result<Value, ControlError> {
     let path = path(data_dir);
-    let mut stream = match UnixStream::connect(&path).await {
+    let connected = match reachable(&path) {
+        Ok((_folder, reachable)) => UnixStream::connect(reachable).await,
+        Err(error) => Err(error),
+    };
+    let mut stream = match connected {
         Ok(stream) => stream,
         Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {
             return Err(ControlError::NotRunning { path });
@@ -192,6 +213,19 @@ mod tests {
             // A vecsync that was killed leaves its socket behind.
             refused_by_nobody(dir.path()).await;
         }
+    }
+
+    #[tokio::test]
+    async fn a_folder_whose_path_is_longer_than_a_socket_address_will_do() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let deep = dir.path().join("a-folder-with-a-long-name".repeat(6));
+        std::fs::create_dir(&deep).expect("made");
+        let listener = bind(&deep).expect("a socket");
+        let shutdown = Shutdown::new();
+        let server = tokio::spawn(run(listener, answering(Reply::Done(Value::Null)), shutdown.clone()));
+        assert_eq!(call(&deep, Request::Sync).await.expect("an answer"), Value::Null);
+        shutdown.raise();
+        server.await.expect("it ends");
     }
 
     #[tokio::test]

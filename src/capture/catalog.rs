@@ -267,7 +267,7 @@ fn near_misses(name: &TableName, candidates: Vec<TableName>) -> String {
     let limit = (name.table.chars().count() / 3).max(2);
     let far = |candidate: &TableName| match candidate.table == name.table {
         true => 0,
-        false => 1 + distance(&candidate.table.to_lowercase(), &name.table.to_lowercase()),
+        false => 1 + strsim::levenshtein(&candidate.table.to_lowercase(), &name.table.to_lowercase()),
     };
     // Django writes app_model; people write model.
     let ends = |candidate: &TableName| candidate.table.ends_with(&format!("_{}", name.table));
@@ -279,21 +279,6 @@ fn near_misses(name: &TableName, candidates: Vec<TableName>) -> String {
     near.sort_by_key(|(distance, _)| *distance);
     let near: Vec<String> = near.into_iter().take(SUGGESTIONS_MAX).map(|(_, name)| name.to_string()).collect();
     if near.is_empty() { String::new() } else { format!("; is it {}?", near.join(" or ")) }
-}
-
-/// Levenshtein's: how many characters must be put in, taken out or replaced.
-fn distance(left: &str, right: &str) -> usize {
-    let right: Vec<char> = right.chars().collect();
-    let mut row: Vec<usize> = (0..=right.len()).collect();
-    for (i, a) in left.chars().enumerate() {
-        let mut diagonal = std::mem::replace(&mut row[0], i + 1);
-        for (j, b) in right.iter().enumerate() {
-            let replaced = diagonal + usize::from(a != *b);
-            diagonal = row[j + 1];
-            row[j + 1] = replaced.min(diagonal + 1).min(row[j] + 1);
-        }
-    }
-    row[right.len()]
 }
 
 /// A table's name; written as SQL has it.
@@ -522,7 +507,6 @@ mod tests {
         assert_eq!(check("orders"), "");
         let elsewhere = vec![name("app", "faq_faq")];
         assert_eq!(near_misses(&name("public", "faq_faq"), elsewhere), "; is it app.faq_faq?");
-        assert_eq!(distance("kitten", "sitting"), 3);
     }
 
     #[test]

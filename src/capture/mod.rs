@@ -21,6 +21,7 @@ pub mod tls;
 pub mod values;
 pub mod wire;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot, watch};
@@ -34,6 +35,9 @@ use crate::topic::{LogError, Offsets};
 
 pub use progress::Refusal;
 
+/// Given the columns that there are, says of every other one that the pipeline names where it names it.
+pub type ColumnCheck = Arc<dyn Fn(&[&str]) -> Vec<String> + Send + Sync>;
+
 /// What capture follows and where it writes.
 #[derive(Clone)]
 pub struct Capture {
@@ -43,8 +47,8 @@ pub struct Capture {
     pub source: Source,
     /// The pipeline's name.
     pub pipeline: String,
-    /// Columns that the pipeline names, each with where it names it.
-    pub columns: Vec<(String, String)>,
+    /// Says what is wrong with a pipeline that finds only these columns.
+    pub check_columns: ColumnCheck,
     /// Where changes go.
     pub log: Log,
     /// Counters.

@@ -240,15 +240,7 @@ impl Sequencer {
         if self.superseded(&row.key, point) {
             return false;
         }
-        let source = Source {
-            lsn: Some(point.0),
-            tx_id: None,
-            ts_ms: taken_ms,
-            snapshot: Some("true".into()),
-            commit_lsn: None,
-            ordinal: None,
-            ..self.template.clone()
-        };
+        let source = self.snapshot_source(point, taken_ms);
         self.batch.bytes += row.bytes;
         let change = Change { before: None, after: Some(row.columns), source, op: Op::Read, ts_ms: now_ms };
         self.batch.events.push(Pending::Ready(ChangeEvent::Row { key: row.key, change: Box::new(change) }));
@@ -260,15 +252,7 @@ impl Sequencer {
         if self.superseded(&key, point) {
             return false;
         }
-        let source = Source {
-            lsn: Some(point.0),
-            tx_id: None,
-            ts_ms: taken_ms,
-            snapshot: Some("true".into()),
-            commit_lsn: None,
-            ordinal: None,
-            ..self.template.clone()
-        };
+        let source = self.snapshot_source(point, taken_ms);
         let change = Change { before: None, after: None, source, op: Op::Delete, ts_ms: now_ms };
         self.batch.bytes += key.as_str().len();
         self.batch.events.push(Pending::Ready(ChangeEvent::Row { key: key.clone(), change: Box::new(change) }));
@@ -383,6 +367,19 @@ impl Sequencer {
     fn touch(&mut self, key: &RowKey) {
         if let (Some(beside), Some(transaction)) = (&mut self.beside, &self.transaction) {
             beside.touched.insert(key.clone(), transaction.final_lsn);
+        }
+    }
+
+    /// `source` of what a snapshot brings: it has no transaction and no place in one.
+    fn snapshot_source(&self, point: Lsn, taken_ms: i64) -> Source {
+        Source {
+            lsn: Some(point.0),
+            tx_id: None,
+            ts_ms: taken_ms,
+            snapshot: Some("true".into()),
+            commit_lsn: None,
+            ordinal: None,
+            ..self.template.clone()
         }
     }
 

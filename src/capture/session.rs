@@ -469,24 +469,14 @@ async fn inspect(capture: &Capture, sql: &Sql) -> Result<(Table, Publication), C
     let source = &capture.source;
     let table = catalog::load(sql, &source.schema, &source.table).await?;
     let publication = publication::preflight(sql, &table, &source.publication).await?;
-    let published = |name: &str| publication.columns.as_ref().is_none_or(|columns| columns.iter().any(|c| c == name));
-    let problems: Vec<_> = capture
-        .columns
-        .iter()
-        .filter_map(|(place, name)| match table.columns.iter().find(|column| column.name == *name) {
-            None => Some(format!(
-                "{place}: column {name} is not in {}.{}; it has {}",
-                table.schema,
-                table.name,
-                table.columns.iter().map(|column| column.name.as_str()).collect::<Vec<_>>().join(", ")
-            )),
-            Some(_) if !published(name) => {
-                Some(format!("{place}: column {name} is not in publication {}", source.publication))
-            }
-            Some(_) => None,
-        })
-        .collect();
-    if problems.is_empty() { Ok((table, publication)) } else { Err(CaptureError::Columns(problems.join("\n"))) }
+    let columns: Vec<&str> = table.columns.iter().map(|column| column.name.as_str()).collect();
+    let mut problems = (capture.check_columns)(&columns);
+    if let (true, Some(list)) = (problems.is_empty(), &publication.columns) {
+        let listed: Vec<&str> = list.iter().map(String::as_str).collect();
+        let missing = (capture.check_columns)(&listed);
+        problems.extend(missing.into_iter().map(|what| format!("publication {}: {what}", source.publication)));
+    }
+    if problems.is_empty() { Ok((table, publication)) } else { Err(CaptureError::Columns(problems.join("; "))) }
 }
 
 async fn slot_facts(sql: &Sql, name: &str) -> Result<Option<SlotFacts>, CaptureError> {

@@ -6,6 +6,7 @@ use minijinja::value::Serde;
 use minijinja::{AutoEscape, Environment, ErrorKind, UndefinedBehavior, Value};
 
 use crate::config;
+use crate::config::problems::nearest;
 use crate::event::Row;
 
 /// What one template may do with one row: about one unit an instruction or 64 bytes. Enough for 100 MB of text, and
@@ -20,8 +21,8 @@ const FILTERS: &str = "index.filters";
 
 /// A pipeline's document: what is embedded and what is returned.
 ///
-/// Templates see the row's columns by name. NULL renders as nothing, a boolean as Jinja's True or False, nothing is escaped, and a name that is no column
-/// is an error, also inside a JSON column (`| default("")` where it may be missing). Template functions such as
+/// Templates see the row's columns by name. NULL renders as nothing, a boolean as Jinja's True or False, nothing is
+/// escaped, and a name that is no column is an error, also inside a JSON column (`| default("")` where it may be missing). Template functions such as
 /// `range` do not exist, so every name is a column's.
 #[derive(Debug)]
 pub struct Document {
@@ -116,7 +117,7 @@ impl Document {
         named.extend(filters.iter().map(|name| (FILTERS, name.as_str())));
         let unknown = named.into_iter().filter(|(_, name)| !available.contains(name));
         unknown
-            .map(|(field, name)| match nearest(name, available) {
+            .map(|(field, name)| match nearest(name, available.iter().copied()) {
                 Some(near) => format!("{field}: the table has no column `{name}`; is `{near}` meant?"),
                 None => format!("{field}: the table has no column `{name}`; it has {}", available.join(", ")),
             })
@@ -194,30 +195,6 @@ fn message(fault: &minijinja::Error) -> String {
         Some(detail) => format!("{}: {detail}", fault.kind()),
         None => fault.kind().to_string(),
     }
-}
-
-/// The available name that is one or two slips of the finger away.
-fn nearest<'a>(name: &str, available: &[&'a str]) -> Option<&'a str> {
-    let limit = if name.chars().count() <= 4 { 1 } else { 2 };
-    let distances = available.iter().map(|candidate| (distance(name, candidate), *candidate));
-    distances.filter(|(distance, _)| *distance <= limit).min().map(|(_, candidate)| candidate)
-}
-
-/// Letters to insert, remove or replace to get from one name to the other (Levenshtein's distance), case left aside.
-fn distance(from: &str, to: &str) -> usize {
-    let (from, to): (Vec<char>, Vec<char>) =
-        (from.to_lowercase().chars().collect(), to.to_lowercase().chars().collect());
-    let mut row: Vec<usize> = (0..=to.len()).collect();
-    for (removed, letter) in from.iter().enumerate() {
-        let mut diagonal = row[0];
-        row[0] = removed + 1;
-        for (column, other) in to.iter().enumerate() {
-            let replaced = diagonal + usize::from(letter != other);
-            diagonal = row[column + 1];
-            row[column + 1] = replaced.min(row[column] + 1).min(diagonal + 1);
-        }
-    }
-    row[to.len()]
 }
 
 #[cfg(test)]
