@@ -24,7 +24,7 @@ use crate::index::{Mirror, MirrorError, MirrorSettings, sink};
 use crate::metrics::{self, PipelineMetrics};
 use crate::serve::{self, ServeError, Service};
 use crate::shutdown::{self, Shutdown};
-use crate::topic::embedded::{Log, Settings as LogSettings};
+use crate::topic::embedded::{EmbedLog, Log, Settings as LogSettings};
 use crate::topic::{LogError, SnapshotMarker};
 
 use serving::Shared;
@@ -127,7 +127,7 @@ pub async fn run(config: Config) -> Result<(), AppError> {
     let log = joined("open the log", opening.await)??;
     // The log's lock says that the data directory is ours: now the socket in it may be replaced.
     let control = control::bind(&config.data_dir)?;
-    let revision = embedder.revision(&config.pipeline.document);
+    let (revision, embed_log) = take_up(&log, embedder.revision(&config.pipeline.document))?;
     let mirror_settings = MirrorSettings {
         dir: config.data_dir.join("mirror").join(&revision),
         pipeline: config.pipeline.name.clone(),
@@ -162,7 +162,7 @@ pub async fn run(config: Config) -> Result<(), AppError> {
     spawn(&mut tasks, "capture", capture::run(capture, status_sender, resyncs, shutdown.clone()));
     let topic = format!("{}.{}.changes", config.topics.prefix, config.pipeline.name);
     let worker = Worker::new(embedder.clone(), &config.pipeline.document, cache, pipeline_metrics.clone(), &topic)?;
-    spawn(&mut tasks, "embed", worker.run(log.embedder(&revision)?, shutdown.clone()));
+    spawn(&mut tasks, "embed", worker.run(embed_log, shutdown.clone()));
     let reader = log.vectors(&revision)?;
     let storing = sink::run(mirror.clone(), reader, pipeline_metrics.clone(), shutdown.clone(), stored_sender);
     spawn(&mut tasks, "index", storing);
@@ -296,6 +296,22 @@ fn spawn<E: Into<AppError>>(
 
 fn joined<T>(task: &'static str, ended: Result<T, tokio::task::JoinError>) -> Result<T, AppError> {
     ended.map_err(|error| AppError::Task { task, fault: error.to_string() })
+}
+
+/// Takes up a revision where it stopped. One that stood still for so long that deletes which it had not seen are
+/// forgotten is left as it is; a fresh one takes its place and is filled from `changes`, its texts from the cache.
+fn take_up(log: &Log, revision: String) -> Result<(String, EmbedLog), LogError> {
+    let (mut name, mut attempt) = (revision.clone(), 1);
+    loop {
+        match log.embedder(&name) {
+            Err(LogError::Expired { .. }) => {
+                tracing::warn!(revision = name, "stood still for too long and is filled anew");
+                attempt += 1;
+                name = format!("{revision}-{attempt}");
+            }
+            taken => return taken.map(|embed_log| (name, embed_log)),
+        }
+    }
 }
 
 /// Connections are files: the soft limit is often 1,024, and every process may raise its own to the hard one.

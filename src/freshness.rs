@@ -2,6 +2,7 @@
 //! searchable. No I/O, no clock.
 
 use crate::topic::Offsets;
+use crate::topic::embedded::Progress;
 
 /// A moment on its way: everything committed before `as_of_ms` is below `ends` in the topic it is in now.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,21 +22,16 @@ pub struct Freshness {
     as_of_ms: Option<i64>,
 }
 
-/// Where the stages are.
-#[derive(Clone, Debug)]
-pub struct Positions {
-    /// Next record of `changes` that embed has not committed.
-    pub embedded: Offsets,
-    /// Durable ends of `vectors`, read after `embedded`.
-    pub vector_ends: Offsets,
-    /// Next record of `vectors` that the store has not taken.
-    pub stored: Offsets,
-}
-
 impl Freshness {
     /// The log was complete before; these were the ends of `changes` when the process started.
     pub fn started_complete(&mut self, changes_ends: Offsets) {
         self.waiting = Some(Mark { as_of_ms: None, ends: changes_ends });
+    }
+
+    /// The store was lost and is being filled again: it is loaded when it has what the log has now.
+    pub fn lost(&mut self, changes_ends: Offsets) {
+        *self = Freshness::default();
+        self.started_complete(changes_ends);
     }
 
     /// Everything committed before `as_of_ms` is in `changes` below `ends`.
@@ -44,7 +40,7 @@ impl Freshness {
     }
 
     /// Moves the marks on. Calling it again with the same positions is harmless.
-    pub fn advance(&mut self, positions: &Positions) {
+    pub fn advance(&mut self, positions: &Progress) {
         // The last topic first, so that a mark passes a topic that is already drained in the same call.
         self.arrive(positions);
         if self.in_changes.is_none() {
@@ -68,7 +64,7 @@ impl Freshness {
         self.as_of_ms
     }
 
-    fn arrive(&mut self, positions: &Positions) {
+    fn arrive(&mut self, positions: &Progress) {
         if self.in_vectors.as_ref().is_some_and(|mark| reached(&positions.stored, &mark.ends))
             && let Some(mark) = self.in_vectors.take()
         {
@@ -86,8 +82,8 @@ fn reached(positions: &Offsets, ends: &Offsets) -> bool {
 mod tests {
     use super::*;
 
-    fn at(embedded: u64, vector_end: u64, stored: u64) -> Positions {
-        Positions { embedded: vec![embedded], vector_ends: vec![vector_end], stored: vec![stored] }
+    fn at(embedded: u64, vector_end: u64, stored: u64) -> Progress {
+        Progress { embedded: vec![embedded], vector_ends: vec![vector_end], stored: vec![stored] }
     }
 
     #[test]
@@ -125,6 +121,20 @@ mod tests {
             }
         }
         assert!(seen.last().is_some_and(|last| *last > 90), "{seen:?}");
+    }
+
+    #[test]
+    fn a_lost_store_is_not_loaded_until_it_is_filled_again() {
+        let mut freshness = Freshness::default();
+        freshness.captured(100, vec![5]);
+        freshness.advance(&at(5, 9, 9));
+        freshness.lost(vec![5]);
+        freshness.advance(&at(5, 9, 0));
+        assert_eq!((freshness.is_loaded(), freshness.as_of_ms()), (false, None));
+        freshness.captured(200, vec![5]);
+        freshness.advance(&at(5, 9, 9));
+        freshness.advance(&at(5, 9, 9));
+        assert_eq!((freshness.is_loaded(), freshness.as_of_ms()), (true, Some(200)));
     }
 
     #[test]

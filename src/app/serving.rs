@@ -87,7 +87,11 @@ impl Shared {
         source.details.insert("snapshot_rows_expected".into(), json!(status.snapshot.expected));
         let mut model = Component::new("model", Status::Healthy);
         model.details.insert("name".into(), json!(self.embedder.model_name()));
-        let mut local = if loaded {
+        let open = self.mirror.is_open();
+        let mut local = if !open {
+            let why = "the local store is being opened again after a fault of its files".to_owned();
+            Component { error: Some(why), ..Component::new(health::LOCAL, Status::Unhealthy) }
+        } else if loaded {
             Component::new(health::LOCAL, Status::Healthy)
         } else {
             faulty(health::LOCAL, "the initial load is not complete")
@@ -96,8 +100,9 @@ impl Shared {
         local.details.insert("points".into(), json!(self.mirror.points()));
         local.details.insert("loaded".into(), json!(loaded));
         local.details.insert("staleness_ms".into(), json!(as_of_ms.map(|as_of| (now_ms() - as_of).max(0))));
+        let ready = if open { Ok(()) } else { Err("the local store".to_owned()) };
         let qdrant = Component::new(health::QDRANT, Status::Disabled);
-        Report { components: vec![source, model, qdrant, local], ready: Ok(()), serves: true }
+        Report { components: vec![source, model, qdrant, local], ready, serves: true }
     }
 }
 

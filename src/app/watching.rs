@@ -11,7 +11,6 @@ use tokio::task::spawn_blocking;
 use super::LOCAL;
 use super::serving::Shared;
 use crate::clock::now_ms;
-use crate::freshness::Positions;
 use crate::metrics::{self, PipelineMetrics};
 use crate::progress_bar::Progress;
 use crate::shutdown::Shutdown;
@@ -40,6 +39,7 @@ impl Watching {
         let mut measure = tokio::time::interval(MEASURE_EVERY);
         let mut prune = tokio::time::interval(PRUNE_EVERY);
         let mut bar: Option<Progress> = None;
+        let mut last = self.stored.borrow().clone();
         loop {
             tokio::select! {
                 biased;
@@ -59,9 +59,13 @@ impl Watching {
                     }
                 }
             }
-            let (embedded, vector_ends) = self.log.progress(&self.revision)?;
             let stored = self.stored.borrow().clone();
-            self.shared.freshness().advance(&Positions { embedded, vector_ends, stored });
+            if stored.iter().zip(&last).any(|(now, before)| now < before) {
+                self.shared.freshness().lost(self.log.changes_ends());
+            }
+            let progress = self.log.progress(&self.revision, &stored)?;
+            self.shared.freshness().advance(&progress);
+            last = stored;
             self.show_load(&mut bar);
         }
     }

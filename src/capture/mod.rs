@@ -31,7 +31,7 @@ use crate::metrics::PipelineMetrics;
 use crate::retry::{Chain, Retry};
 use crate::shutdown::Shutdown;
 use crate::topic::embedded::Log;
-use crate::topic::{LogError, Offsets};
+use crate::topic::{LogError, Offsets, SnapshotMarker};
 
 pub use progress::Refusal;
 
@@ -141,8 +141,8 @@ pub enum CaptureError {
     Reselect {
         /// The table.
         table: String,
-        /// What the server said.
-        source: tokio_postgres::Error,
+        /// Why not.
+        source: reselect::ReselectError,
     },
     /// The snapshot failed.
     #[error(transparent)]
@@ -205,9 +205,11 @@ impl CaptureError {
             CaptureError::Snapshot(error) => match error {
                 snapshot::SnapshotError::Connect(error) => by(error.is_transient()),
                 snapshot::SnapshotError::Slot(error) => by(error.is_transient()),
+                snapshot::SnapshotError::Query { source, .. } => by(fault::is_transient_sql(source)),
                 _ => Outcome::Passing,
             },
             CaptureError::Refused(_) => Outcome::Resync,
+            CaptureError::Log(LogError::Full { .. }) => Outcome::Passing,
             CaptureError::Log(_) => Outcome::Fatal,
         }
     }
@@ -234,18 +236,19 @@ pub async fn run(
             Err(error) => error,
         };
         let fault = Chain(&error).to_string();
-        let streamed = status.borrow().current.is_some();
         match error.outcome() {
             Outcome::Fatal => return Err(error),
-            Outcome::Configuration if !streamed && capture.log.capture_state()?.is_none() => return Err(error),
+            // A start that has loaded nothing serves nobody: better to end with the reason.
+            Outcome::Configuration if !is_loaded(&capture)? => return Err(error),
             Outcome::Passing | Outcome::Configuration => {
                 let phase = match error {
                     CaptureError::Standby { .. } => Phase::Standby(fault.clone()),
                     _ => Phase::Retrying(fault.clone()),
                 };
                 status.send_modify(|status| status.phase = phase);
-                if !retry.wait(&fault, &shutdown).await {
-                    return Ok(());
+                tokio::select! {
+                    again = retry.wait(&fault, &shutdown) => if !again { return Ok(()) },
+                    Some(request) = resyncs.recv() => resync(&capture, request).await,
                 }
             }
             Outcome::Resync => {
@@ -254,15 +257,24 @@ pub async fn run(
                 tokio::select! {
                     biased;
                     () = shutdown.raised() => return Ok(()),
-                    Some(request) = resyncs.recv() => {
-                        let done = session::reset(&capture).await;
-                        let _ = request.send(done.as_ref().map(|_| ()).map_err(|error| Chain(error).to_string()));
-                        if let Err(error) = done {
-                            tracing::error!("resync: {}", Chain(&error));
-                        }
-                    }
+                    Some(request) = resyncs.recv() => resync(&capture, request).await,
                 }
             }
         }
     }
+}
+
+/// Whether the log has ever had the whole table.
+fn is_loaded(capture: &Capture) -> Result<bool, LogError> {
+    Ok(capture.log.capture_state()?.is_some_and(|state| state.snapshot == SnapshotMarker::Complete))
+}
+
+/// Takes up a request for a resync while no session runs.
+async fn resync(capture: &Capture, request: ResyncRequest) {
+    let done = session::reset(capture).await.map_err(|error| Chain(&error).to_string());
+    if let Err(fault) = &done {
+        tracing::error!("resync: {fault}");
+    }
+    // Who asked may have given up.
+    let _ = request.send(done);
 }

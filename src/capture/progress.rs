@@ -3,6 +3,9 @@
 use crate::event::{Lsn, Position};
 use crate::topic::{CaptureState, SnapshotMarker};
 
+/// The output plugin that vecsync reads.
+pub const PLUGIN: &str = "pgoutput";
+
 /// The server that capture has connected to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Server {
@@ -122,7 +125,7 @@ impl Refusal {
 pub fn decide(record: Option<&CaptureState>, server: Server, slot_name: &str, slot: Option<&SlotFacts>) -> Start {
     let name = || slot_name.to_owned();
     if let Some(slot) = slot
-        && slot.plugin != "pgoutput"
+        && slot.plugin != PLUGIN
     {
         return Start::Refuse(Refusal::OtherPlugin { slot: name(), plugin: slot.plugin.clone() });
     }
@@ -146,14 +149,19 @@ pub fn decide(record: Option<&CaptureState>, server: Server, slot_name: &str, sl
     if slot.lost {
         return Start::Refuse(Refusal::SlotLost { slot: name() });
     }
-    if server.flushed < record.position.commit_lsn {
-        return Start::Refuse(Refusal::ServerBehind { found: server.flushed, recorded: record.position.commit_lsn });
+    let seen = record.position.commit_lsn.max(record.confirm);
+    if server.flushed < seen {
+        return Start::Refuse(Refusal::ServerBehind { found: server.flushed, recorded: seen });
     }
     if slot.confirmed > record.confirm {
         return Start::Refuse(Refusal::SlotAhead { slot: name(), found: slot.confirmed, recorded: record.confirm });
     }
-    // Another timeline with the slot still there is a failover that carried the slot along.
-    Start::Stream(CaptureState { timeline: server.timeline, ..record.clone() })
+    if record.timeline != server.timeline {
+        // A failover that carried the slot along. Positions of one timeline say nothing about another's: what the old
+        // one had past the fork is gone, so the table is read again.
+        return Start::Stream(fresh(server, slot.confirmed));
+    }
+    Start::Stream(record.clone())
 }
 
 /// The state of a log that has nothing of this server yet.
@@ -164,7 +172,15 @@ pub fn fresh(server: Server, confirmed: Lsn) -> CaptureState {
         position: Position::default(),
         confirm: confirmed,
         snapshot: SnapshotMarker::Wanted,
+        captured: String::new(),
     }
+}
+
+/// The state with which `captured` is followed. What the log has of another table, key, column list or row filter is
+/// not what this one would have sent: it is read again.
+pub fn capturing(state: CaptureState, captured: String) -> CaptureState {
+    let snapshot = if state.captured == captured { state.snapshot } else { SnapshotMarker::Wanted };
+    CaptureState { captured, snapshot, ..state }
 }
 
 #[cfg(test)]
@@ -180,6 +196,7 @@ mod tests {
             position: Position { commit_lsn: Lsn(500), ordinal: 2 },
             confirm: Lsn(520),
             snapshot: SnapshotMarker::Complete,
+            captured: "faq".into(),
         }
     }
 
@@ -210,10 +227,14 @@ mod tests {
             assert_eq!(check(Some(record()), SERVER, Some(slot(confirmed))), Start::Stream(record()));
         }
         let promoted = Server { timeline: 2, ..SERVER };
-        assert_eq!(
-            check(Some(record()), promoted, Some(slot(520))),
-            Start::Stream(CaptureState { timeline: 2, ..record() })
-        );
+        assert_eq!(check(Some(record()), promoted, Some(slot(520))), Start::Stream(fresh(promoted, Lsn(520))));
+    }
+
+    #[test]
+    fn another_table_or_shape_is_read_again() {
+        assert_eq!(capturing(record(), "faq".into()), record());
+        let other = capturing(record(), "faq, renamed".into());
+        assert_eq!((other.snapshot, other.position), (SnapshotMarker::Wanted, record().position));
     }
 
     #[test]
@@ -222,7 +243,7 @@ mod tests {
         assert!(matches!(missing, Refusal::SlotMissing { .. }));
         let ahead = refusal(check(Some(record()), SERVER, Some(slot(521))));
         assert!(matches!(ahead, Refusal::SlotAhead { .. }));
-        let behind = refusal(check(Some(record()), Server { flushed: Lsn(499), ..SERVER }, Some(slot(300))));
+        let behind = refusal(check(Some(record()), Server { flushed: Lsn(519), ..SERVER }, Some(slot(300))));
         assert!(matches!(behind, Refusal::ServerBehind { .. }));
         let other = refusal(check(Some(record()), Server { system_id: 8, ..SERVER }, Some(slot(300))));
         assert!(matches!(other, Refusal::OtherSystem { .. }));

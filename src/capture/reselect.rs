@@ -1,6 +1,7 @@
 //! Completes the columns that an update did not send because they did not change: reads them by key, in batches.
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use postgres_protocol::escape::{escape_identifier, escape_literal};
 use tokio_postgres::{Client, SimpleQueryMessage};
@@ -12,19 +13,32 @@ use crate::event::{ChangeEvent, Row, RowKey};
 /// Keys of one query: bounds its text.
 const KEYS_PER_QUERY: usize = 500;
 
+/// How often the server is asked whether a transaction is visible, and for how long.
+const VISIBLE_POLL: Duration = Duration::from_millis(1);
+const VISIBLE_PATIENCE: Duration = Duration::from_secs(30);
+
+/// Columns could not be completed. Nothing was published: the transaction is sent again.
+#[derive(Debug, thiserror::Error)]
+pub enum ReselectError {
+    /// A query failed.
+    #[error("read the rows by key")]
+    Query(#[from] tokio_postgres::Error),
+    /// The stream was faster than the server's own visibility, for too long.
+    #[error("a committed transaction is not visible after {} s; does it wait for a synchronous standby?", .0.as_secs())]
+    NotVisible(Duration),
+}
+
 /// Makes every event ready, in order. An update whose row is gone by now is left out: its delete follows in
 /// the stream, and a NULL or a placeholder must never stand for the value.
 ///
 /// A re-selected column reads the present, not the past: a later change of it follows in the stream too.
-pub async fn complete(
-    client: &Client,
-    table: &Table,
-    events: Vec<Pending>,
-) -> Result<Vec<ChangeEvent>, tokio_postgres::Error> {
+pub async fn complete(client: &Client, table: &Table, events: Vec<Pending>) -> Result<Vec<ChangeEvent>, ReselectError> {
+    let mut xids: Vec<String> = vec![];
     let mut wanted: Vec<&[String]> = vec![];
     let mut columns: Vec<&Column> = vec![];
     for event in &events {
-        if let Pending::Incomplete { key_text, missing, .. } = event {
+        if let Pending::Incomplete { key_text, missing, change, .. } = event {
+            xids.extend(change.source.tx_id.map(|xid| xid.to_string()));
             wanted.push(key_text);
             let unseen = |column: &&Column| !columns.iter().any(|seen| seen.name == column.name);
             let more: Vec<_> =
@@ -32,13 +46,31 @@ pub async fn complete(
             columns.extend(more);
         }
     }
+    if wanted.is_empty() {
+        return Ok(events.into_iter().filter_map(|event| completed(event, &HashMap::new())).collect());
+    }
     wanted.sort_unstable();
     wanted.dedup();
+    tokio::time::timeout(VISIBLE_PATIENCE, until_visible(client, xids))
+        .await
+        .map_err(|_| ReselectError::NotVisible(VISIBLE_PATIENCE))??;
     let mut found = HashMap::new();
     for keys in wanted.chunks(KEYS_PER_QUERY) {
         found.extend(select(client, table, &columns, keys).await?);
     }
     Ok(events.into_iter().filter_map(|event| completed(event, &found)).collect())
+}
+
+/// A transaction is streamed when its commit is in the WAL, which is a moment before others see it, and longer where a
+/// synchronous standby is waited for. It holds the lock on its own id until then.
+async fn until_visible(client: &Client, mut xids: Vec<String>) -> Result<(), tokio_postgres::Error> {
+    xids.sort_unstable();
+    xids.dedup();
+    let sql = "SELECT 1 FROM pg_locks WHERE locktype = 'transactionid' AND transactionid::text = ANY($1) LIMIT 1";
+    while client.query_opt(sql, &[&xids]).await?.is_some() {
+        tokio::time::sleep(VISIBLE_POLL).await;
+    }
+    Ok(())
 }
 
 fn completed(event: Pending, found: &HashMap<RowKey, Row>) -> Option<ChangeEvent> {

@@ -216,7 +216,7 @@ impl Sequencer {
                 if self.enter(relation, "delete")? {
                     let (Old::Key(tuple) | Old::Full(tuple)) = old;
                     let row = self.row(&tuple, "delete")?;
-                    self.push_delete(row.key, Some(row.columns), lsn, now_ms);
+                    self.push_delete(row, lsn, now_ms);
                 }
             }
             Message::Truncate { relations, .. } => {
@@ -273,11 +273,14 @@ impl Sequencer {
 
     fn describe(&mut self, relation: Relation) -> Step {
         if relation.schema != self.table.schema || relation.name != self.table.name {
+            // Ours may have been renamed.
+            self.relation.take_if(|(known, _)| known.id == relation.id);
             if !self.others.contains(&relation.id) {
                 self.others.push(relation.id);
             }
             return Step::Continue;
         }
+        self.others.retain(|other| *other != relation.id);
         let same = self.relation.as_ref().is_some_and(|(known, _)| *known == relation);
         let columns = columns_of(&self.table, &relation);
         // The first description of a session is compared by name: the catalog was read a moment ago.
@@ -323,12 +326,15 @@ impl Sequencer {
         let row = self.row(&new, "update")?;
         let before = match before {
             Some(before) if before.key != row.key => {
-                self.push_delete(before.key, Some(before.columns), lsn, now_ms);
+                self.push_delete(before, lsn, now_ms);
                 // The row under its new key begins here, as in the Debezium envelope.
                 self.push_row(Op::Create, None, row, lsn, now_ms);
                 return Ok(());
             }
-            before => before.map(|before| before.columns),
+            before => before.map(|before| {
+                self.batch.bytes += before.bytes;
+                before.columns
+            }),
         };
         self.push_row(Op::Update, before, row, lsn, now_ms);
         Ok(())
@@ -345,12 +351,13 @@ impl Sequencer {
         });
     }
 
-    fn push_delete(&mut self, key: RowKey, before: Option<Row>, lsn: Lsn, now_ms: i64) {
+    fn push_delete(&mut self, row: TupleRow, lsn: Lsn, now_ms: i64) {
+        let TupleRow { key, columns, bytes, .. } = row;
         self.touch(&key);
         let source = self.source(lsn);
         let commit_ts_ms = Some(source.ts_ms);
-        let change = Box::new(Change { before, after: None, source, op: Op::Delete, ts_ms: now_ms });
-        self.batch.bytes += 2 * key.as_str().len();
+        let change = Box::new(Change { before: Some(columns), after: None, source, op: Op::Delete, ts_ms: now_ms });
+        self.batch.bytes += bytes + key.as_str().len();
         self.batch.events.push(Pending::Ready(ChangeEvent::Row { key: key.clone(), change }));
         self.batch.events.push(Pending::Ready(ChangeEvent::Tombstone { key, commit_ts_ms }));
     }

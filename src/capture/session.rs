@@ -2,13 +2,14 @@
 
 use std::time::Duration;
 
+use serde_json::json;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval};
 
 use super::catalog::{self, Table};
 use super::connection::{ExportSnapshot, Frame, ReplicationConnection, ReplicationStream};
-use super::progress::{self, Server, SlotFacts, Start};
+use super::progress::{self, Refusal, Server, SlotFacts, Start};
 use super::publication::{self, Publication};
 use super::sequencer::{Sequencer, Step};
 use super::snapshot::{self, Piece};
@@ -46,33 +47,19 @@ pub(super) async fn run(
     retry: &mut Retry,
     shutdown: &Shutdown,
 ) -> Result<(), CaptureError> {
-    let sql = tokio::select! {
+    let started = tokio::select! {
         biased;
         () = shutdown.raised() => return Ok(()),
-        sql = super::sql::connect(&capture.database) => sql?,
+        started = start(capture) => started?,
     };
-    let (table, publication) = inspect(capture, &sql).await?;
-    let mut replication = ReplicationConnection::connect(&capture.database).await?;
-    let identity = replication.identify_system().await?;
-    let server = Server { system_id: identity.system_id, timeline: identity.timeline, flushed: identity.flushed };
-    let slot = slot_facts(&sql, &capture.source.slot).await?;
-    let record = capture.log.capture_state()?;
-    let state = match progress::decide(record.as_ref(), server, &capture.source.slot, slot.as_ref()) {
-        Start::Stream(state) => state,
-        Start::CreateSlot => create_slot(capture, &mut replication, server).await?,
-        Start::Standby { pid } => return Err(CaptureError::Standby { slot: capture.source.slot.clone(), pid }),
-        Start::Refuse(refusal) => return Err(CaptureError::Refused(refusal)),
-    };
-    let feedback_every = feedback_interval(&mut replication).await?;
-    let stream =
-        replication.start_replication(&capture.source.slot, state.confirm, &capture.source.publication).await?;
+    let Started { sql, table, publication, stream, state, database, feedback_every } = started;
     tracing::info!(slot = capture.source.slot, from = %state.confirm, "streaming {}.{}", table.schema, table.name);
 
     let template = Source {
         version: env!("CARGO_PKG_VERSION").into(),
         connector: "postgresql".into(),
         name: capture.pipeline.clone(),
-        db: identity.database.clone(),
+        db: database,
         schema: table.schema.clone(),
         table: table.name.clone(),
         lsn: None,
@@ -118,26 +105,70 @@ pub(super) async fn run(
     Ok(())
 }
 
-/// Forgets the position so that the next session takes a whole snapshot, with a slot that can be streamed from.
+/// What a session begins with.
+struct Started {
+    sql: Sql,
+    table: Table,
+    publication: Publication,
+    stream: ReplicationStream,
+    state: CaptureState,
+    database: String,
+    feedback_every: Duration,
+}
+
+/// Connects, checks and begins the stream.
+async fn start(capture: &Capture) -> Result<Started, CaptureError> {
+    let sql = super::sql::connect(&capture.database).await?;
+    let (table, publication) = inspect(capture, &sql).await?;
+    let mut replication = ReplicationConnection::connect(&capture.database).await?;
+    let identity = replication.identify_system().await?;
+    let server = Server { system_id: identity.system_id, timeline: identity.timeline, flushed: identity.flushed };
+    let slot = slot_facts(&sql, &capture.source.slot).await?;
+    let record = capture.log.capture_state()?;
+    let state = match progress::decide(record.as_ref(), server, &capture.source.slot, slot.as_ref()) {
+        Start::Stream(state) => state,
+        Start::CreateSlot => create_slot(capture, &sql, &mut replication, server).await?,
+        Start::Standby { pid } => return Err(CaptureError::Standby { slot: capture.source.slot.clone(), pid }),
+        Start::Refuse(refusal) => return Err(CaptureError::Refused(refusal)),
+    };
+    let captured = captured(&table, &publication);
+    if state.snapshot == SnapshotMarker::Complete && state.captured != captured {
+        tracing::warn!(was = state.captured, is = captured, "what is captured has changed: the table is read again");
+    }
+    let state = progress::capturing(state, captured);
+    if record.as_ref() != Some(&state) {
+        capture.log.append_changes(vec![], &state).await?;
+    }
+    let feedback_every = feedback_interval(&mut replication).await?;
+    let (slot, publication_name) = (&capture.source.slot, &capture.source.publication);
+    let stream = replication.start_replication(slot, state.confirm, publication_name).await?;
+    Ok(Started { sql, table, publication, stream, state, database: identity.database, feedback_every })
+}
+
+/// Forgets the position so that the next session takes a whole snapshot, with a slot that begins now.
 pub(super) async fn reset(capture: &Capture) -> Result<(), CaptureError> {
     let sql = super::sql::connect(&capture.database).await?;
+    // The slot decodes with the publication as it was at each moment, so the publication must be there first.
+    inspect(capture, &sql).await?;
     let mut replication = ReplicationConnection::connect(&capture.database).await?;
     let identity = replication.identify_system().await?;
     let server = Server { system_id: identity.system_id, timeline: identity.timeline, flushed: identity.flushed };
     let name = &capture.source.slot;
-    let state = match slot_facts(&sql, name).await? {
-        // What a usable slot skipped, the snapshot brings.
-        Some(slot) if !slot.lost => progress::fresh(server, slot.confirmed),
-        lost => {
-            if lost.is_some() {
-                let drop = sql.execute("SELECT pg_drop_replication_slot($1)", &[name]).await;
-                drop.map_err(|source| CaptureError::DropSlot { slot: name.clone(), source })?;
-            }
-            return create_slot(capture, &mut replication, server).await.map(|_| ());
+    match slot_facts(&sql, name).await? {
+        Some(SlotFacts { active_pid: Some(pid), .. }) => {
+            return Err(CaptureError::Standby { slot: name.clone(), pid });
         }
-    };
-    capture.log.append_changes(vec![], &state).await?;
-    Ok(())
+        Some(slot) if slot.plugin != progress::PLUGIN => {
+            return Err(CaptureError::Refused(Refusal::OtherPlugin { slot: name.clone(), plugin: slot.plugin }));
+        }
+        Some(_) => {
+            // What it skips, the snapshot brings.
+            let drop = sql.execute("SELECT pg_drop_replication_slot($1)", &[name]).await;
+            drop.map_err(|source| CaptureError::DropSlot { slot: name.clone(), source })?;
+        }
+        None => {}
+    }
+    create_slot(capture, &sql, &mut replication, server).await.map(|_| ())
 }
 
 struct Session<'a> {
@@ -310,15 +341,9 @@ impl Session<'_> {
                     .collect();
                 capture.log.append_changes(records, &state).await.map_err(CaptureError::from)
             };
-            let mut work = std::pin::pin!(work);
-            loop {
-                tokio::select! {
-                    biased;
-                    done = &mut work => break done?,
-                    _ = self.feedback.tick() => self.stream.send_status(self.state.confirm, false).await?,
-                }
-            }
+            with_feedback(&mut self.stream, &mut self.feedback, self.state.confirm, work).await?;
         }
+        self.heard = Instant::now();
         self.state = state;
         Ok(())
     }
@@ -418,7 +443,12 @@ impl Session<'_> {
             loop {
                 let (log, below, from) = (self.capture.log.clone(), *below, after.clone());
                 let read = move || log.live_keys_below(partition as u16, below, from.as_deref(), KEYS_PER_PAGE);
-                let page = tokio::task::spawn_blocking(read).await.map_err(snapshot::SnapshotError::Reader)??;
+                let reading = async {
+                    let page = tokio::task::spawn_blocking(read).await.map_err(snapshot::SnapshotError::Reader)?;
+                    page.map_err(CaptureError::from)
+                };
+                let confirmed = self.state.confirm;
+                let page = with_feedback(&mut self.stream, &mut self.feedback, confirmed, reading).await?;
                 let Some((_, last)) = page.last() else { break };
                 after = Some(last.clone());
                 for (_, key) in page {
@@ -459,6 +489,26 @@ impl Session<'_> {
     }
 }
 
+/// Does what takes its time while feedback goes on, with what is durable already. The work is finished even when the
+/// connection breaks: what it has handed to the log is written without it too, and the next session must see it.
+async fn with_feedback<T>(
+    stream: &mut ReplicationStream,
+    feedback: &mut Interval,
+    confirmed: Lsn,
+    work: impl Future<Output = Result<T, CaptureError>>,
+) -> Result<T, CaptureError> {
+    let mut work = std::pin::pin!(work);
+    let mut broken = None;
+    let done = loop {
+        tokio::select! {
+            biased;
+            done = &mut work => break done?,
+            _ = feedback.tick(), if broken.is_none() => broken = stream.send_status(confirmed, false).await.err(),
+        }
+    };
+    broken.map_or(Ok(done), |error| Err(error.into()))
+}
+
 /// The snapshot, if its next piece may be taken: rows wait until the stream has passed its point.
 fn open_snapshot(snapshot: &mut Option<Snapshot>, received: Lsn) -> Option<&mut Snapshot> {
     snapshot.as_mut().filter(|snapshot| snapshot.point.is_none_or(|(point, _)| received >= point))
@@ -492,16 +542,30 @@ async fn slot_facts(sql: &Sql, name: &str) -> Result<Option<SlotFacts>, CaptureE
 /// Makes the slot and records where it begins.
 async fn create_slot(
     capture: &Capture,
+    sql: &Sql,
     replication: &mut ReplicationConnection,
     server: Server,
 ) -> Result<CaptureState, CaptureError> {
     let name = &capture.source.slot;
-    let created = replication.create_slot(name, false, ExportSnapshot::No).await;
-    let created = created?;
+    let created = slot::create(replication, sql, name, false, ExportSnapshot::No).await?;
     tracing::info!(slot = name, point = %created.consistent_point, "replication slot created");
     let state = progress::fresh(server, created.consistent_point);
     capture.log.append_changes(vec![], &state).await?;
     Ok(state)
+}
+
+/// Names what is captured: rows of another table, under other keys, with other columns or of another row filter are
+/// not what the log holds.
+fn captured(table: &Table, publication: &Publication) -> String {
+    let all = || table.columns.iter().filter(|column| !column.generated).map(|column| column.name.clone()).collect();
+    json!({
+        "oid": table.oid,
+        "table": format!("{}.{}", table.schema, table.name),
+        "key": table.key,
+        "columns": publication.columns.clone().unwrap_or_else(all),
+        "rows": publication.row_filter,
+    })
+    .to_string()
 }
 
 /// A third of the server's time-out, so that two feedbacks may be lost.

@@ -1,10 +1,16 @@
-//! Reads what the server says about a replication slot and its own position. Changes nothing.
+//! Creates a replication slot, reads what the server says about it and about its own position. Streams nothing.
+
+use std::time::Duration;
 
 use tokio_postgres::types::PgLsn;
 use tokio_postgres::{Client, Row};
 
 use super::catalog::CatalogError;
+use super::connection::{CommandError, CreatedSlot, ExportSnapshot, ReplicationConnection};
 use crate::event::Lsn;
+
+/// How long to wait for a slot before saying what it waits for.
+const CREATE_PATIENCE: Duration = Duration::from_secs(5);
 
 /// A logical replication slot as the server has it now.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,6 +31,42 @@ pub struct Slot {
     pub safe_wal_size: Option<i64>,
     /// Bytes of WAL that the server keeps for it.
     pub retained_bytes: u64,
+}
+
+/// Creates a slot. That waits for every open writing transaction: after a while says which.
+pub async fn create(
+    replication: &mut ReplicationConnection,
+    watcher: &Client,
+    name: &str,
+    temporary: bool,
+    snapshot: ExportSnapshot,
+) -> Result<CreatedSlot, CommandError> {
+    let mut create = std::pin::pin!(replication.create_slot(name, temporary, snapshot));
+    loop {
+        match tokio::time::timeout(CREATE_PATIENCE, &mut create).await {
+            Ok(created) => return created,
+            Err(_) => say_what_it_waits_for(watcher, name).await,
+        }
+    }
+}
+
+async fn say_what_it_waits_for(client: &Client, slot: &str) {
+    let sql = "SELECT pid, state, extract(epoch FROM now() - xact_start)::bigint FROM pg_stat_activity \
+               WHERE backend_xid IS NOT NULL AND pid <> pg_backend_pid() ORDER BY xact_start LIMIT 1";
+    match client.query_opt(sql, &[]).await {
+        Ok(Some(row)) => {
+            let (pid, state) = (row.get::<_, i32>(0), row.get::<_, Option<String>>(1));
+            let open_s = row.get::<_, Option<i64>>(2);
+            tracing::warn!(
+                pid,
+                state,
+                open_s,
+                "slot {slot} waits for an open writing transaction; end it, or SELECT pg_terminate_backend({pid})"
+            );
+        }
+        Ok(None) => tracing::warn!("slot {slot} waits to be created; a prepared transaction may hold it up"),
+        Err(error) => tracing::warn!(%error, "slot {slot} waits to be created"),
+    }
 }
 
 /// The slot, if there is one of this name.

@@ -3,7 +3,6 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::{StreamExt, pin_mut};
@@ -16,6 +15,7 @@ use super::catalog::{Column, Table};
 use super::connection::{CommandError, ConnectError, ExportSnapshot, ReplicationConnection};
 use super::publication::Publication;
 use super::sequencer::{SnapshotRow, json};
+use super::slot;
 use super::values;
 use crate::clock::now_ms;
 use crate::config::Database;
@@ -33,8 +33,6 @@ const BYTES_PER_PIECE: usize = 1 << 20;
 const ROWS_OF_FIRST_PIECE: usize = 16;
 /// A table of at most this many pages, 512 MiB, is counted; a larger one's estimate must do.
 const PAGES_COUNTED_MAX: u32 = 65_536;
-/// How long to wait for the slot before saying what it waits for.
-const SLOT_PATIENCE: Duration = Duration::from_secs(5);
 
 /// What to read.
 #[derive(Clone, Debug)]
@@ -121,16 +119,7 @@ pub async fn run(plan: Plan, pieces: mpsc::Sender<Piece>) -> Result<(), Snapshot
     let watcher = super::sql::connect(&plan.database).await?;
     let name = temporary_slot_name(&plan.slot);
     let taken_ms = now_ms();
-    let created = {
-        let create = replication.create_slot(&name, true, ExportSnapshot::Export);
-        pin_mut!(create);
-        loop {
-            match tokio::time::timeout(SLOT_PATIENCE, &mut create).await {
-                Ok(created) => break created?,
-                Err(_) => say_what_it_waits_for(&watcher).await,
-            }
-        }
-    };
+    let created = slot::create(&mut replication, &watcher, &name, true, ExportSnapshot::Export).await?;
     let point = created.consistent_point;
     let snapshot = created.snapshot.ok_or(SnapshotError::NotExported)?;
     send(&pieces, Piece::Point { point, taken_ms }).await?;
@@ -203,7 +192,7 @@ impl Reader {
     async fn start(plan: &Plan, snapshot: &str) -> Result<Self, SnapshotError> {
         let sql = super::sql::connect(&plan.database).await?;
         let adopt = format!(
-            "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET TRANSACTION SNAPSHOT {}; SET LOCAL row_security = off",
+            "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET TRANSACTION SNAPSHOT {}",
             escape_literal(snapshot)
         );
         let failed = |source| SnapshotError::Query {
@@ -306,28 +295,11 @@ async fn count(client: &Client, plan: &Plan) -> Result<u64, SnapshotError> {
     Ok(u64::try_from(row.get::<_, i64>(0)).unwrap_or(0))
 }
 
-/// Creating a slot waits for every open writing transaction: say which.
-async fn say_what_it_waits_for(client: &Client) {
-    let sql = "SELECT pid, state, extract(epoch FROM now() - xact_start)::bigint FROM pg_stat_activity \
-               WHERE backend_xid IS NOT NULL AND pid <> pg_backend_pid() ORDER BY xact_start LIMIT 1";
-    match client.query_opt(sql, &[]).await {
-        Ok(Some(row)) => {
-            let (pid, state, open_s) =
-                (row.get::<_, i32>(0), row.get::<_, Option<String>>(1), row.get::<_, Option<i64>>(2));
-            tracing::warn!(
-                pid,
-                state,
-                open_s,
-                "the snapshot waits for an open writing transaction; end it, or pg_terminate_backend({pid})"
-            );
-        }
-        Ok(None) => tracing::warn!("the snapshot waits for its temporary slot; a prepared transaction may hold it up"),
-        Err(error) => tracing::warn!(%error, "the snapshot waits for its temporary slot"),
-    }
-}
-
 fn temporary_slot_name(slot: &str) -> String {
+    // The one of an attempt that was given up may still wait for its turn on the server.
+    static ATTEMPTS: AtomicU32 = AtomicU32::new(0);
+    let attempt = ATTEMPTS.fetch_add(1, Ordering::Relaxed);
     // PostgreSQL's limit is 63 bytes; slot names are ASCII.
-    let stem: String = slot.chars().take(40).collect();
-    format!("{stem}_snapshot_{}", std::process::id())
+    let stem: String = slot.chars().take(30).collect();
+    format!("{stem}_snapshot_{}_{attempt}", std::process::id())
 }

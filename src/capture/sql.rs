@@ -15,7 +15,7 @@ pub(super) const APPLICATION_NAME: &str = "vecsync";
 
 /// Settings of the session. The first group decides how values are written, in the stream, in COPY and in queries
 /// alike; the second keeps limits that somebody made for short queries away from hours of reading.
-pub(super) const PINS: [(&str, &str); 9] = [
+pub(super) const PINS: [(&str, &str); 10] = [
     ("client_encoding", "UTF8"),
     ("DateStyle", "ISO"),
     ("IntervalStyle", "iso_8601"),
@@ -25,6 +25,8 @@ pub(super) const PINS: [(&str, &str); 9] = [
     ("statement_timeout", "0"),
     ("lock_timeout", "0"),
     ("idle_in_transaction_session_timeout", "0"),
+    // Row security that would hide rows is an error, not an index that lacks them.
+    ("row_security", "off"),
 ];
 
 /// A connection for SQL. Dropping it closes it.

@@ -66,7 +66,7 @@ impl Worker {
         rows::process(&self.rows, batch).await
     }
 
-    /// Embeds until shutdown; then finishes the batches that are under way. A model that is out of order is tried
+    /// Embeds until shutdown; then finishes the batches that are under way. A model that is out of order, or a full disk, is tried
     /// again, from the committed positions.
     pub async fn run(self, mut log: EmbedLog, shutdown: Shutdown) -> Result<(), WorkerError> {
         let mut retry = Retry::new("model");
@@ -80,20 +80,26 @@ impl Worker {
                 // 1. Shutdown ends the intake, not what is under way.
                 () = shutdown.raised(), if !stopping => stopping = true,
                 // 2. What is done is committed before more is begun.
-                Some(done) = first(&mut under_way) => match done? {
-                    Ok(processed) => {
-                        self.commit(&mut log, processed, &mut position).await?;
+                Some(done) = first(&mut under_way) => {
+                    let fault = match done? {
+                        Ok(processed) => match self.commit(&mut log, processed, &mut position).await {
+                            Ok(()) => None,
+                            Err(full @ LogError::Full { .. }) => Some(Chain(&full).to_string()),
+                            Err(error) => return Err(error.into()),
+                        },
+                        Err(fault) => Some(Chain(&fault).to_string()),
+                    };
+                    let Some(fault) = fault else {
                         retry.reset();
+                        continue;
+                    };
+                    under_way.clear();
+                    log.rewind();
+                    position = log.committed();
+                    if !retry.wait(&fault, &shutdown).await {
+                        return Ok(());
                     }
-                    Err(fault) => {
-                        under_way.clear();
-                        log.rewind();
-                        position = log.committed();
-                        if !retry.wait(&Chain(&fault), &shutdown).await {
-                            return Ok(());
-                        }
-                    }
-                },
+                }
                 // 3. What is there is taken as it is: no waiting for a fuller batch.
                 batch = log.next(rows_max, rows_max * BYTES_PER_ROW), if !stopping && under_way.len() < DEPTH => {
                     let batch = batch?;

@@ -184,6 +184,11 @@ impl Mirror {
         self.0.search(&vector, limit, min_score, filter)
     }
 
+    /// Whether searches are answered. They are not while the folder is opened again after damage.
+    pub fn is_open(&self) -> bool {
+        read(&self.0.store).is_some()
+    }
+
     /// Rows that can be found.
     pub fn rows(&self) -> u64 {
         read(&self.0.matrix).rows()

@@ -111,6 +111,7 @@ impl Log {
     /// Appends events to `changes` and sets capture's state, in one transaction; returns when both are durable.
     /// If the future is dropped, the transaction may be written all the same.
     pub async fn append_changes(&self, records: Vec<Outgoing>, state: &CaptureState) -> Result<(), LogError> {
+        self.inner.shared.ensure_room()?;
         let state = state.clone();
         self.inner.ask(|done| Command::Append { records, state, done }).await
     }
@@ -165,13 +166,16 @@ impl Log {
         Ok(VectorsReader::new(self.inner.shared.clone(), self.vectors_topic(revision)?))
     }
 
-    /// How far a revision is: the next record of `changes` that embed has not committed, then the durable ends of
-    /// `vectors.<revision>`, which hold at least what embed had written by then.
-    pub fn progress(&self, revision: &str) -> Result<(Offsets, Offsets), LogError> {
-        let vectors = self.vectors_topic(revision)?;
+    /// How far a revision is, given what its store has taken of `vectors.<revision>`. Offsets at which compaction has
+    /// left nothing count as passed. Reads the disk where something is behind.
+    pub fn progress(&self, revision: &str, stored: &Offsets) -> Result<Progress, LogError> {
+        let (shared, vectors) = (&self.inner.shared, self.vectors_topic(revision)?);
         // The writer publishes ends before positions, so they are read the other way round.
         let committed = lock(&vectors.committed).clone();
-        Ok((committed, vectors.ends()))
+        let embedded = shared.past_gaps(&shared.changes, &committed)?;
+        let vector_ends = vectors.ends();
+        let stored = shared.past_gaps(&vectors, stored)?;
+        Ok(Progress { embedded, vector_ends, stored })
     }
 
     /// The dead letters, partition by partition, oldest first, at most `limit`. Reads the disk; call it on a blocking
@@ -366,11 +370,23 @@ fn purges(db: &sled::Db, path: &str) -> Result<BTreeMap<(TopicId, Partition), u6
     db.scan_prefix([kind::BARRIER]).map(read).collect()
 }
 
-/// A position that is before dropped tombstones has missed them, unless it is the beginning.
-fn check_expired(shared: &Shared, topic: &Topic, positions: &Offsets) -> Result<(), LogError> {
-    for (partition, &position) in (0..).zip(positions) {
+/// How far a revision is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Progress {
+    /// Next record of `changes` that embed has not committed.
+    pub embedded: Offsets,
+    /// Durable ends of `vectors.<revision>`: they hold at least what embed had written by then.
+    pub vector_ends: Offsets,
+    /// Next record of `vectors.<revision>` that the store has not taken.
+    pub stored: Offsets,
+}
+
+/// A position that is before dropped tombstones has missed them, unless it is the beginning, or they were dropped
+/// before its reader `began` there.
+fn check_expired(shared: &Shared, topic: &Topic, positions: &Offsets, began: &Offsets) -> Result<(), LogError> {
+    for (partition, (&position, &began)) in (0..).zip(positions.iter().zip(began)) {
         let pruned = reader::pruned(shared, topic, partition)?;
-        if position > 0 && position < pruned {
+        if position > 0 && position < pruned && began < pruned {
             return Err(LogError::Expired { topic: topic.name.clone(), partition, position, pruned });
         }
     }

@@ -51,6 +51,9 @@ pub struct CaptureState {
     pub confirm: Lsn,
     /// How far the snapshot is.
     pub snapshot: SnapshotMarker,
+    /// What was captured: table, key, published columns and rows. Another one needs a snapshot of its own.
+    #[serde(default)]
+    pub captured: String,
 }
 
 /// The durable marker of the snapshot. An incomplete one is run again from its start.
@@ -123,6 +126,16 @@ pub enum LogError {
         path: String,
         /// What does not fit.
         reason: String,
+    },
+    /// The disk is nearly full. Nothing was written; it goes on when there is room.
+    #[error("write log {path}: {free} bytes are free on its disk, {wanted} are wanted; make room")]
+    Full {
+        /// The folder.
+        path: String,
+        /// Free bytes.
+        free: u64,
+        /// Bytes that must be free.
+        wanted: u64,
     },
     /// Another embedder of this revision was opened after this one. Nothing was written.
     #[error("commit to {topic}: a newer embedder of it was opened")]

@@ -55,6 +55,7 @@ async fn append(log: &Log, ordinal: u64, records: Vec<Outgoing>) {
         position: Position { commit_lsn: Lsn(ordinal), ordinal },
         confirm: Lsn(ordinal),
         snapshot: SnapshotMarker::Complete,
+        captured: String::new(),
     };
     log.append_changes(records, &state).await.expect("appended");
 }

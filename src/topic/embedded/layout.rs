@@ -15,6 +15,7 @@
 //! | `D` topic, partition, offset | a tombstone or barrier, to be pruned: its time: i64, its key |
 //! | `B` topic, partition | a barrier's offset: u64; the records below it are still to be removed |
 //! | `X` topic, partition | offset after the last pruned tombstone: u64 |
+//! | `G` topic, partition | of `vectors`: what `X` of `changes` was when the topic was made: u64 |
 //!
 //! Every value begins with the CRC-32 of its key and of what follows, so a value at the wrong place is found too.
 //! A record longer than [`PIECE_MAX`] lies in pieces: sled would write a page that holds large values to a file of its
@@ -59,6 +60,7 @@ pub(super) mod kind {
     pub const EXPIRING: u8 = b'D';
     pub const BARRIER: u8 = b'B';
     pub const PRUNED: u8 = b'X';
+    pub const BEGAN: u8 = b'G';
 }
 
 pub(super) fn format_key() -> Vec<u8> {

@@ -25,7 +25,9 @@ impl EmbedLog {
     pub(super) fn new(inner: Arc<Inner>, topic: Arc<Topic>) -> Result<EmbedLog, LogError> {
         let shared = inner.shared.clone();
         let committed = lock(&topic.committed).clone();
-        check_expired(&shared, &shared.changes, &committed)?;
+        // What was dropped before this topic was made, it never needed.
+        let began = (0..shared.partitions).map(|partition| shared.number(kind::BEGAN, topic.id, partition));
+        check_expired(&shared, &shared.changes, &committed, &began.collect::<Result<_, _>>()?)?;
         let epoch = topic.epoch.fetch_add(1, Ordering::SeqCst) + 1;
         let cursor = Cursor::new(shared.clone(), shared.changes.clone(), committed);
         Ok(EmbedLog { inner, topic, epoch, cursor })
@@ -66,6 +68,7 @@ impl EmbedLog {
                 return Err(shared.refused("commit to", reason));
             }
         }
+        shared.ensure_room()?;
         let (topic, epoch, upto) = (self.topic.clone(), self.epoch, upto.clone());
         self.inner.ask(|done| Command::Commit { topic, epoch, vectors, dead_letters, upto, done }).await
     }
@@ -103,7 +106,7 @@ impl VectorsReader {
                 return Err(LogError::Ahead { topic: topic.name.clone(), partition, position, end });
             }
         }
-        check_expired(shared, topic, positions)?;
+        check_expired(shared, topic, positions, &vec![0; positions.len()])?;
         self.cursor.positions.clone_from(positions);
         Ok(())
     }

@@ -16,6 +16,9 @@ use super::layout::{self, Malformed, TopicId, kind};
 
 /// Each revision has a topic, and revisions come one by one over months.
 const TOPICS_MAX: usize = 1000;
+/// Free space that is left alone, in bytes: room for the largest transactions, and for what the mirror on the same disk
+/// wants free for itself.
+const FREE_BYTES_MIN: u64 = 64 << 20;
 
 /// A topic of this log.
 pub(super) struct Topic {
@@ -54,7 +57,47 @@ impl Shared {
         if let Some(topic) = topics.get(name) {
             return Ok(topic.clone());
         }
-        make_topic(&self.db, &self.path, &mut topics, name, self.partitions)
+        let topic = make_topic(&self.db, &self.path, &mut topics, name, self.partitions)?;
+        // Who begins at the beginning has missed nothing of what was dropped before.
+        for partition in 0..self.partitions {
+            let pruned = self.number(kind::PRUNED, self.changes.id, partition)?;
+            if pruned == 0 {
+                continue;
+            }
+            let mark = layout::partition_key(kind::BEGAN, topic.id, partition);
+            let value = layout::number(&mark, pruned);
+            self.db.insert(mark, value).map_err(self.storage("add topic to"))?;
+        }
+        Ok(topic)
+    }
+
+    /// Refuses to write while the disk is nearly full: sled does not survive running into its end.
+    pub fn ensure_room(&self) -> Result<(), LogError> {
+        let disk = rustix::fs::statvfs(&self.path).map_err(|error| LogError::Files {
+            operation: "find room for",
+            path: self.path.clone(),
+            source: error.into(),
+        })?;
+        let free = disk.f_bavail * disk.f_frsize;
+        if free < FREE_BYTES_MIN {
+            return Err(LogError::Full { path: self.path.clone(), free, wanted: FREE_BYTES_MIN });
+        }
+        Ok(())
+    }
+
+    /// Positions with the gaps that compaction left behind them skipped: no record stands between the two.
+    pub fn past_gaps(&self, topic: &Topic, positions: &Offsets) -> Result<Offsets, LogError> {
+        let ends = topic.ends();
+        let skipped = (0..).zip(positions.iter().zip(ends)).map(|(partition, (&position, end))| {
+            if position >= end {
+                return Ok(position);
+            }
+            match self.records(topic.id, partition, position, end).next() {
+                None => Ok(end),
+                Some(found) => found.map(|_| position),
+            }
+        });
+        skipped.collect()
     }
 
     /// A number that a partition has once; 0 if it has none.

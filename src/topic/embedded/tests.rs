@@ -55,6 +55,7 @@ fn state(ordinal: u64) -> CaptureState {
         position: Position { commit_lsn: Lsn(100), ordinal },
         confirm: Lsn(99),
         snapshot: SnapshotMarker::Complete,
+        captured: "faq".to_owned(),
     }
 }
 
@@ -302,6 +303,8 @@ async fn tombstones_are_pruned_when_all_have_passed_them() {
     reader.seek(&vec![0]).expect("a full replay misses nothing");
     reader.seek(&vec![2]).expect("it has passed them");
     assert!(matches!(log.embedder("old"), Err(LogError::Expired { position: 2, pruned: 3, .. })));
+    log.embedder("new").expect("opens").commit(vec![], vec![], &vec![1]).await.expect("commits");
+    log.embedder("new").expect("what was dropped before it began, it has not missed");
     log.append_changes(vec![tombstone("c")], &state(2)).await.expect("appended");
     assert_eq!(log.changes_ends(), [6], "offsets go on after the pruned ones");
     drop((embed, idle, reader, log));
