@@ -45,7 +45,7 @@ pub struct Query {
     pub filter: Vec<(String, String)>,
 }
 
-/// The answer to a search, as CONTRACT has it.
+/// The answer to a search, as `docs/reference.md` describes it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Answer {
     /// What was looked for.

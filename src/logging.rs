@@ -2,6 +2,8 @@
 
 use std::borrow::Cow;
 use std::io::{self, IsTerminal, Write};
+use std::panic::PanicHookInfo;
+use std::path::Path;
 
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::MakeWriter;
@@ -41,7 +43,20 @@ pub fn start(log: &Log) -> Result<(), LoggingError> {
         LogFormat::Pretty => events.with_ansi(colours()).compact().finish().try_init(),
         LogFormat::Json => events.with_ansi(false).json().flatten_event(true).finish().try_init(),
     };
+    std::panic::set_hook(Box::new(|panic| tracing::error!("panic: {}", what_panicked(panic))));
     started.map_err(LoggingError::Started)
+}
+
+/// A panic as one line: what it says, and where, without the folders of the machine that built it.
+fn what_panicked(panic: &PanicHookInfo<'_>) -> String {
+    let text = panic.payload_as_str().unwrap_or("no message").split_whitespace().collect::<Vec<_>>().join(" ");
+    match panic.location() {
+        Some(place) => {
+            let file = Path::new(place.file()).file_name().unwrap_or_default().to_string_lossy();
+            format!("{text} ({file}:{})", place.line())
+        }
+        None => text,
+    }
 }
 
 /// Colours are for terminals, and there only where they are wanted (<https://no-color.org>).

@@ -141,6 +141,13 @@ impl PipelineMetrics {
         counter!("vecsync_titles_cut_total", "pipeline" => self.label()).increment(count);
     }
 
+    /// Records can be put aside for these reasons. Without a count from the beginning, the first is no increase.
+    pub fn dead_letter_reasons(&self, reasons: &[&'static str]) {
+        for reason in reasons {
+            counter!("vecsync_dead_letters_total", "pipeline" => self.label(), "reason" => *reason).increment(0);
+        }
+    }
+
     /// A record was put aside.
     pub fn dead_letter(&self, reason: &'static str) {
         counter!("vecsync_dead_letters_total", "pipeline" => self.label(), "reason" => reason).increment(1);
@@ -184,6 +191,11 @@ impl PipelineMetrics {
 pub fn model_call(texts: usize, took: Duration) {
     histogram!("vecsync_embed_batch_size").record(texts as f64);
     histogram!("vecsync_embed_duration_seconds").record(took);
+}
+
+/// Attempts at `target` can fail. Without a count from the beginning, the first is no increase.
+pub fn retries_of(target: &'static str) {
+    counter!("vecsync_retries_total", "target" => target).increment(0);
 }
 
 /// An attempt at `target` failed and is made again.

@@ -28,6 +28,7 @@ impl Retry {
             .with_max_interval(Duration::from_secs(10))
             .with_max_elapsed_time(None)
             .build();
+        metrics::retries_of(target);
         Retry { target, backoff }
     }
 
@@ -43,7 +44,7 @@ impl Retry {
         shutdown: &'a Shutdown,
     ) -> impl Future<Output = bool> + Send + 'a {
         let wait = self.backoff.next_backoff().expect("no limit on elapsed time is set");
-        tracing::warn!(target_name = self.target, "{fault}; trying again in {} ms", wait.as_millis());
+        tracing::warn!(target_name = self.target, "trying again in {} ms: {fault}", wait.as_millis());
         metrics::retried(self.target);
         async move {
             tokio::select! {

@@ -54,7 +54,7 @@ impl Shared {
         let answer = self.answer(results);
         if answer.results.is_empty() && !self.freshness().is_loaded() {
             // An index that is still being filled must not say that there is nothing to be found.
-            let reason = format!("the initial load is not complete: {} rows are searchable so far", self.mirror.rows());
+            let reason = format!("the load is not complete: {} rows are searchable so far", self.mirror.rows());
             return Err(SearchError::Unavailable { reason, retry_after_s: 1 });
         }
         Ok(answer)
@@ -94,7 +94,7 @@ impl Shared {
         } else if loaded {
             Component::new(health::LOCAL, Status::Healthy)
         } else {
-            faulty(health::LOCAL, "the initial load is not complete")
+            faulty(health::LOCAL, "the load is not complete")
         };
         local.details.insert("rows".into(), json!(self.mirror.rows()));
         local.details.insert("points".into(), json!(self.mirror.points()));

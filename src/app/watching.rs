@@ -11,6 +11,7 @@ use tokio::task::spawn_blocking;
 use super::LOCAL;
 use super::serving::Shared;
 use crate::clock::now_ms;
+use crate::freshness::Freshness;
 use crate::metrics::{self, PipelineMetrics};
 use crate::progress_bar::Progress;
 use crate::shutdown::Shutdown;
@@ -45,7 +46,10 @@ impl Watching {
                 biased;
                 () = shutdown.raised() => return Ok(()),
                 Ok(()) = status.changed() => {
-                    if let Some(current) = status.borrow_and_update().current.clone() {
+                    let status = status.borrow_and_update().clone();
+                    if status.snapshot.needed && !status.snapshot.complete {
+                        *self.shared.freshness() = Freshness::default();
+                    } else if let Some(current) = status.current {
                         self.shared.freshness().captured(current.as_of_ms, current.ends);
                     }
                 }

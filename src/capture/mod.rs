@@ -38,6 +38,9 @@ pub use progress::Refusal;
 /// Given the columns that there are, says of every other one that the pipeline names where it names it.
 pub type ColumnCheck = Arc<dyn Fn(&[&str]) -> Vec<String> + Send + Sync>;
 
+/// SQLSTATE `undefined_object`.
+const UNDEFINED_OBJECT: &str = "42704";
+
 /// What capture follows and where it writes.
 #[derive(Clone)]
 pub struct Capture {
@@ -96,6 +99,8 @@ pub struct Current {
 pub struct SnapshotProgress {
     /// Whether all of it is in the log.
     pub complete: bool,
+    /// Whether the index cannot be trusted before it is complete: the first load, or changes may have been missed.
+    pub needed: bool,
     /// Rows read so far.
     pub rows: u64,
     /// Rows that the table has, as the server estimates or counts them.
@@ -158,6 +163,9 @@ pub enum CaptureError {
         /// What the server said.
         source: tokio_postgres::Error,
     },
+    /// Changes may have been left out of the stream. The table is read again as soon as it is published.
+    #[error("publication {0} was changed while it was read from: the table is read again")]
+    PublicationChanged(String),
     /// The source does not answer.
     #[error("ask the source how far it is: no answer for {} s", .0.as_secs())]
     Silent(Duration),
@@ -188,6 +196,19 @@ enum Outcome {
 }
 
 impl CaptureError {
+    /// A slot decodes with the catalog of each moment: where the publication was missing at one, it never gets past.
+    fn refined(self, publication: &str) -> Self {
+        let code = match &self {
+            CaptureError::Stream(error) => error.code(),
+            CaptureError::Command(error) => error.code(),
+            _ => None,
+        };
+        if code == Some(UNDEFINED_OBJECT) && self.to_string().contains("publication") {
+            return CaptureError::Refused(Refusal::PublicationMissing { publication: publication.to_owned() });
+        }
+        self
+    }
+
     fn outcome(&self) -> Outcome {
         let by = |transient| if transient { Outcome::Passing } else { Outcome::Configuration };
         match self {
@@ -200,6 +221,7 @@ impl CaptureError {
             | CaptureError::Sequence(_)
             | CaptureError::Reselect { .. }
             | CaptureError::Silent(_)
+            | CaptureError::PublicationChanged(_)
             | CaptureError::DropSlot { .. }
             | CaptureError::Standby { .. } => Outcome::Passing,
             CaptureError::Snapshot(error) => match error {
@@ -235,6 +257,7 @@ pub async fn run(
             Ok(()) => return Ok(()),
             Err(error) => error,
         };
+        let error = error.refined(&capture.source.publication);
         let fault = Chain(&error).to_string();
         match error.outcome() {
             Outcome::Fatal => return Err(error),
@@ -264,9 +287,10 @@ pub async fn run(
     }
 }
 
-/// Whether the log has ever had the whole table.
+/// Whether the log has something to serve.
 fn is_loaded(capture: &Capture) -> Result<bool, LogError> {
-    Ok(capture.log.capture_state()?.is_some_and(|state| state.snapshot == SnapshotMarker::Complete))
+    let complete = capture.log.capture_state()?.is_some_and(|state| state.snapshot == SnapshotMarker::Complete);
+    Ok(complete || capture.log.changes_ends().iter().any(|end| *end > 0))
 }
 
 /// Takes up a request for a resync while no session runs.

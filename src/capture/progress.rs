@@ -93,6 +93,12 @@ pub enum Refusal {
         /// The recorded one.
         recorded: u64,
     },
+    /// The publication was dropped and made anew.
+    #[error("publication {publication} was missing at a moment that the replication slot still has to pass")]
+    PublicationMissing {
+        /// The publication.
+        publication: String,
+    },
     /// Somebody else's slot.
     #[error(
         "replication slot {slot} belongs to the plugin {plugin}, vecsync needs pgoutput: name another slot in the pipeline file"
@@ -114,7 +120,8 @@ impl Refusal {
             | Refusal::SlotLost { .. }
             | Refusal::SlotAhead { .. }
             | Refusal::ServerBehind { .. }
-            | Refusal::OtherSystem { .. } => {
+            | Refusal::OtherSystem { .. }
+            | Refusal::PublicationMissing { .. } => {
                 ": run `vecsync sync` to bring the index back to the table; searches go on meanwhile"
             }
         }

@@ -36,6 +36,17 @@ pub async fn preflight(client: &Client, table: &Table, publication: &str) -> Res
     check(publication, table, published)
 }
 
+/// Names the publication as it is now, for comparing: made anew, or with the table taken out and put in again, it is
+/// another one, and changes between may not have been sent. Cheap enough for every second.
+pub async fn identity(client: &Client, table: &Table, publication: &str) -> Result<String, CatalogError> {
+    let sql = "SELECT concat_ws(' ', p.oid, p.puballtables, p.pubinsert, p.pubupdate, p.pubdelete, p.pubtruncate,
+                   p.pubviaroot, (SELECT r.oid FROM pg_publication_rel r WHERE r.prpubid = p.oid AND r.prrelid = $2))
+               FROM pg_publication p WHERE p.pubname = $1";
+    let row = client.query_opt(sql, &[&publication, &table.oid]).await;
+    let row = row.map_err(|source| CatalogError::query(format!("read publication {publication}"), source))?;
+    Ok(row.map_or_else(|| "none".to_owned(), |row| row.get(0)))
+}
+
 /// A publication as the catalog has it, seen from one table.
 #[derive(Clone, Debug)]
 struct Published {

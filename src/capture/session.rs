@@ -52,7 +52,7 @@ pub(super) async fn run(
         () = shutdown.raised() => return Ok(()),
         started = start(capture) => started?,
     };
-    let Started { sql, table, publication, stream, state, database, feedback_every } = started;
+    let Started { sql, table, publication, stream, state, database, identity, feedback_every } = started;
     tracing::info!(slot = capture.source.slot, from = %state.confirm, "streaming {}.{}", table.schema, table.name);
 
     let template = Source {
@@ -78,6 +78,7 @@ pub(super) async fn run(
         sql,
         table,
         publication,
+        identity,
         stream,
         sequencer,
         state,
@@ -90,7 +91,11 @@ pub(super) async fn run(
     let complete = session.state.snapshot == SnapshotMarker::Complete;
     status.send_modify(|status| {
         status.phase = Phase::Streaming;
-        status.snapshot = SnapshotProgress { complete, ends: capture.log.changes_ends(), ..Default::default() };
+        let ends = capture.log.changes_ends();
+        status.snapshot = SnapshotProgress { complete, needed: !complete, ends, ..Default::default() };
+        if !complete {
+            status.current = None;
+        }
     });
     if !complete {
         session.begin_snapshot().await?;
@@ -113,6 +118,8 @@ struct Started {
     stream: ReplicationStream,
     state: CaptureState,
     database: String,
+    /// The publication as it is at the start.
+    identity: String,
     feedback_every: Duration,
 }
 
@@ -121,8 +128,8 @@ async fn start(capture: &Capture) -> Result<Started, CaptureError> {
     let sql = super::sql::connect(&capture.database).await?;
     let (table, publication) = inspect(capture, &sql).await?;
     let mut replication = ReplicationConnection::connect(&capture.database).await?;
-    let identity = replication.identify_system().await?;
-    let server = Server { system_id: identity.system_id, timeline: identity.timeline, flushed: identity.flushed };
+    let system = replication.identify_system().await?;
+    let server = Server { system_id: system.system_id, timeline: system.timeline, flushed: system.flushed };
     let slot = slot_facts(&sql, &capture.source.slot).await?;
     let record = capture.log.capture_state()?;
     let state = match progress::decide(record.as_ref(), server, &capture.source.slot, slot.as_ref()) {
@@ -131,7 +138,8 @@ async fn start(capture: &Capture) -> Result<Started, CaptureError> {
         Start::Standby { pid } => return Err(CaptureError::Standby { slot: capture.source.slot.clone(), pid }),
         Start::Refuse(refusal) => return Err(CaptureError::Refused(refusal)),
     };
-    let captured = captured(&table, &publication);
+    let identity = publication::identity(&sql, &table, &capture.source.publication).await?;
+    let captured = captured(&table, &publication, &identity);
     if state.snapshot == SnapshotMarker::Complete && state.captured != captured {
         tracing::warn!(was = state.captured, is = captured, "what is captured has changed: the table is read again");
     }
@@ -142,7 +150,7 @@ async fn start(capture: &Capture) -> Result<Started, CaptureError> {
     let feedback_every = feedback_interval(&mut replication).await?;
     let (slot, publication_name) = (&capture.source.slot, &capture.source.publication);
     let stream = replication.start_replication(slot, state.confirm, publication_name).await?;
-    Ok(Started { sql, table, publication, stream, state, database: identity.database, feedback_every })
+    Ok(Started { sql, table, publication, stream, state, database: system.database, identity, feedback_every })
 }
 
 /// Forgets the position so that the next session takes a whole snapshot, with a slot that begins now.
@@ -151,8 +159,8 @@ pub(super) async fn reset(capture: &Capture) -> Result<(), CaptureError> {
     // The slot decodes with the publication as it was at each moment, so the publication must be there first.
     inspect(capture, &sql).await?;
     let mut replication = ReplicationConnection::connect(&capture.database).await?;
-    let identity = replication.identify_system().await?;
-    let server = Server { system_id: identity.system_id, timeline: identity.timeline, flushed: identity.flushed };
+    let system = replication.identify_system().await?;
+    let server = Server { system_id: system.system_id, timeline: system.timeline, flushed: system.flushed };
     let name = &capture.source.slot;
     match slot_facts(&sql, name).await? {
         Some(SlotFacts { active_pid: Some(pid), .. }) => {
@@ -177,6 +185,7 @@ struct Session<'a> {
     sql: Sql,
     table: Table,
     publication: Publication,
+    identity: String,
     stream: ReplicationStream,
     sequencer: Sequencer,
     /// What the log has recorded.
@@ -363,9 +372,19 @@ impl Session<'_> {
     /// Asks the source where it is; gives that and when it was asked.
     async fn ask_source(&mut self) -> Result<(Lsn, i64), CaptureError> {
         let asked_ms = now_ms();
-        let asked = slot::source_progress(&self.sql, &self.capture.source.slot);
+        let (sql, source) = (&self.sql, &self.capture.source);
+        let asked = async {
+            let progress = slot::source_progress(sql, &source.slot).await?;
+            // Asked last: what it is now, it was at the moment before too.
+            Ok::<_, CaptureError>((progress, publication::identity(sql, &self.table, &source.publication).await?))
+        };
         let answered = tokio::time::timeout(PROBE_PATIENCE, asked).await;
-        let (flushed, slot) = answered.map_err(|_| CaptureError::Silent(PROBE_PATIENCE))??;
+        let ((flushed, slot), identity) = answered.map_err(|_| CaptureError::Silent(PROBE_PATIENCE))??;
+        if identity != self.identity {
+            let state = CaptureState { snapshot: SnapshotMarker::Wanted, ..self.state.clone() };
+            self.capture.log.append_changes(vec![], &state).await?;
+            return Err(CaptureError::PublicationChanged(source.publication.clone()));
+        }
         if let Some(slot) = slot {
             // What has been received is in the log: every turn of the loop ends with an append.
             let lag = flushed.0.saturating_sub(self.sequencer.received().0);
@@ -397,7 +416,10 @@ impl Session<'_> {
             slot: self.capture.source.slot.clone(),
         };
         let expected = self.table.estimated_rows;
-        self.status.send_modify(|status| status.snapshot = SnapshotProgress { expected, ..Default::default() });
+        self.status.send_modify(|status| {
+            let needed = status.snapshot.needed && !status.snapshot.complete;
+            status.snapshot = SnapshotProgress { expected, needed, ..Default::default() };
+        });
         tracing::info!("snapshot of {}.{} begins", self.table.schema, self.table.name);
         let reader = tokio::spawn(snapshot::run(plan, sender));
         self.snapshot = Some(Snapshot { pieces, reader, point: None, began });
@@ -519,12 +541,17 @@ async fn inspect(capture: &Capture, sql: &Sql) -> Result<(Table, Publication), C
     let source = &capture.source;
     let table = catalog::load(sql, &source.schema, &source.table).await?;
     let publication = publication::preflight(sql, &table, &source.publication).await?;
-    let columns: Vec<&str> = table.columns.iter().map(|column| column.name.as_str()).collect();
+    // Logical replication does not send generated columns.
+    let sent = table.columns.iter().filter(|column| !column.generated);
+    let columns: Vec<&str> = sent.map(|column| column.name.as_str()).collect();
     let mut problems = (capture.check_columns)(&columns);
     if let (true, Some(list)) = (problems.is_empty(), &publication.columns) {
         let listed: Vec<&str> = list.iter().map(String::as_str).collect();
         let missing = (capture.check_columns)(&listed);
         problems.extend(missing.into_iter().map(|what| format!("publication {}: {what}", source.publication)));
+    }
+    if !problems.is_empty() && table.columns.iter().any(|column| column.generated) {
+        problems.push("generated columns do not count: logical replication does not send them".to_owned());
     }
     if problems.is_empty() { Ok((table, publication)) } else { Err(CaptureError::Columns(problems.join("; "))) }
 }
@@ -556,7 +583,7 @@ async fn create_slot(
 
 /// Names what is captured: rows of another table, under other keys, with other columns or of another row filter are
 /// not what the log holds.
-fn captured(table: &Table, publication: &Publication) -> String {
+fn captured(table: &Table, publication: &Publication, identity: &str) -> String {
     let all = || table.columns.iter().filter(|column| !column.generated).map(|column| column.name.clone()).collect();
     json!({
         "oid": table.oid,
@@ -564,6 +591,7 @@ fn captured(table: &Table, publication: &Publication) -> String {
         "key": table.key,
         "columns": publication.columns.clone().unwrap_or_else(all),
         "rows": publication.row_filter,
+        "publication": identity,
     })
     .to_string()
 }

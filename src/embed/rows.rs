@@ -31,6 +31,9 @@ pub enum Reason {
 }
 
 impl Reason {
+    /// All of them.
+    pub const ALL: [Reason; 3] = [Reason::Unreadable, Reason::Template, Reason::Embedding];
+
     /// The label.
     pub fn as_label(self) -> &'static str {
         match self {

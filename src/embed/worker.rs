@@ -10,7 +10,7 @@ use super::Embedder;
 use super::cache::Cache;
 use super::document::{Document, DocumentError};
 use super::model::EmbedError;
-use super::rows::{self, Processed, Rows};
+use super::rows::{self, Processed, Reason, Rows};
 use crate::config;
 use crate::metrics::{PipelineMetrics, Stage};
 use crate::retry::{Chain, Retry};
@@ -58,6 +58,7 @@ impl Worker {
     ) -> Result<Worker, DocumentError> {
         let compiled = Document::compile(document)?;
         let rows = Rows::new(embedder, compiled, document.clone(), cache, topic.to_owned());
+        metrics.dead_letter_reasons(&Reason::ALL.map(Reason::as_label));
         Ok(Worker { rows: Arc::new(rows), metrics })
     }
 

@@ -8,6 +8,7 @@ mod commands;
 mod http;
 mod refusals;
 mod restart;
+mod schema;
 mod servers;
 mod snapshot;
 mod stream;
