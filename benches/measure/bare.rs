@@ -46,10 +46,10 @@ impl Bare {
         self.texts.iter().map(Vec::len).sum()
     }
 
-    /// Seconds to embed every other text, from the first or from the second: two calls make the whole, one before
-    /// and one after what they are compared with, so that a machine that grows slower does so for both.
-    pub fn half(&self, from: usize) -> f64 {
-        let texts: Vec<TokenIds> = self.texts.iter().skip(from).step_by(2).cloned().collect();
+    /// Texts per second over every `parts`-th text, from `part` on. All parts together are all texts; they are run
+    /// between the rounds of what they are compared with, so that a machine that grows slower does so for both.
+    pub fn rate(&self, part: usize, parts: usize) -> f64 {
+        let texts: Vec<TokenIds> = self.texts.iter().skip(part).step_by(parts).cloned().collect();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
         // The first call of a session is slower; it is not the model's rate.
         runtime.block_on(self.embedder.embed(texts[..8].to_vec()));
@@ -58,6 +58,6 @@ impl Bare {
             let vectors = runtime.block_on(self.embedder.embed(call.to_vec()));
             assert!(vectors.iter().all(Result::is_ok), "the model refused a text");
         }
-        begun.elapsed().as_secs_f64()
+        texts.len() as f64 / begun.elapsed().as_secs_f64()
     }
 }
