@@ -53,6 +53,7 @@ pub fn measure(model: &str, compare: bool) -> (Site, Figures) {
             site.sql.query("SELECT pg_drop_replication_slot('vecsync_faq')");
         }
         let made = load(&mut site, model);
+        eprintln!("{:.0} ms to the first row, {:.1} s to the last", ms(made.first), made.all.as_secs_f64());
         // It stands still while the model alone is measured, as any idle vecsync.
         limits.push(bare.rate(round, ROUNDS + 1));
         let limit = (limits[round - 1] + limits[round]) / 2.0;

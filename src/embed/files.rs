@@ -58,6 +58,14 @@ pub enum LoadError {
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// The model's file is no ONNX file.
+    #[error("read the weights of model {}", path.display())]
+    Weights {
+        /// The model.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
     /// ONNX Runtime does not take the model.
     #[error("open model {}", path.display())]
     Session {

@@ -6,7 +6,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
-use tokio::sync::mpsc;
+use tokio::sync::oneshot;
 
 use super::batch;
 use super::model::{EmbedError, Model, TOKENS_MAX, Vector};
@@ -15,11 +15,23 @@ use crate::metrics;
 
 type Outcome = Result<Vector, EmbedError>;
 
-/// Texts for one call of the model.
+/// Texts that were asked for together.
+struct Job {
+    texts: Vec<TokenIds>,
+    progress: Mutex<Progress>,
+}
+
+/// What has become of a job. Who asked for it is woken once, by the last call.
+struct Progress {
+    outcomes: Vec<Outcome>,
+    calls_left: usize,
+    reply: Option<oneshot::Sender<Vec<Outcome>>>,
+}
+
+/// Some of a job's texts, for one call of the model.
 struct Call {
-    texts: Arc<[TokenIds]>,
+    job: Arc<Job>,
     members: Vec<usize>,
-    reply: mpsc::Sender<Vec<(usize, Outcome)>>,
 }
 
 #[derive(Default)]
@@ -73,38 +85,31 @@ impl Inference {
             }
         }
         let lengths: Vec<usize> = members.iter().map(|index| texts[*index].len()).collect();
-        let calls = batch::pack(&lengths, self.budget);
-        let (reply, mut replies) = mpsc::channel(calls.len().max(1));
-        let texts: Arc<[TokenIds]> = texts.into();
-        {
-            let mut state = self.queue.lock();
-            if state.closed {
-                return outcomes;
-            }
-            for call in calls {
-                let members = call.into_iter().map(|position| members[position]).collect();
-                state.calls.push_back(Call { texts: Arc::clone(&texts), members, reply: reply.clone() });
-            }
+        // Few texts are spread over all threads.
+        let share = lengths.iter().sum::<usize>().div_ceil(self.threads.len().max(1));
+        let calls = batch::pack(&lengths, self.budget.min(share));
+        if calls.is_empty() {
+            return outcomes;
         }
+        let texts_count = texts.len();
+        let (reply, finished) = oneshot::channel();
+        let progress = Progress { outcomes, calls_left: calls.len(), reply: Some(reply) };
+        let job = Arc::new(Job { texts, progress: Mutex::new(progress) });
+        let calls = calls.into_iter().map(|call| {
+            let members = call.into_iter().map(|position| members[position]).collect();
+            Call { job: Arc::clone(&job), members }
+        });
+        self.queue.lock().calls.extend(calls);
         self.queue.changed.notify_all();
-        drop(reply);
-        while let Some(results) = replies.recv().await {
-            for (index, outcome) in results {
-                outcomes[index] = outcome;
-            }
-        }
-        outcomes
+        // The last of the calls replies, whatever becomes of it.
+        finished.await.unwrap_or_else(|_| vec![Err(EmbedError::Stopped); texts_count])
     }
 }
 
 impl Drop for Inference {
     /// Ends the threads after the calls that they are in.
     fn drop(&mut self) {
-        {
-            let mut state = self.queue.lock();
-            state.closed = true;
-            state.calls.clear();
-        }
+        self.queue.lock().closed = true;
         self.queue.changed.notify_all();
         for thread in self.threads.drain(..) {
             if thread.join().is_err() {
@@ -134,19 +139,51 @@ impl Queue {
     }
 }
 
+impl Job {
+    fn progress(&self) -> MutexGuard<'_, Progress> {
+        self.progress.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether nobody waits for it any more.
+    fn is_given_up(&self) -> bool {
+        self.progress().reply.as_ref().is_none_or(oneshot::Sender::is_closed)
+    }
+
+    fn note(&self, results: impl Iterator<Item = (usize, Outcome)>) {
+        let mut progress = self.progress();
+        for (index, outcome) in results {
+            progress.outcomes[index] = outcome;
+        }
+    }
+}
+
+impl Drop for Call {
+    /// Made or not, it is over; the last one hands over what its job has come to.
+    fn drop(&mut self) {
+        let mut progress = self.job.progress();
+        progress.calls_left -= 1;
+        if progress.calls_left > 0 {
+            return;
+        }
+        if let Some(reply) = progress.reply.take() {
+            // Only a caller that went away makes this fail.
+            let _ = reply.send(std::mem::take(&mut progress.outcomes));
+        }
+    }
+}
+
 fn serve(mut model: Model, queue: &Queue) {
     while let Some(call) = queue.next() {
-        if call.reply.is_closed() {
+        if call.job.is_given_up() {
             continue;
         }
         let results = run(&mut model, &call);
-        // The channel holds a place for every call; only a caller that went away makes this fail.
-        let _ = call.reply.try_send(call.members.into_iter().zip(results).collect());
+        call.job.note(call.members.iter().copied().zip(results));
     }
 }
 
 fn run(model: &mut Model, call: &Call) -> Vec<Outcome> {
-    let texts: Vec<&TokenIds> = call.members.iter().map(|index| &call.texts[*index]).collect();
+    let texts: Vec<&TokenIds> = call.members.iter().map(|index| &call.job.texts[*index]).collect();
     let results = batch::bisect(&texts, &mut |texts: &[&TokenIds]| {
         let begun = Instant::now();
         let results = model.run(texts);

@@ -12,6 +12,7 @@ mod intake;
 mod model;
 mod rows;
 pub mod tokens;
+mod weights;
 pub mod window;
 pub mod worker;
 
@@ -22,7 +23,7 @@ use sha2::{Digest, Sha256};
 use crate::config::{self, Precision};
 use files::Files;
 use inference::Inference;
-use model::Model;
+use model::{Model, ModelFile};
 use tokens::{TokenIds, Tokens};
 
 pub use cache::Cache;
@@ -36,8 +37,8 @@ pub use worker::{Worker, WorkerError};
 pub const QUERY_TOKENS_MAX: usize = 256;
 /// The most queries that wait for the model. At 2 to 5 ms each the last of them waits about as long as a search may.
 const QUERIES_WAITING_MAX: usize = 200;
-/// The tokens of one fp32 call, padding included. Measured: 512 to 1,024 are equally fast, more are slower.
-const FP32_CALL_TOKENS: usize = 1024;
+/// The tokens of one fp32 call, padding included. Measured: 384 to 1,024 are equally fast, fewer take less memory.
+const FP32_CALL_TOKENS: usize = 512;
 
 /// A query's vector.
 #[derive(Clone, Debug, PartialEq)]
@@ -64,37 +65,33 @@ struct Inner {
 impl Embedder {
     /// Loads and checks the files. Blocks for 0.2 to 1 s. `threads`: cores for rows; queries have one more thread.
     ///
-    /// fp32 runs batches on one session with all threads: weights once, and its vectors do not depend on the batch.
-    /// The int8 model quantises activations over the whole batch, so each call has one text, and each thread has a
-    /// session of its own.
+    /// Each thread has a session of its own, and one text or batch does not wait for another's. fp32 runs batches; its
+    /// vectors do not depend on the batch. The int8 model quantises activations over the whole batch, so each call has
+    /// one text.
     pub fn load(settings: &config::Model, threads: usize) -> Result<Embedder, LoadError> {
         let files = Files::choose(settings);
-        let threads = threads.max(1);
-        let (sessions, budget) = match files.precision {
-            Precision::Fp32 => (vec![threads], FP32_CALL_TOKENS),
-            Precision::Int8 => (vec![1; threads], 0),
+        let budget = match files.precision {
+            Precision::Fp32 => FP32_CALL_TOKENS,
+            Precision::Int8 => 0,
         };
         // Hashing takes its time on another core while the sessions are opened. Nothing is used before it is done.
-        let (checked, tokenizer, models, query) = std::thread::scope(|scope| {
+        let (checked, tokenizer, models) = std::thread::scope(|scope| {
             let checking = scope.spawn(|| files.check_model());
             let reading = scope.spawn(|| read_tokenizer(&files));
-            let open = |threads: &usize| Model::open(&files.model, &files.runtime, *threads);
-            let models: Result<Vec<Model>, LoadError> = sessions.iter().map(open).collect();
-            let query = models.is_ok().then(|| open(&1));
-            (join(checking), join(reading), models, query)
+            let models = open(&files, threads.max(1));
+            (join(checking), join(reading), models)
         });
         // A bad file is the better explanation of a session that could not be opened.
         let model_sha256 = checked?;
         let (tokens, tokenizer_sha256) = tokenizer?;
-        let models = models?;
-        let query: Result<Vec<Model>, LoadError> = query.into_iter().collect();
+        let (rows, query) = models?;
         Ok(Embedder(Arc::new(Inner {
             tokens,
             precision: files.precision,
             model_sha256,
             tokenizer_sha256,
-            rows: Inference::start(models, budget).map_err(LoadError::Thread)?,
-            queries: Inference::start(query?, 0).map_err(LoadError::Thread)?,
+            rows: Inference::start(rows, budget).map_err(LoadError::Thread)?,
+            queries: Inference::start(vec![query], 0).map_err(LoadError::Thread)?,
         })))
     }
 
@@ -167,6 +164,13 @@ impl Embedder {
     pub async fn embed(&self, texts: Vec<TokenIds>) -> Vec<Result<Vector, EmbedError>> {
         self.0.rows.embed(texts).await
     }
+}
+
+/// Opens `threads` sessions for rows and one for queries.
+fn open(files: &Files, threads: usize) -> Result<(Vec<Model>, Model), LoadError> {
+    let file = ModelFile::read(&files.model, &files.runtime)?;
+    let rows = (0..threads).map(|_| file.open()).collect::<Result<_, _>>()?;
+    Ok((rows, file.open()?))
 }
 
 fn read_tokenizer(files: &Files) -> Result<(Tokens, &'static str), LoadError> {

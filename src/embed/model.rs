@@ -11,6 +11,7 @@ use ort::value::TensorRef;
 
 use super::files::{LoadError, check_library};
 use super::tokens::TokenIds;
+use super::weights::Weights;
 
 /// Length of a vector.
 pub const DIMENSION: usize = 384;
@@ -110,26 +111,49 @@ pub struct Model {
     types: Vec<i64>,
 }
 
-impl Model {
-    /// Opens a model with ONNX Runtime's library `runtime`. A call runs on `threads` threads.
-    ///
-    /// A process keeps the library that it opened first.
-    pub fn open(path: &Path, runtime: &Path, threads: usize) -> Result<Model, LoadError> {
+/// A model's file and what its sessions share.
+pub struct ModelFile {
+    path: PathBuf,
+    environment: Environment,
+    weights: Weights,
+}
+
+impl ModelFile {
+    /// Reads a model with ONNX Runtime's library `runtime`. A process keeps the library that it opened first.
+    pub fn read(path: &Path, runtime: &Path) -> Result<ModelFile, LoadError> {
         let environment = environment(runtime)?;
-        let fault = |source: ort::Error| LoadError::Session { path: path.to_owned(), source };
-        let session = session(&environment, path, threads).map_err(fault)?;
+        Ok(ModelFile { path: path.to_owned(), environment, weights: Weights::read(path)? })
+    }
+
+    /// Opens a session. Its calls run on the thread that makes them.
+    pub fn open(&self) -> Result<Model, LoadError> {
+        let fault = |source: ort::Error| LoadError::Session { path: self.path.clone(), source };
+        let session = self.session().map_err(fault)?;
         let names: Vec<&str> = session.outputs().iter().map(|output| output.name()).collect();
         // The fp32 file calls the states of the tokens `output_0`, the int8 file `last_hidden_state`. The fp32 file
         // has another output, which is of no use here and is not computed.
         let output = ["last_hidden_state", "output_0"]
             .into_iter()
             .find(|name| names.contains(name))
-            .ok_or_else(|| LoadError::Outputs { path: path.to_owned(), found: names.join(", ") })?
+            .ok_or_else(|| LoadError::Outputs { path: self.path.clone(), found: names.join(", ") })?
             .to_owned();
         let options = RunOptions::new().map_err(fault)?.with_outputs(OutputSelector::no_default().with(&*output));
         Ok(Model { session, options, output, ids: vec![], mask: vec![], types: vec![] })
     }
 
+    fn session(&self) -> Result<Session, ort::Error> {
+        let builder = Session::builder(&self.environment)?
+            // Measured with fp32: without the arena resident memory peaks 70 to 180 MB higher and calls are no faster.
+            .with_execution_providers([CPU::default().with_arena_allocator(true).build()])?
+            .with_intra_threads(1)?
+            .with_inter_threads(1)?
+            // A pattern is kept for each shape that was ever seen, and here nearly every shape is new.
+            .with_memory_pattern(false)?;
+        self.weights.share(builder)?.commit_from_file(&self.path)
+    }
+}
+
+impl Model {
     /// Embeds texts in one call: pads them to the longest, averages the states of each text's own tokens and
     /// scales the mean to length one. The outer error concerns all texts, an inner one its text.
     pub fn run(&mut self, texts: &[&TokenIds]) -> Result<Vec<Result<Vector, EmbedError>>, ort::Error> {
@@ -223,20 +247,6 @@ fn environment(runtime: &Path) -> Result<Environment, LoadError> {
     environment.set_log_level(LogLevel::Warning);
     *made = Some(environment.clone());
     Ok(environment)
-}
-
-fn session(environment: &Environment, path: &Path, threads: usize) -> Result<Session, ort::Error> {
-    Session::builder(environment)?
-        // Measured with fp32: without the arena resident memory peaks 70 to 180 MB higher and calls are no faster.
-        .with_execution_providers([CPU::default().with_arena_allocator(true).build()])?
-        .with_intra_threads(threads)?
-        .with_inter_threads(1)?
-        // A thread that spins while it waits takes its core from everything else in the process.
-        .with_intra_op_spinning(false)?
-        .with_inter_op_spinning(false)?
-        // A pattern is kept for each shape that was ever seen, and here nearly every shape is new.
-        .with_memory_pattern(false)?
-        .commit_from_file(path)
 }
 
 fn log(level: LogLevel, category: &str, _id: &str, _place: &str, message: &str) {

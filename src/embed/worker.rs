@@ -21,7 +21,7 @@ use crate::topic::{LogError, Offsets, Stored};
 /// Batches that are worked on at a time: while one is in the model, the next is read and split and waits before it.
 const DEPTH: usize = 2;
 /// Rows of a batch when there was nothing to do: few, so that the first rows of a backfill are searchable at once.
-const ROWS_MIN: usize = 16;
+const ROWS_MIN: usize = 8;
 /// Rows of a batch under load: enough texts of like length to fill the model's calls without padding.
 const ROWS_MAX: usize = 128;
 /// Bytes of records for each row of the limit: a batch of long texts has fewer rows, and no more tokens (some 8,000
