@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Fetches what pins.txt names and the Debian packages read as data, once, into a cache; builds and starts nothing.
-# usage: fetch.sh [model] [postgres] [faq] [checks]
+# usage: fetch.sh [model] [postgres] [faq] [kafka] [checks]
 set -euo pipefail
 . "$(dirname "$0")/places.sh"
 
@@ -136,6 +136,21 @@ fetch_faq() {
   fi
 }
 
+fetch_kafka() { # all its jars, each with the sha256 that it must have
+  [ -d "$KAFKA" ] && return
+  local sums=$ROOT/setup/kafka/jars.sha256
+  say "Fetching Apache Kafka 4.1.0 ($(wc -l <"$sums") jars)"
+  mkdir "$WORK/jars"
+  mvn -B -q -C -ntp -Dstyle.color=never -f "$ROOT/setup/kafka/pom.xml" \
+    org.apache.maven.plugins:maven-dependency-plugin:3.8.1:copy-dependencies \
+    -DincludeScope=runtime -DoutputDirectory="$WORK/jars" >"$WORK/mvn.log" 2>&1 || {
+      grep -m 1 -F '[ERROR]' "$WORK/mvn.log" | cut -c1-500 >&2
+      die "maven could not fetch Apache Kafka: check the network and try again"
+    }
+  (cd "$WORK/jars" && sha256sum --quiet --strict -c "$sums" >&2) || die "wrong sha256: the jars named above. Not used."
+  mv "$WORK/jars" "$KAFKA"
+}
+
 fetch_checks() { # promtool and shellcheck run unpacked: installing the first would start a Prometheus server
   unpacked_package prometheus
   unpacked_package shellcheck
@@ -151,7 +166,7 @@ fetch_checks() { # promtool and shellcheck run unpacked: installing the first wo
 [ $# -gt 0 ] || set -- model postgres faq
 for what in "$@"; do
   case $what in
-  model | postgres | faq | checks) "fetch_$what" ;;
-  *) die "fetch.sh: '$what' is none of model, postgres, faq, checks" ;;
+  model | postgres | faq | kafka | checks) "fetch_$what" ;;
+  *) die "fetch.sh: '$what' is none of model, postgres, faq, kafka, checks" ;;
   esac
 done

@@ -8,6 +8,7 @@ CACHE=${VECSYNC_CACHE_DIR:-${XDG_CACHE_HOME:-$HOME/.cache}/vecsync}
 MODEL_DIR=$ROOT/models/all-MiniLM-L6-v2
 FAQ=$LOCAL/faq.jsonl
 PINS=$ROOT/setup/pins.txt
+KAFKA=$CACHE/kafka-4.1.0
 RUST=1.95.0
 CARGO_DENY=0.20.2
 DENY=$CACHE/cargo-deny-$CARGO_DENY/bin/cargo-deny

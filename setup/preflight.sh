@@ -32,12 +32,13 @@ compiles() { printf 'int main(void){return 0;}' | cc -x c -o /dev/null -; }
 list_debian_packages() {
   need build-essential "C compiler and make, for crates with C parts" eval 'compiles && make --version'
   need pkg-config "finds C libraries" command -v pkg-config
+  need libssl-dev "TLS of the Kafka client" pkg-config --exists openssl
   need ca-certificates "certificates for the package clients" test -s /etc/ssl/certs/ca-certificates.crt
   need curl "asks a running vecsync for its health" command -v curl
   need python3 "reads the FAQ text" python3 --version
   need python3-pip "downloads ONNX Runtime" python3 -c "import pip"
-  need default-jre-headless "Java, for Maven" command -v java
-  need maven "downloads the model" command -v mvn
+  need default-jre-headless "Java, for Maven and the tests' Kafka" command -v java
+  need maven "downloads the model and Kafka" command -v mvn
   if [ "$(id -u)" = 0 ]; then
     need postgresql-15 "the private database" "$PG_BIN/postgres" --version
   else

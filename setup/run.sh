@@ -108,7 +108,11 @@ ended() { # vecsync is gone by itself
   local status=0
   wait "$VECSYNC_PID" || status=$?
   VECSYNC_PID=""
-  say "vecsync ended by itself with status $status; its last lines above say why"
+  case $status in
+    137) say "vecsync was killed (SIGKILL). Your rows are in PostgreSQL still: setup/postgres.sh start lets psql at them," \
+      "make run takes everything up again." ;;
+    *) say "vecsync ended by itself with status $status; its last lines above say why" ;;
+  esac
   stop_all
   exit "$status"
 }

@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use metrics_exporter_prometheus::PrometheusHandle;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde_json::Value;
 use tokio::net::TcpListener;
@@ -16,16 +17,15 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{JoinSet, spawn_blocking};
 
 use crate::capture::{self, Capture, CaptureError, ColumnCheck, ResyncRequest};
-use crate::config::Config;
+use crate::config::{Config, Database, Role};
 use crate::control::{self, ControlError, Reply, Request};
-use crate::embed::{Cache, Document, DocumentError, Embedder, LoadError, Worker, WorkerError};
+use crate::embed::{self, Cache, Document, DocumentError, Embedder, LoadError, Worker, WorkerError};
 use crate::freshness::Freshness;
 use crate::index::{Mirror, MirrorError, MirrorSettings, sink};
 use crate::metrics::{self, PipelineMetrics};
 use crate::serve::{self, ServeError, Service};
 use crate::shutdown::{self, Shutdown};
-use crate::topic::embedded::{EmbedLog, Log, Settings as LogSettings};
-use crate::topic::{LogError, SnapshotMarker};
+use crate::topic::{EmbedLog, Log, LogError, SnapshotMarker, embedded, kafka};
 
 use serving::Shared;
 use watching::Watching;
@@ -109,7 +109,7 @@ impl From<CaptureError> for AppError {
     }
 }
 
-/// Runs the whole pipeline and the query server until a signal or a fault that cannot be mended.
+/// Runs what this process has to do until a signal or a fault that cannot be mended.
 pub async fn run(config: Config) -> Result<(), AppError> {
     let started = Instant::now();
     raise_file_limit();
@@ -117,73 +117,67 @@ pub async fn run(config: Config) -> Result<(), AppError> {
     let listener = listen(&config).await?;
     let server_settings = serve::Settings::load(&config.server)?;
     let document = Document::compile(&config.pipeline.document)?;
+    let does = |role| config.roles.contains(&role);
 
     // The two slow starts side by side.
-    let (model, threads) = (config.model.clone(), cores());
-    let loading = spawn_blocking(move || Embedder::load(&model, threads));
-    let log_settings = log_settings(&config);
-    let opening = spawn_blocking(move || Log::open(log_settings));
-    let embedder = joined("load the model", loading.await)??;
-    let log = joined("open the log", opening.await)??;
-    // The log's lock says that the data directory is ours: now the socket in it may be replaced.
-    let control = control::bind(&config.data_dir)?;
-    let (revision, embed_log) = take_up(&log, embedder.revision(&config.pipeline.document))?;
-    let mirror_settings = MirrorSettings {
-        dir: config.data_dir.join("mirror").join(&revision),
-        pipeline: config.pipeline.name.clone(),
-        revision: revision.clone(),
-        partitions: config.topics.partitions,
-        filters: config.pipeline.filters.clone(),
+    let loading = (does(Role::Embed) || does(Role::Serve)).then(|| {
+        let (model, threads) = (config.model.clone(), cores());
+        spawn_blocking(move || Embedder::load(&model, threads))
+    });
+    let (log, embed_log, revision) = open_log(&config).await?;
+    let embedder = match loading {
+        Some(loading) => Some(joined("load the model", loading.await)??),
+        None => None,
     };
-    let mirror = joined("open the mirror", spawn_blocking(move || Mirror::open(mirror_settings)).await)??;
-    let cache = Cache::open(&config.data_dir.join("embeddings"));
+    let control = if does(Role::Capture) { Some(control::bind(&config.data_dir)?) } else { None };
+    let mirror = if does(Role::Serve) || does(Role::Index) {
+        let settings = mirror_settings(&config, &revision);
+        Some(joined("open the mirror", spawn_blocking(move || Mirror::open(settings)).await)??)
+    } else {
+        None
+    };
 
-    let prometheus = metrics::install(env!("CARGO_PKG_VERSION"), embedder.model_name())?;
+    let model_name = embedder.as_ref().map_or("none", Embedder::model_name);
+    let prometheus = metrics::install(env!("CARGO_PKG_VERSION"), model_name)?;
     let pipeline_metrics = PipelineMetrics::new(&config.pipeline.name);
     let shutdown = Shutdown::new();
     let (status_sender, status) = watch::channel(capture::Status::default());
-    let (stored_sender, stored) = watch::channel(mirror.positions());
+    let (stored_sender, stored) = watch::channel(mirror.as_ref().map(Mirror::positions).unwrap_or_default());
     let (resync_sender, resyncs) = mpsc::channel(RESYNCS_WAITING);
-    let mut freshness = Freshness::default();
-    if log.capture_state()?.is_some_and(|state| state.snapshot == SnapshotMarker::Complete) {
-        freshness.started_complete(log.changes_ends());
-    }
     let shared = Arc::new(Shared {
         embedder: embedder.clone(),
         mirror: mirror.clone(),
-        status: status.clone(),
-        freshness: Mutex::new(freshness),
+        status: does(Role::Capture).then_some(status),
+        freshness: Mutex::new(freshness_at_start(&log)?),
+        log_fault: Mutex::new(None),
+        serves: does(Role::Serve),
     });
 
     let mut tasks: JoinSet<(&'static str, Result<(), AppError>)> = JoinSet::new();
-    let filters = config.pipeline.filters.clone();
-    let check_columns = Arc::new(move |columns: &[&str]| document.check_columns(columns, &filters));
-    let capture = capture_of(&config, check_columns, &log, &pipeline_metrics);
-    spawn(&mut tasks, "capture", capture::run(capture, status_sender, resyncs, shutdown.clone()));
-    let topic = format!("{}.{}.changes", config.topics.prefix, config.pipeline.name);
-    let worker = Worker::new(embedder.clone(), &config.pipeline.document, cache, pipeline_metrics.clone(), &topic)?;
-    spawn(&mut tasks, "embed", worker.run(embed_log, shutdown.clone()));
-    let reader = log.vectors(&revision)?;
-    let storing = sink::run(mirror.clone(), reader, pipeline_metrics.clone(), shutdown.clone(), stored_sender);
-    spawn(&mut tasks, "index", storing);
-    let service = Service {
-        pipeline: config.pipeline.name.clone(),
-        search: Some(Arc::new({
-            let shared = Arc::clone(&shared);
-            move |request| {
-                let shared = Arc::clone(&shared);
-                Box::pin(async move { shared.search(request).await })
-            }
-        })),
-        health: Arc::new({
-            let shared = Arc::clone(&shared);
-            move || shared.report()
-        }),
-        metrics: Arc::new({
-            let prometheus = prometheus.clone();
-            move || prometheus.render()
-        }),
-    };
+    if let (Some(control), Some(database)) = (control, &config.database) {
+        let filters = config.pipeline.filters.clone();
+        let check_columns = Arc::new(move |columns: &[&str]| document.check_columns(columns, &filters));
+        let capture = capture_of(&config, database, check_columns, &log, &pipeline_metrics);
+        spawn(&mut tasks, "capture", capture::run(capture, status_sender, resyncs, shutdown.clone()));
+        let answering = control::run(control, control_handler(resync_sender), shutdown.clone());
+        spawn(&mut tasks, "control", async {
+            answering.await;
+            Ok::<(), ControlError>(())
+        });
+    }
+    if let (true, Some(embedder)) = (does(Role::Embed), &embedder) {
+        let topic = format!("{}.{}.changes", config.topics.prefix, config.pipeline.name);
+        let cache = Cache::open(&config.data_dir.join("embeddings"));
+        let metrics = pipeline_metrics.clone();
+        let worker = Worker::new(embedder.clone(), &config.pipeline.document, cache, metrics, &topic)?;
+        spawn(&mut tasks, "embed", worker.run(embed_log, shutdown.clone()));
+    }
+    if let Some(mirror) = &mirror {
+        let reader = log.vectors(&revision)?;
+        let storing = sink::run(mirror.clone(), reader, pipeline_metrics.clone(), shutdown.clone(), stored_sender);
+        spawn(&mut tasks, "index", storing);
+    }
+    let service = service(&config, &shared, &prometheus);
     spawn(&mut tasks, "serve", serve::run(listener, service, server_settings, shutdown.clone()));
     let watching = Watching {
         shared: Arc::clone(&shared),
@@ -195,25 +189,23 @@ pub async fn run(config: Config) -> Result<(), AppError> {
         registry: prometheus,
     };
     spawn(&mut tasks, "freshness", watching.run(shutdown.clone()));
-    let handler = control_handler(resync_sender);
-    let answering = control::run(control, handler, shutdown.clone());
-    spawn(&mut tasks, "control", async {
-        answering.await;
-        Ok::<(), ControlError>(())
-    });
     tracing::info!(
         pipeline = config.pipeline.name,
-        model = embedder.model_name(),
+        model = model_name,
         revision,
-        rows = mirror.rows(),
+        rows = mirror.as_ref().map_or(0, Mirror::rows),
         "started in {} ms",
         started.elapsed().as_millis()
     );
 
     let ended = supervise(&mut tasks, &shutdown).await;
     let closed = log.close().await;
-    mirror.close().await;
-    let _ = std::fs::remove_file(control::path(&config.data_dir));
+    if let Some(mirror) = mirror {
+        mirror.close().await;
+    }
+    if does(Role::Capture) {
+        let _ = std::fs::remove_file(control::path(&config.data_dir));
+    }
     ended?;
     closed?;
     Ok(())
@@ -222,12 +214,47 @@ pub async fn run(config: Config) -> Result<(), AppError> {
 /// Prepares a resync for the next `run` on this data directory. None may be running on it.
 pub async fn prepare_resync(config: Config) -> Result<(), AppError> {
     make_data_dir(&config)?;
-    let log_settings = log_settings(&config);
-    let log = joined("open the log", spawn_blocking(move || Log::open(log_settings)).await)??;
+    let Some(database) = &config.database else {
+        return Err(AppError::Task { task: "resync", fault: "DATABASE_URL is not set".into() });
+    };
+    let log = match kafka_settings(&config) {
+        Some(settings) => Log::Kafka(kafka::Log::new(settings)),
+        None => {
+            let settings = embedded_settings(&config);
+            let opening = spawn_blocking(move || embedded::Log::open(settings));
+            Log::Embedded(joined("open the log", opening.await)??)
+        }
+    };
     let metrics = PipelineMetrics::new(&config.pipeline.name);
-    let prepared = capture::prepare_resync(&capture_of(&config, Arc::new(|_| vec![]), &log, &metrics)).await;
+    let capture = capture_of(&config, database, Arc::new(|_| vec![]), &log, &metrics);
+    let prepared = capture::prepare_resync(&capture).await;
     log.close().await?;
     Ok(prepared?)
+}
+
+fn service(config: &Config, shared: &Arc<Shared>, prometheus: &PrometheusHandle) -> Service {
+    let (searching, reporting, prometheus) = (Arc::clone(shared), Arc::clone(shared), prometheus.clone());
+    let search: Arc<serve::SearchFn> = Arc::new(move |request| {
+        let shared = Arc::clone(&searching);
+        Box::pin(async move { shared.search(request).await })
+    });
+    Service {
+        pipeline: config.pipeline.name.clone(),
+        search: shared.serves.then_some(search),
+        health: Arc::new(move || reporting.report()),
+        metrics: Arc::new(move || prometheus.render()),
+    }
+}
+
+/// A log that is complete has a store that will be, when it has taken what the log holds.
+fn freshness_at_start(log: &Log) -> Result<Freshness, AppError> {
+    let mut freshness = Freshness::default();
+    if let Log::Embedded(log) = log
+        && log.capture_state()?.is_some_and(|state| state.snapshot == SnapshotMarker::Complete)
+    {
+        freshness.started_complete(log.changes_ends());
+    }
+    Ok(freshness)
 }
 
 fn control_handler(resyncs: mpsc::Sender<ResyncRequest>) -> control::Handler {
@@ -298,9 +325,23 @@ fn joined<T>(task: &'static str, ended: Result<T, tokio::task::JoinError>) -> Re
     ended.map_err(|error| AppError::Task { task, fault: error.to_string() })
 }
 
+/// Opens the log, embed's side of it, and names the revision.
+async fn open_log(config: &Config) -> Result<(Log, EmbedLog, String), AppError> {
+    let revision = embed::revision(&config.model, &config.pipeline.document);
+    if let Some(settings) = kafka_settings(config) {
+        let log = kafka::Log::new(settings);
+        let embed_log = EmbedLog::Kafka(Box::new(log.embedder(&revision)));
+        return Ok((Log::Kafka(log), embed_log, revision));
+    }
+    let settings = embedded_settings(config);
+    let log = joined("open the log", spawn_blocking(move || embedded::Log::open(settings)).await)??;
+    let (revision, embed_log) = take_up(&log, revision)?;
+    Ok((Log::Embedded(log), EmbedLog::Embedded(embed_log), revision))
+}
+
 /// Takes up a revision where it stopped. One that stood still for so long that deletes which it had not seen are
 /// forgotten is left as it is; a fresh one takes its place and is filled from `changes`, its texts from the cache.
-fn take_up(log: &Log, revision: String) -> Result<(String, EmbedLog), LogError> {
+fn take_up(log: &embedded::Log, revision: String) -> Result<(String, embedded::EmbedLog), LogError> {
     let (mut name, mut attempt) = (revision.clone(), 1);
     loop {
         match log.embedder(&name) {
@@ -328,8 +369,8 @@ fn make_data_dir(config: &Config) -> Result<(), AppError> {
     std::fs::create_dir_all(path).map_err(|source| AppError::DataDir { path: path.clone(), source })
 }
 
-fn log_settings(config: &Config) -> LogSettings {
-    LogSettings {
+fn embedded_settings(config: &Config) -> embedded::Settings {
+    embedded::Settings {
         dir: config.data_dir.join("log"),
         prefix: config.topics.prefix.clone(),
         pipeline: config.pipeline.name.clone(),
@@ -338,9 +379,39 @@ fn log_settings(config: &Config) -> LogSettings {
     }
 }
 
-fn capture_of(config: &Config, check_columns: ColumnCheck, log: &Log, metrics: &PipelineMetrics) -> Capture {
+fn kafka_settings(config: &Config) -> Option<kafka::Settings> {
+    let kafka = config.kafka.as_ref()?;
+    Some(kafka::Settings {
+        brokers: kafka.brokers.clone(),
+        security: kafka.security.clone(),
+        prefix: config.topics.prefix.clone(),
+        pipeline: config.pipeline.name.clone(),
+        partitions: config.topics.partitions,
+        replication: config.topics.replication,
+        tombstone_retention: TOMBSTONE_RETENTION,
+        scratch: config.data_dir.join("scratch"),
+    })
+}
+
+fn mirror_settings(config: &Config, revision: &str) -> MirrorSettings {
+    MirrorSettings {
+        dir: config.data_dir.join("mirror").join(revision),
+        pipeline: config.pipeline.name.clone(),
+        revision: revision.to_owned(),
+        partitions: config.topics.partitions,
+        filters: config.pipeline.filters.clone(),
+    }
+}
+
+fn capture_of(
+    config: &Config,
+    database: &Database,
+    check_columns: ColumnCheck,
+    log: &Log,
+    metrics: &PipelineMetrics,
+) -> Capture {
     Capture {
-        database: config.database.clone(),
+        database: database.clone(),
         source: config.pipeline.source.clone(),
         pipeline: config.pipeline.name.clone(),
         check_columns,

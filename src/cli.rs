@@ -48,7 +48,7 @@ pub struct Search {
     /// What to look for, in plain words
     pub text: String,
     /// How many results at most
-    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=100))]
     pub limit: u32,
     /// Only rows whose payload field has this value; may be given several times
     #[arg(long = "filter", value_name = "FIELD=VALUE", value_parser = filter)]

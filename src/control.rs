@@ -1,6 +1,6 @@
 //! The socket in the data directory through which commands reach a running vecsync: one JSON line each way.
 
-use std::fs::File;
+use std::fs::{File, TryLockError};
 use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::PermissionsExt;
@@ -57,6 +57,14 @@ pub enum ControlError {
         /// What the system said.
         source: io::Error,
     },
+    /// Another process captures for this data directory.
+    #[error(
+        "use data directory {path}: another vecsync has it; stop that one, or set VECSYNC_DATA_DIR to another folder"
+    )]
+    Taken {
+        /// The folder.
+        path: PathBuf,
+    },
     /// No vecsync listens.
     #[error("no vecsync runs on {path}")]
     NotRunning {
@@ -81,10 +89,23 @@ pub fn path(data_dir: &Path) -> PathBuf {
     data_dir.join("control.sock")
 }
 
-/// Opens the socket, mode 0600. The caller holds the data directory, so a socket that is there is a dead one.
-pub fn bind(data_dir: &Path) -> Result<UnixListener, ControlError> {
+/// The socket, held for one process by a lock beside it.
+pub struct Socket {
+    listener: UnixListener,
+    _lock: File,
+}
+
+/// Opens the socket, mode 0600. A socket that is there is a dead one: who listens holds the lock.
+pub fn bind(data_dir: &Path) -> Result<Socket, ControlError> {
     let path = path(data_dir);
     let failed = |source| ControlError::Bind { path: path.clone(), source };
+    let lock = File::options().create(true).truncate(false).write(true).open(data_dir.join("control.lock"));
+    let lock = lock.map_err(failed)?;
+    match lock.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => return Err(ControlError::Taken { path: data_dir.to_owned() }),
+        Err(TryLockError::Error(error)) => return Err(failed(error)),
+    }
     match std::fs::remove_file(&path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
         _ => {}
@@ -92,7 +113,7 @@ pub fn bind(data_dir: &Path) -> Result<UnixListener, ControlError> {
     let (_folder, reachable) = reachable(&path).map_err(failed)?;
     let listener = UnixListener::bind(reachable).map_err(failed)?;
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).map_err(failed)?;
-    Ok(listener)
+    Ok(Socket { listener, _lock: lock })
 }
 
 /// A name of the socket that fits into a socket address, which holds 107 bytes on Linux: a longer path is reached
@@ -108,7 +129,8 @@ fn reachable(path: &Path) -> io::Result<(Option<File>, PathBuf)> {
 }
 
 /// Answers commands until shutdown.
-pub async fn run(listener: UnixListener, handler: Handler, shutdown: Shutdown) {
+pub async fn run(socket: Socket, handler: Handler, shutdown: Shutdown) {
+    let listener = &socket.listener;
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {

@@ -95,6 +95,8 @@ impl RowKey {
 /// The reserved key of a barrier record. Compacted topics need a key; no row can have this one,
 /// because a row's key names columns and PostgreSQL's catalog cannot hold an empty column name.
 pub const BARRIER_KEY: &[u8] = br#"{"":"barrier"}"#;
+/// The reserved key of a heartbeat record.
+pub const HEARTBEAT_KEY: &[u8] = br#"{"":"heartbeat"}"#;
 
 /// Header of a tombstone in `vectors`: the version of the delete, decimal.
 const VERSION_HEADER: &str = "vecsync.version";
@@ -231,6 +233,24 @@ pub enum ChangeEvent {
         /// The truncate.
         change: Box<Change>,
     },
+    /// All that was committed in the source before this moment stands before this record.
+    Heartbeat {
+        /// The moment, milliseconds since the Unix epoch.
+        as_of_ms: i64,
+    },
+}
+
+/// A heartbeat's value. `m` is the letter of the Debezium envelope for what concerns no row.
+#[derive(Serialize, Deserialize)]
+struct Heartbeat {
+    source: HeartbeatSource,
+    op: String,
+    ts_ms: i64,
+}
+
+#[derive(Serialize, Deserialize)]
+struct HeartbeatSource {
+    ts_ms: i64,
 }
 
 impl ChangeEvent {
@@ -253,6 +273,16 @@ impl ChangeEvent {
                 headers: vec![],
                 timestamp_ms: now_ms,
             },
+            ChangeEvent::Heartbeat { as_of_ms } => {
+                let source = HeartbeatSource { ts_ms: *as_of_ms };
+                let value = serde_json::to_vec(&Heartbeat { source, op: "m".to_owned(), ts_ms: now_ms });
+                Record {
+                    key: Bytes::from_static(HEARTBEAT_KEY),
+                    value: Some(value.expect("a heartbeat has string keys only").into()),
+                    headers: vec![],
+                    timestamp_ms: now_ms,
+                }
+            }
         }
     }
 
@@ -263,6 +293,11 @@ impl ChangeEvent {
         };
         match &record.value {
             Some(value) if record.key == BARRIER_KEY => Ok(ChangeEvent::Barrier { change: change(value)? }),
+            Some(value) if record.key == HEARTBEAT_KEY => {
+                let read = serde_json::from_slice::<Heartbeat>(value);
+                let heartbeat = read.map_err(|source| EventError::Json { part: "value", source })?;
+                Ok(ChangeEvent::Heartbeat { as_of_ms: heartbeat.source.ts_ms })
+            }
             Some(value) => {
                 let (key, change) = (RowKey::from_bytes(&record.key)?, change(value)?);
                 if change.after.is_none() && change.op != Op::Delete {
@@ -338,6 +373,11 @@ pub enum VectorEvent {
         /// When the truncate was committed, milliseconds since the Unix epoch.
         commit_ts_ms: i64,
     },
+    /// All that was committed in the source before this moment and belongs into this partition stands before this record.
+    Heartbeat {
+        /// The moment, milliseconds since the Unix epoch.
+        as_of_ms: i64,
+    },
 }
 
 impl VectorEvent {
@@ -357,12 +397,11 @@ impl VectorEvent {
             }
             VectorEvent::Barrier { version, commit_ts_ms } => {
                 let row = EmbeddedRow { version: version.0, commit_ts_ms: *commit_ts_ms, ..EmbeddedRow::default() };
-                Record {
-                    key: Bytes::from_static(BARRIER_KEY),
-                    value: Some(row.encode_to_vec().into()),
-                    headers: vec![],
-                    timestamp_ms: now_ms,
-                }
+                reserved(BARRIER_KEY, &row, now_ms)
+            }
+            VectorEvent::Heartbeat { as_of_ms } => {
+                let row = EmbeddedRow { commit_ts_ms: *as_of_ms, ..EmbeddedRow::default() };
+                reserved(HEARTBEAT_KEY, &row, now_ms)
             }
         }
     }
@@ -374,6 +413,9 @@ impl VectorEvent {
                 let row = EmbeddedRow::decode(value.clone()).map_err(EventError::Protobuf)?;
                 if record.key == BARRIER_KEY {
                     return Ok(VectorEvent::Barrier { version: Version(row.version), commit_ts_ms: row.commit_ts_ms });
+                }
+                if record.key == HEARTBEAT_KEY {
+                    return Ok(VectorEvent::Heartbeat { as_of_ms: row.commit_ts_ms });
                 }
                 Ok(VectorEvent::Upsert { key: RowKey::from_bytes(&record.key)?, row })
             }
@@ -414,6 +456,11 @@ pub enum EventError {
     /// Not the protobuf message that was wanted.
     #[error("read embedded row")]
     Protobuf(#[source] prost::DecodeError),
+}
+
+fn reserved(key: &'static [u8], row: &EmbeddedRow, now_ms: i64) -> Record {
+    let value = Some(row.encode_to_vec().into());
+    Record { key: Bytes::from_static(key), value, headers: vec![], timestamp_ms: now_ms }
 }
 
 fn number_header(name: &str, number: impl fmt::Display) -> (String, Bytes) {
@@ -475,6 +522,7 @@ mod tests {
             ChangeEvent::Row { key: key(json!({"id": 1})), change: Box::new(change.clone()) },
             ChangeEvent::Tombstone { key: key(json!({"id": 1})), commit_ts_ms: Some(7) },
             ChangeEvent::Barrier { change: Box::new(Change { op: Op::Truncate, after: None, ..change }) },
+            ChangeEvent::Heartbeat { as_of_ms: 12 },
         ];
         for event in events {
             assert_eq!(ChangeEvent::from_record(&event.to_record(1)).expect("readable"), event);
@@ -495,6 +543,7 @@ mod tests {
             VectorEvent::Upsert { key: key(json!({"id": 1})), row },
             VectorEvent::Delete { key: key(json!({"id": 1})), version: Version(9), commit_ts_ms: None },
             VectorEvent::Barrier { version: Version(10), commit_ts_ms: 11 },
+            VectorEvent::Heartbeat { as_of_ms: 12 },
         ];
         for event in events {
             assert_eq!(VectorEvent::from_record(&event.to_record(1)).expect("readable"), event);

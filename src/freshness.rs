@@ -39,6 +39,11 @@ impl Freshness {
         self.waiting = Some(Mark { as_of_ms: Some(as_of_ms), ends });
     }
 
+    /// The store itself says up to which moment it holds everything.
+    pub fn heard(&mut self, as_of_ms: Option<i64>) {
+        (self.loaded, self.as_of_ms) = (as_of_ms.is_some(), as_of_ms);
+    }
+
     /// Moves the marks on. Calling it again with the same positions is harmless.
     pub fn advance(&mut self, positions: &Progress) {
         // The last topic first, so that a mark passes a topic that is already drained in the same call.

@@ -18,28 +18,40 @@ use crate::serve::{FilterValue, SearchAnswer, SearchError, SearchRequest, Search
 
 /// What the query server and the commands need.
 pub(super) struct Shared {
-    pub embedder: Embedder,
-    pub mirror: Mirror,
-    pub status: watch::Receiver<capture::Status>,
+    /// Where rows or queries are embedded.
+    pub embedder: Option<Embedder>,
+    /// Where a store is kept.
+    pub mirror: Option<Mirror>,
+    /// Capture's, where it is in this process.
+    pub status: Option<watch::Receiver<capture::Status>>,
     pub freshness: Mutex<Freshness>,
+    /// What is wrong with the brokers or their topics.
+    pub log_fault: Mutex<Option<String>>,
+    pub serves: bool,
 }
+
+/// A store that is fed from elsewhere is late beyond this.
+const LATE_MS: i64 = 30_000;
 
 impl Shared {
     pub async fn search(&self, request: SearchRequest) -> Result<SearchAnswer, SearchError> {
-        let known = self.mirror.fields();
+        let (Some(embedder), Some(mirror)) = (&self.embedder, &self.mirror) else {
+            return Err(SearchError::Internal("this process does not serve".to_owned()));
+        };
+        let known = mirror.fields();
         if let Some((field, _)) = request.filter.iter().find(|(field, _)| !known.contains(field)) {
             return Err(SearchError::UnknownFilter { field: field.clone(), known: known.to_vec() });
         }
         let filter = request.filter.into_iter().map(condition).collect::<Result<_, _>>().map(Filter::new)?;
-        let query = match self.embedder.query(&request.query).await {
+        let query = match embedder.query(&request.query).await {
             Ok(query) => query.vector,
             // Nothing in the query is a word to the model, so nothing is near it.
             Err(EmbedError::Empty) => return Ok(self.answer(vec![])),
             Err(EmbedError::Busy { .. }) => return Err(SearchError::Overloaded),
             Err(error) => return Err(SearchError::Internal(Chain(&error).to_string())),
         };
-        let mirror = self.mirror.clone();
-        let found = spawn_blocking(move || mirror.search(&query, request.limit, request.min_score, &filter)).await;
+        let searched = mirror.clone();
+        let found = spawn_blocking(move || searched.search(&query, request.limit, request.min_score, &filter)).await;
         let hits = match found {
             Ok(Ok(hits)) => hits,
             Ok(Err(error)) => {
@@ -54,7 +66,7 @@ impl Shared {
         let answer = self.answer(results);
         if answer.results.is_empty() && !self.freshness().is_loaded() {
             // An index that is still being filled must not say that there is nothing to be found.
-            let reason = format!("the load is not complete: {} rows are searchable so far", self.mirror.rows());
+            let reason = format!("the load is not complete: {} rows are searchable so far", mirror.rows());
             return Err(SearchError::Unavailable { reason, retry_after_s: 1 });
         }
         Ok(answer)
@@ -63,8 +75,16 @@ impl Shared {
     fn answer(&self, results: Vec<SearchResult>) -> SearchAnswer {
         let freshness = self.freshness();
         let staleness_ms = freshness.as_of_ms().map(|as_of| u64::try_from(now_ms() - as_of).unwrap_or(0));
-        let degraded = !freshness.is_loaded() || self.status.borrow().phase != Phase::Streaming;
+        let degraded = !freshness.is_loaded() || !self.is_fed(freshness.as_of_ms());
         SearchAnswer { results, served_by: LOCAL, degraded, staleness_ms }
+    }
+
+    /// Whether changes arrive: as capture says it, or, where that is elsewhere, as the heartbeats do.
+    fn is_fed(&self, as_of_ms: Option<i64>) -> bool {
+        match &self.status {
+            Some(status) => status.borrow().phase == Phase::Streaming,
+            None => as_of_ms.is_some_and(|as_of_ms| now_ms() - as_of_ms < LATE_MS),
+        }
     }
 
     pub fn freshness(&self) -> MutexGuard<'_, Freshness> {
@@ -72,38 +92,63 @@ impl Shared {
     }
 
     pub fn report(&self) -> Report {
-        let status = self.status.borrow().clone();
+        let mut components = vec![];
+        components.extend(self.status.as_ref().map(|status| source(&status.borrow())));
+        if let Some(fault) = &*self.log_fault.lock().unwrap_or_else(PoisonError::into_inner) {
+            components.push(faulty("log", fault));
+        }
+        if let Some(embedder) = &self.embedder {
+            let mut model = Component::new("model", Status::Healthy);
+            model.details.insert("name".into(), json!(embedder.model_name()));
+            components.push(model);
+        }
+        components.push(Component::new(health::QDRANT, Status::Disabled));
+        let mut ready = Ok(());
+        if let Some(mirror) = &self.mirror {
+            components.push(self.local(mirror));
+            if !mirror.is_open() {
+                ready = Err("the local store".to_owned());
+            }
+        }
+        Report { components, ready, serves: self.serves }
+    }
+
+    fn local(&self, mirror: &Mirror) -> Component {
         let (loaded, as_of_ms) = {
             let freshness = self.freshness();
             (freshness.is_loaded(), freshness.as_of_ms())
         };
-        let mut source = match &status.phase {
-            Phase::Streaming => Component::new("source", Status::Healthy),
-            Phase::Starting => faulty("source", "connecting"),
-            Phase::Standby(why) | Phase::Retrying(why) | Phase::Refused(why) => faulty("source", why),
-        };
-        source.details.insert("snapshot_complete".into(), json!(status.snapshot.complete));
-        source.details.insert("snapshot_rows".into(), json!(status.snapshot.rows));
-        source.details.insert("snapshot_rows_expected".into(), json!(status.snapshot.expected));
-        let mut model = Component::new("model", Status::Healthy);
-        model.details.insert("name".into(), json!(self.embedder.model_name()));
-        let open = self.mirror.is_open();
-        let mut local = if !open {
+        let mut local = if !mirror.is_open() {
             let why = "the local store is being opened again after a fault of its files".to_owned();
             Component { error: Some(why), ..Component::new(health::LOCAL, Status::Unhealthy) }
-        } else if loaded {
-            Component::new(health::LOCAL, Status::Healthy)
-        } else {
+        } else if !loaded {
             faulty(health::LOCAL, "the load is not complete")
+        } else if self.status.is_none() && !self.is_fed(as_of_ms) {
+            faulty(
+                health::LOCAL,
+                "no changes arrive: no heartbeat for 30 s; look at the processes that capture and embed",
+            )
+        } else {
+            Component::new(health::LOCAL, Status::Healthy)
         };
-        local.details.insert("rows".into(), json!(self.mirror.rows()));
-        local.details.insert("points".into(), json!(self.mirror.points()));
+        local.details.insert("rows".into(), json!(mirror.rows()));
+        local.details.insert("points".into(), json!(mirror.points()));
         local.details.insert("loaded".into(), json!(loaded));
         local.details.insert("staleness_ms".into(), json!(as_of_ms.map(|as_of| (now_ms() - as_of).max(0))));
-        let ready = if open { Ok(()) } else { Err("the local store".to_owned()) };
-        let qdrant = Component::new(health::QDRANT, Status::Disabled);
-        Report { components: vec![source, model, qdrant, local], ready, serves: true }
+        local
     }
+}
+
+fn source(status: &capture::Status) -> Component {
+    let mut source = match &status.phase {
+        Phase::Streaming => Component::new("source", Status::Healthy),
+        Phase::Starting => faulty("source", "connecting"),
+        Phase::Standby(why) | Phase::Retrying(why) | Phase::Refused(why) => faulty("source", why),
+    };
+    source.details.insert("snapshot_complete".into(), json!(status.snapshot.complete));
+    source.details.insert("snapshot_rows".into(), json!(status.snapshot.rows));
+    source.details.insert("snapshot_rows_expected".into(), json!(status.snapshot.expected));
+    source
 }
 
 fn condition((field, value): (String, FilterValue)) -> Result<(String, index::FilterValue), SearchError> {

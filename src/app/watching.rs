@@ -1,7 +1,7 @@
 //! Follows how fresh the mirror is, measures, prunes, shows the initial load. Decides nothing about rows.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use metrics_exporter_prometheus::PrometheusHandle;
@@ -10,18 +10,22 @@ use tokio::task::spawn_blocking;
 
 use super::LOCAL;
 use super::serving::Shared;
+use crate::capture;
 use crate::clock::now_ms;
 use crate::freshness::Freshness;
 use crate::metrics::{self, PipelineMetrics};
 use crate::progress_bar::Progress;
+use crate::retry::Chain;
 use crate::shutdown::Shutdown;
-use crate::topic::embedded::Log;
-use crate::topic::{LogError, Offsets};
+use crate::topic::{Log, LogError, Offsets};
 
 /// How often sizes are measured.
 const MEASURE_EVERY: Duration = Duration::from_secs(5);
 /// How often what nobody needs any more is removed.
 const PRUNE_EVERY: Duration = Duration::from_secs(10 * 60);
+
+/// How often the brokers' topics are looked at.
+const CHECK_EVERY: Duration = Duration::from_secs(10);
 
 /// The task's own things.
 pub(super) struct Watching {
@@ -36,57 +40,94 @@ pub(super) struct Watching {
 
 impl Watching {
     pub async fn run(mut self, shutdown: Shutdown) -> Result<(), LogError> {
-        let mut status = self.shared.status.clone();
+        // Without capture in this process nothing changes there.
+        let (_nobody, silent) = watch::channel(capture::Status::default());
+        let mut status = self.shared.status.clone().unwrap_or(silent);
         let mut measure = tokio::time::interval(MEASURE_EVERY);
         let mut prune = tokio::time::interval(PRUNE_EVERY);
+        let mut check = tokio::time::interval(CHECK_EVERY);
         let mut bar: Option<Progress> = None;
         let mut last = self.stored.borrow().clone();
+        let mut feeds = true;
         loop {
             tokio::select! {
                 biased;
                 () = shutdown.raised() => return Ok(()),
-                Ok(()) = status.changed() => {
-                    let status = status.borrow_and_update().clone();
-                    if status.snapshot.needed && !status.snapshot.complete {
-                        *self.shared.freshness() = Freshness::default();
-                    } else if let Some(current) = status.current {
-                        self.shared.freshness().captured(current.as_of_ms, current.ends);
-                    }
-                }
-                Ok(()) = self.stored.changed() => { self.stored.borrow_and_update(); }
+                Ok(()) = status.changed() => self.note(&status.borrow_and_update().clone()),
+                changed = self.stored.changed(), if feeds => feeds = changed.is_ok(),
                 _ = measure.tick() => self.measure().await,
-                _ = prune.tick() => {
-                    let stored = self.stored.borrow().clone();
-                    let removed = self.log.prune(now_ms(), &self.revision, &stored).await?;
-                    if removed > 0 {
-                        tracing::debug!(removed, "log pruned");
-                    }
-                }
+                _ = prune.tick() => self.prune().await?,
+                _ = check.tick() => self.check_log().await,
             }
-            let stored = self.stored.borrow().clone();
-            if stored.iter().zip(&last).any(|(now, before)| now < before) {
-                self.shared.freshness().lost(self.log.changes_ends());
-            }
-            let progress = self.log.progress(&self.revision, &stored)?;
-            self.shared.freshness().advance(&progress);
+            let stored = self.stored.borrow_and_update().clone();
+            self.follow(&stored, &last)?;
             last = stored;
-            self.show_load(&mut bar);
+            self.show_load(&status.borrow().clone(), &mut bar);
         }
     }
 
-    fn show_load(&self, bar: &mut Option<Progress>) {
-        let loaded = self.shared.freshness().is_loaded();
-        let snapshot = self.shared.status.borrow().snapshot.clone();
+    fn note(&self, status: &capture::Status) {
+        if self.log.has_heartbeats() {
+            return;
+        }
+        if status.snapshot.needed && !status.snapshot.complete {
+            *self.shared.freshness() = Freshness::default();
+        } else if let Some(current) = &status.current {
+            self.shared.freshness().captured(current.as_of_ms, current.ends.clone());
+        }
+    }
+
+    /// Brings the freshness up to what the store has.
+    fn follow(&self, stored: &Offsets, last: &Offsets) -> Result<(), LogError> {
+        match (&self.log, &self.shared.mirror) {
+            (Log::Embedded(log), _) => {
+                if stored.iter().zip(last).any(|(now, before)| now < before) {
+                    self.shared.freshness().lost(log.changes_ends());
+                }
+                let progress = log.progress(&self.revision, stored)?;
+                self.shared.freshness().advance(&progress);
+            }
+            (Log::Kafka(_), Some(mirror)) => self.shared.freshness().heard(mirror.as_of_ms()),
+            (Log::Kafka(_), None) => {}
+        }
+        Ok(())
+    }
+
+    /// Removes from the log on this machine what nobody needs any more; brokers do that by themselves.
+    async fn prune(&self) -> Result<(), LogError> {
+        if let Log::Embedded(log) = &self.log {
+            let stored = self.stored.borrow().clone();
+            let removed = log.prune(now_ms(), &self.revision, &stored).await?;
+            if removed > 0 {
+                tracing::debug!(removed, "log pruned");
+            }
+        }
+        Ok(())
+    }
+
+    async fn check_log(&self) {
+        let Log::Kafka(log) = &self.log else { return };
+        let fault = log.check_partitions().await.err().map(|error| Chain(&error).to_string());
+        let mut known = self.shared.log_fault.lock().unwrap_or_else(PoisonError::into_inner);
+        if let (Some(fault), true) = (&fault, *known != fault) {
+            tracing::warn!("{fault}");
+        }
+        *known = fault;
+    }
+
+    fn show_load(&self, status: &capture::Status, bar: &mut Option<Progress>) {
+        let Some(mirror) = &self.shared.mirror else { return };
+        let (loaded, expected) = (self.shared.freshness().is_loaded(), status.snapshot.expected);
         match bar {
             Some(progress) => {
-                progress.set_total(snapshot.expected);
-                progress.set(self.shared.mirror.rows());
+                progress.set_total(expected);
+                progress.set(mirror.rows());
                 if loaded && let Some(progress) = bar.take() {
                     progress.finish();
                 }
             }
-            None if !loaded && snapshot.expected > 0 => {
-                *bar = Some(Progress::start(snapshot.expected, "rows searchable"));
+            None if !loaded && expected > 0 => {
+                *bar = Some(Progress::start(expected, "rows searchable"));
             }
             None => {}
         }
@@ -95,9 +136,12 @@ impl Watching {
     async fn measure(&self) {
         self.registry.run_upkeep();
         let (mirror, data_dir) = (self.shared.mirror.clone(), self.data_dir.clone());
-        let measured = spawn_blocking(move || (mirror.size_on_disk().unwrap_or(0), free_bytes(&data_dir))).await;
-        if let Ok((bytes, free)) = measured {
-            self.metrics.store(LOCAL, self.shared.mirror.points(), bytes);
+        let size = move || mirror.map(|mirror| (mirror.points(), mirror.size_on_disk().unwrap_or(0)));
+        let measured = spawn_blocking(move || (size(), free_bytes(&data_dir))).await;
+        if let Ok((stored, free)) = measured {
+            if let Some((points, bytes)) = stored {
+                self.metrics.store(LOCAL, points, bytes);
+            }
             metrics::data_dir_free(free);
         }
     }

@@ -30,8 +30,7 @@ use crate::config::{Database, Source};
 use crate::metrics::PipelineMetrics;
 use crate::retry::{Chain, Retry};
 use crate::shutdown::Shutdown;
-use crate::topic::embedded::Log;
-use crate::topic::{LogError, Offsets, SnapshotMarker};
+use crate::topic::{Log, LogError, Offsets, SnapshotMarker};
 
 pub use progress::Refusal;
 
@@ -231,7 +230,8 @@ impl CaptureError {
                 _ => Outcome::Passing,
             },
             CaptureError::Refused(_) => Outcome::Resync,
-            CaptureError::Log(LogError::Full { .. }) => Outcome::Passing,
+            CaptureError::Log(LogError::Topic { .. }) => Outcome::Configuration,
+            CaptureError::Log(error) if error.is_passing() => Outcome::Passing,
             CaptureError::Log(_) => Outcome::Fatal,
         }
     }
@@ -262,7 +262,7 @@ pub async fn run(
         match error.outcome() {
             Outcome::Fatal => return Err(error),
             // A start that has loaded nothing serves nobody: better to end with the reason.
-            Outcome::Configuration if !is_loaded(&capture)? => return Err(error),
+            Outcome::Configuration if !is_loaded(&capture).await => return Err(error),
             Outcome::Passing | Outcome::Configuration => {
                 let phase = match error {
                     CaptureError::Standby { .. } => Phase::Standby(fault.clone()),
@@ -287,10 +287,11 @@ pub async fn run(
     }
 }
 
-/// Whether the log has something to serve.
-fn is_loaded(capture: &Capture) -> Result<bool, LogError> {
-    let complete = capture.log.capture_state()?.is_some_and(|state| state.snapshot == SnapshotMarker::Complete);
-    Ok(complete || capture.log.changes_ends().iter().any(|end| *end > 0))
+/// Whether the log has something to serve, as far as it can be asked.
+async fn is_loaded(capture: &Capture) -> bool {
+    let state = capture.log.capture_state().await.ok().flatten();
+    let complete = state.is_some_and(|state| state.snapshot == SnapshotMarker::Complete);
+    complete || capture.log.changes_ends().iter().any(|end| *end > 0)
 }
 
 /// Takes up a request for a resync while no session runs.

@@ -36,6 +36,8 @@ const PROBE_EVERY: Duration = Duration::from_secs(1);
 const PROBE_PATIENCE: Duration = Duration::from_secs(10);
 /// How long the stream may bring nothing although it is asked every second: a connection that is dead on one side.
 const STREAM_PATIENCE: Duration = Duration::from_secs(60);
+/// How often the log is told that it is current while nothing changes.
+const HEARTBEAT_WHEN_IDLE: Duration = Duration::from_secs(5);
 /// Feedback interval where the server has no time-out.
 const FEEDBACK_WITHOUT_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -87,6 +89,8 @@ pub(super) async fn run(
         snapshot: None,
         settled: false,
         heard: Instant::now(),
+        changed: true,
+        heartbeat: None,
     };
     let complete = session.state.snapshot == SnapshotMarker::Complete;
     status.send_modify(|status| {
@@ -131,8 +135,14 @@ async fn start(capture: &Capture) -> Result<Started, CaptureError> {
     let system = replication.identify_system().await?;
     let server = Server { system_id: system.system_id, timeline: system.timeline, flushed: system.flushed };
     let slot = slot_facts(&sql, &capture.source.slot).await?;
-    let record = capture.log.capture_state()?;
-    let state = match progress::decide(record.as_ref(), server, &capture.source.slot, slot.as_ref()) {
+    let decide = |record: Option<&CaptureState>| progress::decide(record, server, &capture.source.slot, slot.as_ref());
+    let seen = capture.log.capture_state().await?;
+    if let Start::Standby { pid } = decide(seen.as_ref()) {
+        return Err(CaptureError::Standby { slot: capture.source.slot.clone(), pid });
+    }
+    // Nobody streams, so nobody who is at work is fenced. What the last one wrote until now counts.
+    let record = capture.log.take_over().await?;
+    let state = match decide(record.as_ref()) {
         Start::Stream(state) => state,
         Start::CreateSlot => create_slot(capture, &sql, &mut replication, server).await?,
         Start::Standby { pid } => return Err(CaptureError::Standby { slot: capture.source.slot.clone(), pid }),
@@ -176,6 +186,7 @@ pub(super) async fn reset(capture: &Capture) -> Result<(), CaptureError> {
         }
         None => {}
     }
+    capture.log.take_over().await?;
     create_slot(capture, &sql, &mut replication, server).await.map(|_| ())
 }
 
@@ -198,6 +209,10 @@ struct Session<'a> {
     settled: bool,
     /// When the stream last brought something.
     heard: Instant,
+    /// Whether anything was appended since the last heartbeat.
+    changed: bool,
+    /// When the last heartbeat was sent.
+    heartbeat: Option<Instant>,
 }
 
 struct Snapshot {
@@ -285,7 +300,9 @@ impl Session<'_> {
                 Next::Shutdown => return self.record_and_confirm().await,
             }
             self.append().await?;
-            self.publish_current();
+            if let Some(as_of_ms) = self.publish_current() {
+                self.send_heartbeat(as_of_ms).await?;
+            }
         }
     }
 
@@ -342,7 +359,9 @@ impl Session<'_> {
                 let records = events
                     .iter()
                     .map(|event| match event {
-                        ChangeEvent::Barrier { .. } => Outgoing::Everywhere(event.to_record(now)),
+                        ChangeEvent::Barrier { .. } | ChangeEvent::Heartbeat { .. } => {
+                            Outgoing::Everywhere(event.to_record(now))
+                        }
                         ChangeEvent::Row { .. } | ChangeEvent::Tombstone { .. } => {
                             Outgoing::ByKey(event.to_record(now))
                         }
@@ -353,6 +372,7 @@ impl Session<'_> {
             with_feedback(&mut self.stream, &mut self.feedback, self.state.confirm, work).await?;
         }
         self.heard = Instant::now();
+        self.changed = true;
         self.state = state;
         Ok(())
     }
@@ -394,15 +414,28 @@ impl Session<'_> {
     }
 
     /// Says up to which moment the log is current, once the stream has passed what the probe saw.
-    fn publish_current(&mut self) {
-        let Some((lsn, as_of_ms)) = self.probe else { return };
+    fn publish_current(&mut self) -> Option<i64> {
+        let (lsn, as_of_ms) = self.probe?;
         if self.sequencer.received() < lsn || self.sequencer.in_transaction() || self.snapshot.is_some() {
-            return;
+            return None;
         }
         self.probe = None;
         self.settled = true;
         let current = Current { as_of_ms, ends: self.capture.log.changes_ends() };
         self.status.send_modify(|status| status.current = Some(current));
+        Some(as_of_ms)
+    }
+
+    /// Says through the log up to which moment it is current: soon after a change, and now and then while there is none.
+    async fn send_heartbeat(&mut self, as_of_ms: i64) -> Result<(), CaptureError> {
+        let due = self.changed || self.heartbeat.is_none_or(|at| at.elapsed() >= HEARTBEAT_WHEN_IDLE);
+        if !due || !self.capture.log.has_heartbeats() {
+            return Ok(());
+        }
+        let record = ChangeEvent::Heartbeat { as_of_ms }.to_record(now_ms());
+        self.capture.log.append_changes(vec![Outgoing::Everywhere(record)], &self.state).await?;
+        (self.changed, self.heartbeat) = (false, Some(Instant::now()));
+        Ok(())
     }
 
     async fn begin_snapshot(&mut self) -> Result<(), CaptureError> {
@@ -463,11 +496,9 @@ impl Session<'_> {
         for (partition, below) in snapshot.began.iter().enumerate() {
             let mut after: Option<bytes::Bytes> = None;
             loop {
-                let (log, below, from) = (self.capture.log.clone(), *below, after.clone());
-                let read = move || log.live_keys_below(partition as u16, below, from.as_deref(), KEYS_PER_PAGE);
                 let reading = async {
-                    let page = tokio::task::spawn_blocking(read).await.map_err(snapshot::SnapshotError::Reader)?;
-                    page.map_err(CaptureError::from)
+                    let page = self.capture.log.live_keys_below(partition as u16, *below, after.clone(), KEYS_PER_PAGE);
+                    page.await.map_err(CaptureError::from)
                 };
                 let confirmed = self.state.confirm;
                 let page = with_feedback(&mut self.stream, &mut self.feedback, confirmed, reading).await?;

@@ -6,6 +6,7 @@ mod conninfo;
 mod database;
 pub mod environment;
 mod fields;
+mod kafka;
 mod keys;
 pub mod listing;
 mod passfile;
@@ -25,14 +26,18 @@ use settings::Settings;
 /// All that a running vecsync needs to know. Built only by a parser that has checked everything.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// The source.
-    pub database: Database,
+    /// What this process does; at least one.
+    pub roles: Vec<Role>,
+    /// The source; none where this process does not capture.
+    pub database: Option<Database>,
     /// What to index.
     pub pipeline: Pipeline,
     /// Embedded log, mirror, embedding cache.
     pub data_dir: PathBuf,
     /// The log.
     pub topics: Topics,
+    /// The brokers that hold it; none: it is on this machine.
+    pub kafka: Option<Kafka>,
     /// The model.
     pub model: Model,
     /// The query server.
@@ -64,12 +69,9 @@ impl Config {
     ) -> Result<Config, Problems> {
         let mut problems = Problems::new();
         let all = [Role::Capture, Role::Embed, Role::Index, Role::Serve];
-        if !roles.is_empty() && !all.iter().all(|role| roles.contains(role)) {
-            let what = "only all four together are supported by this version, which has no Kafka: leave it out";
-            problems.push(Problem::new("--role", what));
-        }
+        let roles: Vec<Role> = all.into_iter().filter(|role| roles.is_empty() || roles.contains(role)).collect();
         let database = problems.take(database::read(environment));
-        if let Some(None) = database {
+        if let (Some(None), true) = (&database, roles.contains(&Role::Capture)) {
             let what = "is not set; wanted postgresql://user:password@host:port/database";
             problems.push(Problem::new(database::DATABASE_URL, what));
         }
@@ -78,10 +80,14 @@ impl Config {
         let path =
             settings.as_ref().map_or_else(|| settings::pipeline_path(environment), |given| given.pipeline.clone());
         let pipeline = problems.take(pipeline::read(&path, check_templates));
-        let config = match (settings, database.flatten(), pipeline) {
+        if roles.len() < all.len() && settings::given(environment, kafka::BROKERS).is_none() {
+            let what = "the embedded log serves one process, which has all four: leave it out, or set KAFKA_BROKERS";
+            problems.push(Problem::new("--role", what));
+        }
+        let config = match (settings, database, pipeline) {
             (Some(settings), Some(database), Some(pipeline)) => {
-                let Settings { data_dir, topics, model, server, log, .. } = settings;
-                Some(Config { database, pipeline, data_dir, topics, model, server, log })
+                let Settings { data_dir, topics, kafka, model, server, log, .. } = settings;
+                Some(Config { roles, database, pipeline, data_dir, topics, kafka, model, server, log })
             }
             _ => None,
         };
@@ -196,6 +202,17 @@ pub struct Topics {
     pub prefix: String,
     /// Partitions of a topic when it is made.
     pub partitions: u16,
+    /// Brokers that hold each partition of a topic when it is made.
+    pub replication: u16,
+}
+
+/// `KAFKA_*`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Kafka {
+    /// Bootstrap servers, `host:port`, separated by commas.
+    pub brokers: String,
+    /// librdkafka's own properties of security, with their values.
+    pub security: Vec<(&'static str, Secret)>,
 }
 
 /// `VECSYNC_MODEL*` and `ORT_DYLIB_PATH`.

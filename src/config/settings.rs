@@ -10,9 +10,8 @@ use hyper::Uri;
 use tracing_subscriber::EnvFilter;
 
 use super::environment::Environment;
-use super::keys;
 use super::problems::{Problem, Problems, nearest};
-use super::{Log, LogFormat, Model, Precision, Server, Topics};
+use super::{Kafka, Log, LogFormat, Model, Precision, Server, Topics, kafka, keys};
 
 /// Settings that no command can do without, checked; files that only `run` needs are not opened.
 #[derive(Clone, Debug)]
@@ -23,6 +22,8 @@ pub struct Settings {
     pub data_dir: PathBuf,
     /// `VECSYNC_TOPIC_*`.
     pub topics: Topics,
+    /// `KAFKA_*`; none: the embedded log.
+    pub kafka: Option<Kafka>,
     /// `VECSYNC_MODEL*`, `ORT_DYLIB_PATH`.
     pub model: Model,
     /// `VECSYNC_LISTEN`, `VECSYNC_API_KEYS*`, `VECSYNC_TLS_*`, `VECSYNC_SEARCH_DEADLINE_MS`.
@@ -82,6 +83,7 @@ const TLS_KEY: &str = "VECSYNC_TLS_KEY";
 pub(super) const URL: &str = "VECSYNC_URL";
 const TOPIC_PREFIX: &str = "VECSYNC_TOPIC_PREFIX";
 const TOPIC_PARTITIONS: &str = "VECSYNC_TOPIC_PARTITIONS";
+const TOPIC_REPLICATION: &str = "VECSYNC_TOPIC_REPLICATION";
 const SEARCH_DEADLINE: &str = "VECSYNC_SEARCH_DEADLINE_MS";
 const HEDGE_DELAY: &str = "VECSYNC_HEDGE_DELAY_MS";
 const MODEL: &str = "VECSYNC_MODEL";
@@ -94,6 +96,8 @@ const SEARCH_DEADLINE_MS: u64 = 1000;
 const PARTITIONS: u16 = 8;
 /// Each partition costs the embedded log a tree; more than this gains nothing on one machine.
 const PARTITIONS_MAX: u64 = 1024;
+/// Far more than any cluster has brokers for.
+const REPLICATION_MAX: u64 = 100;
 /// Kafka's limit on a topic's name is 249; prefix, pipeline and `.vectors.<revision>` share it.
 const TOPIC_PREFIX_MAX: usize = 100;
 
@@ -111,16 +115,16 @@ pub(super) const SETTINGS: &[Known] = {
         known(TLS_CERT, "", SecretFile, Yes),
         known(TLS_KEY, "", SecretFile, Yes),
         known(URL, "", Url, Yes),
-        known("KAFKA_BROKERS", "", Plain, No(&[])),
-        known("KAFKA_SECURITY_PROTOCOL", "", Plain, No(&[])),
-        known("KAFKA_SASL_MECHANISM", "", Plain, No(&[])),
-        known("KAFKA_SASL_MECHANISMS", "", Plain, No(&[])),
-        known("KAFKA_SASL_USERNAME", "", Secret, No(&[])),
-        known("KAFKA_SASL_PASSWORD", "", Secret, No(&[])),
-        known("KAFKA_SSL_CA_LOCATION", "", Plain, No(&[])),
+        known(kafka::BROKERS, "", Plain, Yes),
+        known(kafka::SECURITY_PROTOCOL, "plaintext", Plain, Yes),
+        known(kafka::SASL_MECHANISM, "", Plain, Yes),
+        known(kafka::SASL_MECHANISMS, "", Plain, Yes),
+        known(kafka::SASL_USERNAME, "", Secret, Yes),
+        known(kafka::SASL_PASSWORD, "", Secret, Yes),
+        known(kafka::SSL_CA_LOCATION, "", Plain, Yes),
         known(TOPIC_PREFIX, "vecsync", Plain, Yes),
         known(TOPIC_PARTITIONS, "8", Plain, Yes),
-        known("VECSYNC_TOPIC_REPLICATION", "1", Plain, No(&["1"])),
+        known(TOPIC_REPLICATION, "1", Plain, Yes),
         known("RAG_VECTOR_STORE_TYPE", "local", Plain, No(&["local"])),
         known("QDRANT_HOST", "", Plain, No(&[])),
         known("QDRANT_PORT", "6333", Plain, No(&["6333"])),
@@ -218,6 +222,8 @@ impl<'a> Reader<'a> {
                 fits.then(|| text.to_owned())
             });
         let partitions = self.whole(TOPIC_PARTITIONS, 1..=PARTITIONS_MAX);
+        let replication = self.whole(TOPIC_REPLICATION, 1..=REPLICATION_MAX);
+        let kafka = kafka::read(self.environment);
         let precision = self.checked(MODEL, "wanted fp32 or int8", |text| match text {
             "fp32" => Some(Precision::Fp32),
             "int8" => Some(Precision::Int8),
@@ -229,7 +235,9 @@ impl<'a> Reader<'a> {
             topics: Topics {
                 prefix: prefix.unwrap_or_else(|| default(TOPIC_PREFIX).to_owned()),
                 partitions: partitions.and_then(|count| u16::try_from(count).ok()).unwrap_or(PARTITIONS),
+                replication: replication.and_then(|count| u16::try_from(count).ok()).unwrap_or(1),
             },
+            kafka: self.problems.take(kafka).flatten(),
             model: Model {
                 precision,
                 dir: self.path(MODEL_DIR).unwrap_or_else(|| default(MODEL_DIR).into()),
@@ -409,7 +417,7 @@ mod tests {
         let settings = read(&[]).expect("valid");
         assert_eq!(settings.pipeline, PathBuf::from("pipelines/faq.toml"));
         assert_eq!(settings.data_dir, PathBuf::from("data"));
-        assert_eq!(settings.topics, Topics { prefix: "vecsync".into(), partitions: 8 });
+        assert_eq!(settings.topics, Topics { prefix: "vecsync".into(), partitions: 8, replication: 1 });
         let model = Model { precision: None, dir: "models/all-MiniLM-L6-v2".into(), runtime: None };
         assert_eq!(settings.model, model);
         assert_eq!(settings.server.listen.to_string(), "127.0.0.1:8000");

@@ -22,7 +22,7 @@ const FP32_BYTES_MIN: u64 = 50_000_000;
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
     /// A file cannot be read.
-    #[error("load {what} {}: {source}; wanted sha256 {wanted}; run `make setup`, or set {setting}", path.display())]
+    #[error("load {what} {}: {source}; wanted sha256 {wanted}; set {setting} to the folder that has it (`make setup` fetches it into models/all-MiniLM-L6-v2)", path.display())]
     Read {
         /// What the file is.
         what: &'static str,
@@ -36,7 +36,7 @@ pub enum LoadError {
         source: io::Error,
     },
     /// A file is not the one that was wanted.
-    #[error("load {what} {}: it is truncated or another file: sha256 is {found} ({bytes} bytes), wanted {wanted}; remove it and run `make setup`", path.display())]
+    #[error("load {what} {}: {found_is}: sha256 is {found} ({bytes} bytes), wanted {wanted}; {remedy}", path.display())]
     Hash {
         /// What the file is.
         what: &'static str,
@@ -48,9 +48,13 @@ pub enum LoadError {
         bytes: u64,
         /// The hash it should have.
         wanted: &'static str,
+        /// What it seems to be.
+        found_is: &'static str,
+        /// What to do.
+        remedy: &'static str,
     },
     /// ONNX Runtime's library is missing or cannot be used.
-    #[error("load ONNX Runtime {}: run `make setup`, or set ORT_DYLIB_PATH", path.display())]
+    #[error("load ONNX Runtime {}: wanted its shared library, version 1.24 or newer, which stands beside the model after `make setup`; ORT_DYLIB_PATH names another", path.display())]
     Runtime {
         /// Where it is looked for.
         path: PathBuf,
@@ -127,12 +131,18 @@ impl Files {
         Files { model, precision, tokenizer: folder.join("tokenizer.json"), runtime }
     }
 
-    /// Hashes the model. Reads it from end to end: 60 to 300 ms.
-    pub fn check_model(&self) -> Result<&'static str, LoadError> {
-        let wanted = match self.precision {
+    /// The hashes that model and tokenizer have to have.
+    pub fn hashes(&self) -> (&'static str, &'static str) {
+        let model = match self.precision {
             Precision::Fp32 => FP32_SHA256,
             Precision::Int8 => INT8_SHA256,
         };
+        (model, TOKENIZER_SHA256)
+    }
+
+    /// Hashes the model. Reads it from end to end: 60 to 300 ms.
+    pub fn check_model(&self) -> Result<&'static str, LoadError> {
+        let (wanted, _) = self.hashes();
         let what = match self.precision {
             Precision::Fp32 => "fp32 model",
             Precision::Int8 => "int8 model",
@@ -169,7 +179,15 @@ fn check_hash(
     if found == wanted {
         return Ok(wanted);
     }
-    Err(LoadError::Hash { what, path: path.to_owned(), found, bytes, wanted })
+    let (found_is, remedy) = match &*found {
+        FP32_SHA256 => ("it is the fp32 model", "set VECSYNC_MODEL=fp32, or put the right file there"),
+        INT8_SHA256 => ("it is the int8 model", "set VECSYNC_MODEL=int8, or put the right file there"),
+        _ => (
+            "it is truncated or another file",
+            "put the right one there (`make setup` mends it in models/all-MiniLM-L6-v2, the folder that is used by default)",
+        ),
+    };
+    Err(LoadError::Hash { what, path: path.to_owned(), found, bytes, wanted, found_is, remedy })
 }
 
 /// The library beside the model: the plain name, else the first one with a version.

@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Instant;
@@ -186,9 +187,11 @@ fn run(model: &mut Model, call: &Call) -> Vec<Outcome> {
     let texts: Vec<&TokenIds> = call.members.iter().map(|index| &call.job.texts[*index]).collect();
     let results = batch::bisect(&texts, &mut |texts: &[&TokenIds]| {
         let begun = Instant::now();
-        let results = model.run(texts);
+        // The thread is the model's only one: were it gone, everybody would wait for it. A call overwrites all that the one
+        // before has left in the model.
+        let results = catch_unwind(AssertUnwindSafe(|| model.run(texts)));
         metrics::model_call(texts.len(), begun.elapsed());
-        results
+        results.unwrap_or_else(|_| Err(ort::Error::new("the call panicked")))
     });
     let mut outcomes = vec![];
     for (result, text) in results.into_iter().zip(&texts) {

@@ -8,7 +8,7 @@ use crate::topic::{Partition, Stored};
 /// What a batch of records comes to.
 #[derive(Debug, Default)]
 pub struct Intake {
-    /// The last event of each key, and the last barrier of each partition, by partition and offset.
+    /// The last event of each key, and the last barrier and heartbeat of each partition, by partition and offset.
     pub items: Vec<Item>,
     /// Records that are no events.
     pub unreadable: Vec<(Stored, EventError)>,
@@ -42,6 +42,8 @@ pub enum Event {
     Gone(RowKey),
     /// All rows of the partition are gone.
     Barrier,
+    /// Everything before this moment, milliseconds since the Unix epoch, stands before it.
+    Heartbeat(i64),
 }
 
 /// Reads a batch, in the order in which the log gave it.
@@ -49,6 +51,7 @@ pub fn intake(batch: Vec<Stored>) -> Intake {
     let mut intake = Intake::default();
     let mut latest: HashMap<(Partition, RowKey), Item> = HashMap::new();
     let mut barriers: BTreeMap<Partition, Item> = BTreeMap::new();
+    let mut heartbeats: BTreeMap<Partition, Item> = BTreeMap::new();
     for stored in batch {
         intake.ends.insert(stored.partition, stored.offset + 1);
         let event = match ChangeEvent::from_record(&stored.record) {
@@ -62,20 +65,17 @@ pub fn intake(batch: Vec<Stored>) -> Intake {
         let (op, commit_ts_ms, event) = read(event);
         *intake.counts.entry(op).or_default() += 1;
         let Stored { partition, offset, record } = stored;
-        let key = match &event {
-            Event::Row(key, _) | Event::Gone(key) => Some(key.clone()),
-            Event::Barrier => None,
-        };
         let item = Item { partition, version: Version(offset), commit_ts_ms, record, event };
-        match key {
-            Some(key) => drop(latest.insert((partition, key), item)),
-            None => {
+        match &item.event {
+            Event::Row(key, _) | Event::Gone(key) => drop(latest.insert((partition, key.clone()), item)),
+            Event::Barrier => {
                 latest.retain(|(other, _), _| *other != partition);
                 barriers.insert(partition, item);
             }
+            Event::Heartbeat(_) => drop(heartbeats.insert(partition, item)),
         }
     }
-    intake.items.extend(barriers.into_values().chain(latest.into_values()));
+    intake.items.extend(barriers.into_values().chain(heartbeats.into_values()).chain(latest.into_values()));
     intake.items.sort_by_key(|item| (item.partition, item.version));
     intake
 }
@@ -91,6 +91,7 @@ fn read(event: ChangeEvent) -> (&'static str, Option<i64>, Event) {
         }
         ChangeEvent::Tombstone { key, commit_ts_ms } => ("tombstone", commit_ts_ms, Event::Gone(key)),
         ChangeEvent::Barrier { change } => (Op::Truncate.as_label(), Some(change.source.ts_ms), Event::Barrier),
+        ChangeEvent::Heartbeat { as_of_ms } => ("heartbeat", None, Event::Heartbeat(as_of_ms)),
     }
 }
 
@@ -100,7 +101,8 @@ mod tests {
     use crate::event::BARRIER_KEY;
     use bytes::Bytes;
 
-    /// One record: `c7`, `u7`, `d7` (a change of row 7), `t7` (its tombstone), `b` (a barrier), `x7` (unreadable).
+    /// One record: `c7`, `u7`, `d7` (a change of row 7), `t7` (its tombstone), `b` (a barrier),
+    /// `h7` (a heartbeat of moment 7), `x7` (unreadable).
     fn record(text: &str) -> Record {
         let (kind, id) = text.split_at(1);
         let change = |op: &str, after: &str| {
@@ -112,6 +114,7 @@ mod tests {
             "d" => (row, change("d", "null")),
             "t" => (row, None),
             "b" => (String::from_utf8_lossy(BARRIER_KEY).into_owned(), change("t", "null")),
+            "h" => return ChangeEvent::Heartbeat { as_of_ms: id.parse().expect("a moment") }.to_record(0),
             _ => (row, Some("{".to_owned())),
         };
         Record { key: key.into(), value: value.map(Bytes::from), headers: vec![], timestamp_ms: 0 }
@@ -133,6 +136,7 @@ mod tests {
                 Event::Row(key, row) => format!("row{}={}", key.id(), row["id"]),
                 Event::Gone(key) => format!("gone{}", key.id()),
                 Event::Barrier => "barrier".to_owned(),
+                Event::Heartbeat(as_of_ms) => format!("heartbeat{as_of_ms}"),
             };
             format!("{}:{event}@{}", item.partition, item.version.0)
         });
@@ -153,6 +157,12 @@ mod tests {
     fn a_barrier_drops_what_is_before_it_in_its_partition() {
         check("0:c1 1:c2 0:b 0:c3", "0:barrier@11 0:row3=3@12 1:row2=2@10");
         check("0:c1 0:b 0:c1 0:b", "0:barrier@13");
+    }
+
+    #[test]
+    fn the_last_heartbeat_of_a_partition_stays_where_it_stands() {
+        check("0:h5 0:c1 0:h6 0:c2 1:h6", "0:row1=1@11 0:heartbeat6@12 0:row2=2@13 1:heartbeat6@10");
+        check("0:c1 0:h5 0:b", "0:heartbeat5@11 0:barrier@12");
     }
 
     #[test]

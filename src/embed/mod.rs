@@ -113,26 +113,9 @@ impl Embedder {
         &self.0.tokens
     }
 
-    /// A short name of all that decides over what the index holds of a row: model, tokenizer, templates, windows, title
-    /// weight, condition, payload.
-    /// Lower-case hexadecimal, 12 digits.
+    /// See [`revision`].
     pub fn revision(&self, document: &config::Document) -> String {
-        let mut hasher = Sha256::new();
-        let numbers =
-            [document.window_tokens as u64, document.overlap_tokens as u64, u64::from(document.title_weight.to_bits())];
-        // Each part goes in with its length, so that no two settings read the same.
-        let (title, when) = (document.title.as_deref(), document.when.as_deref());
-        let texts = [self.0.model_sha256, self.0.tokenizer_sha256, &document.text];
-        let texts = texts.into_iter().chain([title.unwrap_or_default(), when.unwrap_or_default()]);
-        // Condition and payload decide over no vector, but over what the index holds; their change costs no embedding.
-        for part in texts.chain(document.payload.iter().map(String::as_str)) {
-            hasher.update((part.len() as u64).to_le_bytes());
-            hasher.update(part);
-        }
-        for number in numbers {
-            hasher.update(number.to_le_bytes());
-        }
-        files::hex(&hasher.finalize()[..6])
+        revision_of(self.0.model_sha256, self.0.tokenizer_sha256, document)
     }
 
     /// The name of a text's vector in the cache: it depends on nothing but the model and the token ids.
@@ -164,6 +147,32 @@ impl Embedder {
     pub async fn embed(&self, texts: Vec<TokenIds>) -> Vec<Result<Vector, EmbedError>> {
         self.0.rows.embed(texts).await
     }
+}
+
+/// A short name of all that decides over what the index holds of a row: model, tokenizer, templates, windows, title
+/// weight, condition, payload. Lower-case hexadecimal, 12 digits. Reads no file: which ones are accepted is fixed.
+pub fn revision(model: &config::Model, document: &config::Document) -> String {
+    let (model, tokenizer) = Files::choose(model).hashes();
+    revision_of(model, tokenizer, document)
+}
+
+fn revision_of(model_sha256: &str, tokenizer_sha256: &str, document: &config::Document) -> String {
+    let mut hasher = Sha256::new();
+    let numbers =
+        [document.window_tokens as u64, document.overlap_tokens as u64, u64::from(document.title_weight.to_bits())];
+    // Each part goes in with its length, so that no two settings read the same.
+    let (title, when) = (document.title.as_deref(), document.when.as_deref());
+    let texts = [model_sha256, tokenizer_sha256, &document.text];
+    let texts = texts.into_iter().chain([title.unwrap_or_default(), when.unwrap_or_default()]);
+    // Condition and payload decide over no vector, but over what the index holds; their change costs no embedding.
+    for part in texts.chain(document.payload.iter().map(String::as_str)) {
+        hasher.update((part.len() as u64).to_le_bytes());
+        hasher.update(part);
+    }
+    for number in numbers {
+        hasher.update(number.to_le_bytes());
+    }
+    files::hex(&hasher.finalize()[..6])
 }
 
 /// Opens `threads` sessions for rows and one for queries.

@@ -142,6 +142,9 @@ impl Rows {
                 let barrier = VectorEvent::Barrier { version, commit_ts_ms: commit_ts_ms.unwrap_or_default() };
                 return prepared.outputs.push((partition, version.0, barrier));
             }
+            Event::Heartbeat(as_of_ms) => {
+                return prepared.outputs.push((partition, version.0, VectorEvent::Heartbeat { as_of_ms }));
+            }
         };
         let rendered = match self.document.render(&row) {
             Ok(Some(rendered)) => rendered,

@@ -2,8 +2,10 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::task::JoinError;
+use tokio::time::{Instant, sleep_until};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::Embedder;
@@ -15,11 +17,12 @@ use crate::config;
 use crate::metrics::{PipelineMetrics, Stage};
 use crate::retry::{Chain, Retry};
 use crate::shutdown::Shutdown;
-use crate::topic::embedded::EmbedLog;
-use crate::topic::{LogError, Offsets, Stored};
+use crate::topic::{EmbedLog, LogError, Stored};
 
 /// Batches that are worked on at a time: while one is in the model, the next is read and split and waits before it.
 const DEPTH: usize = 2;
+/// How long what is under way may take at the end; then it is given up, and done again after the next start.
+const STOP_PATIENCE: Duration = Duration::from_secs(3);
 /// Rows of a batch when there was nothing to do: few, so that the first rows of a backfill are searchable at once.
 const ROWS_MIN: usize = 8;
 /// Rows of a batch under load: enough texts of like length to fill the model's calls without padding.
@@ -67,63 +70,59 @@ impl Worker {
         rows::process(&self.rows, batch).await
     }
 
-    /// Embeds until shutdown; then finishes the batches that are under way. A model that is out of order, or a full disk, is tried
-    /// again, from the committed positions.
+    /// Embeds until shutdown; then finishes the batches that are under way. A model that is out of order, a full disk and
+    /// a broker that is away are tried again, from the committed positions.
     pub async fn run(self, mut log: EmbedLog, shutdown: Shutdown) -> Result<(), WorkerError> {
-        let mut retry = Retry::new("model");
-        let mut position = log.committed();
+        let mut retries = Retries { model: Retry::new("model"), log: Retry::new("log") };
         let mut rows_max = ROWS_MIN;
         let mut under_way: VecDeque<Batch> = VecDeque::new();
-        let mut stopping = false;
-        while !(stopping && under_way.is_empty()) {
-            tokio::select! {
+        let mut give_up_at: Option<Instant> = None;
+        while give_up_at.is_none() || !under_way.is_empty() {
+            let fault = tokio::select! {
                 biased;
                 // 1. Shutdown ends the intake, not what is under way.
-                () = shutdown.raised(), if !stopping => stopping = true,
+                () = shutdown.raised(), if give_up_at.is_none() => {
+                    give_up_at = Some(Instant::now() + STOP_PATIENCE);
+                    continue;
+                }
+                () = until(give_up_at) => return Ok(()),
                 // 2. What is done is committed before more is begun.
-                Some(done) = first(&mut under_way) => {
-                    let fault = match done? {
-                        Ok(processed) => match self.commit(&mut log, processed, &mut position).await {
-                            Ok(()) => None,
-                            Err(full @ LogError::Full { .. }) => Some(Chain(&full).to_string()),
-                            Err(error) => return Err(error.into()),
-                        },
-                        Err(fault) => Some(Chain(&fault).to_string()),
-                    };
-                    let Some(fault) = fault else {
-                        retry.reset();
-                        continue;
-                    };
-                    under_way.clear();
-                    log.rewind();
-                    position = log.committed();
-                    if !retry.wait(&fault, &shutdown).await {
-                        return Ok(());
+                Some(done) = first(&mut under_way) => match done? {
+                    Ok(processed) => match self.commit(&mut log, processed).await {
+                        Ok(()) => {
+                            retries.model.reset();
+                            retries.log.reset();
+                            continue;
+                        }
+                        Err(fault) => Fault::Log(fault),
+                    },
+                    Err(fault) => Fault::Model(fault),
+                },
+                // 3. What is there is taken as it is: no waiting for a fuller batch.
+                batch = log.next(rows_max, rows_max * BYTES_PER_ROW), if give_up_at.is_none() && under_way.len() < DEPTH => {
+                    match batch {
+                        Ok(batch) => {
+                            rows_max = if log.lag() > 0 { (rows_max * 2).min(ROWS_MAX) } else { ROWS_MIN };
+                            let rows = Arc::clone(&self.rows);
+                            let task = tokio::spawn(async move { rows::process(&rows, batch).await });
+                            under_way.push_back(AbortOnDropHandle::new(task));
+                            continue;
+                        }
+                        Err(fault) => Fault::Log(fault),
                     }
                 }
-                // 3. What is there is taken as it is: no waiting for a fuller batch.
-                batch = log.next(rows_max, rows_max * BYTES_PER_ROW), if !stopping && under_way.len() < DEPTH => {
-                    let batch = batch?;
-                    let backlog = log.lag() > 0;
-                    rows_max = if backlog { (rows_max * 2).min(ROWS_MAX) } else { ROWS_MIN };
-                    let rows = Arc::clone(&self.rows);
-                    let task = tokio::spawn(async move { rows::process(&rows, batch).await });
-                    under_way.push_back(AbortOnDropHandle::new(task));
-                }
+            };
+            // What was read and is not committed is read again, by whoever has its partition then.
+            under_way.clear();
+            if !retries.go_back(&mut log, fault, &shutdown).await? {
+                return Ok(());
             }
         }
         Ok(())
     }
 
-    async fn commit(&self, log: &mut EmbedLog, processed: Processed, position: &mut Offsets) -> Result<(), LogError> {
-        let mut upto = position.clone();
-        for (partition, end) in &processed.ends {
-            if let Some(offset) = upto.get_mut(usize::from(*partition)) {
-                *offset = (*offset).max(*end);
-            }
-        }
-        log.commit(processed.vectors, processed.dead_letters, &upto).await?;
-        *position = upto;
+    async fn commit(&self, log: &mut EmbedLog, processed: Processed) -> Result<(), LogError> {
+        log.commit(processed.vectors, processed.dead_letters, &processed.ends).await?;
         // Counted when durable, so that what is done again after a fault is not counted twice.
         for (op, count) in processed.counts {
             self.metrics.events(Stage::Embed, op, count);
@@ -138,6 +137,52 @@ impl Worker {
             self.metrics.last_commit(Stage::Embed, commit_ts_ms);
         }
         Ok(())
+    }
+}
+
+async fn until(moment: Option<Instant>) {
+    match moment {
+        Some(moment) => sleep_until(moment).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// What stops a batch.
+enum Fault {
+    Model(EmbedError),
+    Log(LogError),
+}
+
+struct Retries {
+    model: Retry,
+    log: Retry,
+}
+
+impl Retries {
+    /// Waits as the fault asks for, then goes back to the committed positions. `false`: shutdown. An error is a fault that
+    /// does not pass.
+    async fn go_back(&mut self, log: &mut EmbedLog, fault: Fault, shutdown: &Shutdown) -> Result<bool, LogError> {
+        let mut fault = match fault {
+            Fault::Model(fault) if !self.model.wait(&Chain(&fault).to_string(), shutdown).await => return Ok(false),
+            Fault::Model(_) => None,
+            Fault::Log(fault) => Some(fault),
+        };
+        loop {
+            match fault {
+                // Others have them now, and that is no fault.
+                None | Some(LogError::Revoked { .. }) => {}
+                Some(fault) if !fault.is_passing() => return Err(fault),
+                Some(fault) => {
+                    if !self.log.wait(&Chain(&fault).to_string(), shutdown).await {
+                        return Ok(false);
+                    }
+                }
+            }
+            match log.rewind().await {
+                Ok(()) => return Ok(true),
+                Err(again) => fault = Some(again),
+            }
+        }
     }
 }
 

@@ -62,6 +62,8 @@ struct Inner {
     matrix: RwLock<Matrix>,
     /// A copy of the writer's, so that looking does not wait for a write.
     positions: RwLock<Offsets>,
+    /// A copy as well.
+    as_of_ms: RwLock<Option<i64>>,
     /// The disk failed or is damaged: nothing is written until `recover`.
     faulty: AtomicBool,
     fault: Notify,
@@ -108,6 +110,7 @@ impl Mirror {
         let loaded = Loaded::open_or_rebuild(&settings)?;
         Ok(Mirror(Arc::new(Inner {
             positions: RwLock::new(loaded.state.positions.clone()),
+            as_of_ms: RwLock::new(loaded.state.as_of_ms()),
             writer: Mutex::new(loaded.state),
             store: RwLock::new(Some(loaded.store)),
             matrix: RwLock::new(loaded.matrix),
@@ -121,6 +124,12 @@ impl Mirror {
     /// The next offset of `vectors` to take in each partition; all before is durable.
     pub fn positions(&self) -> Offsets {
         read(&self.0.positions).clone()
+    }
+
+    /// The moment up to which it holds everything that was committed in the source, milliseconds since the Unix epoch,
+    /// as the heartbeats in `vectors` say it; `None`: no load was complete yet, or the log has no heartbeats.
+    pub fn as_of_ms(&self) -> Option<i64> {
+        *read(&self.0.as_of_ms)
     }
 
     /// Applies events, each with its place in `vectors`, in their order. When it returns they and the positions behind
@@ -254,6 +263,11 @@ impl fmt::Debug for Mirror {
 }
 
 impl Inner {
+    fn publish(&self, state: &MirrorState) {
+        write(&self.positions).clone_from(&state.positions);
+        *write(&self.as_of_ms) = state.as_of_ms();
+    }
+
     fn mark_faulty(&self) {
         self.faulty.store(true, Ordering::Release);
         self.fault.notify_waiters();
@@ -276,7 +290,7 @@ impl Inner {
         });
         match result {
             Ok(result) => {
-                write(&self.positions).clone_from(&state.positions);
+                self.publish(&state);
                 *writer = state;
                 Ok(result)
             }
@@ -327,6 +341,7 @@ impl Inner {
                     let at_ms = now_ms();
                     pending.put(key, version, partition, Stored::Deleted(at_ms), Body::Deleted(at_ms));
                 }
+                VectorEvent::Heartbeat { as_of_ms } => state.heard(partition, as_of_ms),
                 VectorEvent::Barrier { version, .. } if version.0 <= barrier => applied.stale += 1,
                 VectorEvent::Barrier { version, .. } => {
                     // The barrier and its position first: what a kill leaves below it is purged on the next open.
@@ -481,7 +496,7 @@ impl Inner {
     fn adopt(&self, writer: &mut MirrorState, loaded: Loaded) {
         let old = std::mem::replace(&mut *write(&self.matrix), loaded.matrix);
         *write(&self.store) = Some(loaded.store);
-        write(&self.positions).clone_from(&loaded.state.positions);
+        self.publish(&loaded.state);
         *writer = loaded.state;
         self.faulty.store(false, Ordering::Release);
         drop(old);

@@ -10,8 +10,7 @@ use crate::event::VectorEvent;
 use crate::metrics::{PipelineMetrics, Stage};
 use crate::retry::{Chain, Retry};
 use crate::shutdown::Shutdown;
-use crate::topic::embedded::VectorsReader;
-use crate::topic::{LogError, Offsets, Partition, Stored};
+use crate::topic::{LogError, Offsets, Partition, Stored, VectorsReader};
 
 /// Records taken from the log at once: enough to share one fsync, few enough for a search to see the first soon.
 const BATCH_RECORDS_MAX: usize = 512;
@@ -128,10 +127,10 @@ impl Sink {
         if log != mirror {
             return Err(Fault::Fatal(SinkError::Partitions { log, mirror }));
         }
-        match self.reader.seek(&self.mirror.positions()) {
+        match self.reader.seek(&self.mirror.positions()).await {
             Err(error @ (LogError::Ahead { .. } | LogError::Expired { .. })) => {
                 self.mirror.reset(&error.to_string()).await?;
-                self.reader.seek(&self.mirror.positions())?;
+                self.reader.seek(&self.mirror.positions()).await?;
             }
             sought => sought?,
         }
@@ -196,6 +195,10 @@ fn decode(stored: Vec<Stored>, metrics: &PipelineMetrics) -> (Events, Counts) {
             }
         };
         let (count, commit_ts_ms) = match &event {
+            VectorEvent::Heartbeat { .. } => {
+                events.push((partition, offset, event));
+                continue;
+            }
             VectorEvent::Upsert { row, .. } => (&mut counts.upserts, Some(row.commit_ts_ms)),
             VectorEvent::Delete { commit_ts_ms, .. } => (&mut counts.deletes, *commit_ts_ms),
             VectorEvent::Barrier { commit_ts_ms, .. } => (&mut counts.barriers, Some(*commit_ts_ms)),
@@ -298,7 +301,7 @@ mod tests {
         fn start(dir: &Path, log: &Log) -> Self {
             let (mirror, shutdown) = (mirror(dir), Shutdown::new());
             let (sender, progress) = watch::channel(Offsets::new());
-            let reader = log.vectors(REVISION).expect("a reader");
+            let reader = VectorsReader::Embedded(log.vectors(REVISION).expect("a reader"));
             let metrics = PipelineMetrics::new("faq");
             let task = tokio::spawn(run(mirror.clone(), reader, metrics, shutdown.clone(), sender));
             Running { mirror, progress, shutdown, task }

@@ -4,11 +4,15 @@
 //! outputs, are written in one transaction each.
 
 pub mod embedded;
+pub mod kafka;
+mod log;
 pub mod partition;
 
 use serde::{Deserialize, Serialize};
 
 use crate::event::{Lsn, Position, Record};
+
+pub use log::{EmbedLog, Log, VectorsReader};
 
 /// A partition's number, from 0.
 pub type Partition = u16;
@@ -179,10 +183,69 @@ pub enum LogError {
         /// How the write failed.
         reason: String,
     },
+    /// A broker did not do what was asked, or is not there.
+    #[error("{operation} {topic}")]
+    Broker {
+        /// What was being done.
+        operation: &'static str,
+        /// The topic, or the brokers.
+        topic: String,
+        /// What librdkafka said.
+        source: Box<rdkafka::error::KafkaError>,
+    },
+    /// A topic has settings that would lose rows or their order.
+    #[error("use topic {topic}: {what}")]
+    Topic {
+        /// The topic.
+        topic: String,
+        /// What is wrong, what was wanted and what to do.
+        what: String,
+    },
+    /// Another member of the group has the partition now. Nothing was written.
+    #[error("read {topic}: partitions were taken away")]
+    Revoked {
+        /// The topic.
+        topic: String,
+    },
+    /// The reader's position is gone, or the records at it are.
+    #[error(
+        "read {topic}: there is no valid position to go on from, although it was begun once: the group's offsets have expired, or the records at them were deleted; run `vecsync sync`, set another VECSYNC_TOPIC_PREFIX, or put the group at the beginning with kafka-consumer-groups --reset-offsets --to-earliest"
+    )]
+    NoPosition {
+        /// The topic.
+        topic: String,
+    },
+    /// There was a fault since the last take-over, or none yet.
+    #[error("write {topic}: not taken over")]
+    NotTaken {
+        /// The topic.
+        topic: String,
+    },
+    /// A thread could not be started.
+    #[error("read {topic}: start a thread")]
+    Thread {
+        /// The topic.
+        topic: String,
+        /// What the operating system said.
+        source: std::io::Error,
+    },
+    /// A task of the log ended abnormally.
+    #[error("a task of the log")]
+    Task(#[source] tokio::task::JoinError),
     /// The log was closed.
     #[error("log {path}: closed")]
     Closed {
         /// The folder.
         path: String,
     },
+}
+
+impl LogError {
+    /// Whether the same may succeed later without anybody's help.
+    pub fn is_passing(&self) -> bool {
+        matches!(
+            self,
+            LogError::Full { .. } | LogError::Broker { .. } | LogError::Revoked { .. } | LogError::NotTaken { .. }
+        )
+    }
 }

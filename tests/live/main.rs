@@ -6,6 +6,7 @@ mod support;
 
 mod commands;
 mod http;
+mod kafka;
 mod refusals;
 mod restart;
 mod schema;

@@ -128,7 +128,7 @@ fn every_problem_of_every_source_is_listed_at_once_and_nothing_is_connected_to()
         .file(".env", "VECSYNC_MODEL=fp16\nVECSYNC_LISTEN=127.0.0.1:1\nno equals sign\nVECSYNC_API_KEYS=short\n")
         .file("pipelines/faq.toml", "name = 'Faq'\n[source]\ntopic = 't'\n[document]\nwindow_tokens = 8\n");
     program.run(&["run", "--role", "capture,serve"]).refused(&[
-        "--role: only all four together are supported",
+        "--role: the embedded log serves one process",
         "DATABASE_URL (environment) sslmode: allow is not supported",
         "DATABASE_URL (environment) sslmod: is no connection parameter of PostgreSQL; did you mean sslmode?",
         "VECSYNC_LISTEN (environment) = \"everywhere\": wanted an IP address and a port",

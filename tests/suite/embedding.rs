@@ -279,6 +279,7 @@ async fn a_batch_becomes_rows_deletes_barriers_and_dead_letters() {
                 VectorEvent::Upsert { key, .. } => format!("upsert {}", key.id()),
                 VectorEvent::Delete { key, version, .. } => format!("delete {}@{}", key.id(), version.0),
                 VectorEvent::Barrier { version, .. } => format!("barrier@{}", version.0),
+                VectorEvent::Heartbeat { as_of_ms } => format!("heartbeat@{as_of_ms}"),
             },
             other => panic!("{other:?}"),
         })

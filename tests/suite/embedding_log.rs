@@ -13,7 +13,7 @@ use vecsync::event::{Lsn, Position, Record, RowKey, VectorEvent, Version};
 use vecsync::metrics::PipelineMetrics;
 use vecsync::shutdown::Shutdown;
 use vecsync::topic::embedded::{Log, Settings, VectorsReader};
-use vecsync::topic::{CaptureState, Outgoing, SnapshotMarker};
+use vecsync::topic::{CaptureState, EmbedLog, Outgoing, SnapshotMarker};
 
 /// Longer than any of it takes, for a test that would otherwise hang.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -89,7 +89,7 @@ async fn a_worker_that_is_stopped_goes_on_where_it_was() {
         let metrics = PipelineMetrics::new("faq");
         let worker =
             Worker::new(embedder.clone(), &document(), Cache::off(), metrics, "t.faq.changes").expect("templates");
-        tokio::spawn(worker.run(log.embedder(&revision).expect("a reader"), shutdown.clone()))
+        tokio::spawn(worker.run(EmbedLog::Embedded(log.embedder(&revision).expect("a reader")), shutdown.clone()))
     };
     let mut reader = log.vectors(&revision).expect("a reader");
 

@@ -3,6 +3,7 @@
 
 pub mod dice;
 pub mod http;
+pub mod kafka;
 pub mod postgres;
 pub mod process;
 pub mod site;

@@ -38,6 +38,8 @@ pub struct Vecsync {
     pub http: Http,
     folder: TempDir,
     settings: BTreeMap<String, String>,
+    /// `--role`; empty: all.
+    roles: String,
     process: Option<Child>,
     readers: Vec<JoinHandle<()>>,
     log: Arc<Mutex<Vec<u8>>>,
@@ -58,7 +60,8 @@ impl Vecsync {
         let port = free_port();
         let log = Arc::default();
         let (settings, readers) = (BTreeMap::new(), vec![]);
-        let mut vecsync = Vecsync { port, http: Http::new(port), folder, settings, process: None, readers, log };
+        let (http, roles) = (Http::new(port), String::new());
+        let mut vecsync = Vecsync { port, http, folder, settings, roles, process: None, readers, log };
         vecsync.write_pipeline(PIPELINE);
         vecsync.set("DATABASE_URL", database_url);
         vecsync.set("VECSYNC_DATA_DIR", vecsync.path("data"));
@@ -77,6 +80,11 @@ impl Vecsync {
         self.settings.insert(name.to_owned(), value.to_string());
     }
 
+    /// What it does when it is started, such as `embed` or `capture,embed`.
+    pub fn roles(&mut self, roles: &str) {
+        roles.clone_into(&mut self.roles);
+    }
+
     pub fn write_pipeline(&self, text: &str) {
         fs::write(self.folder.path().join("pipeline.toml"), text).expect("write the pipeline file");
     }
@@ -88,7 +96,9 @@ impl Vecsync {
 
     pub fn start(&mut self) {
         assert!(self.process.is_none(), "vecsync runs already");
-        let mut child = self.command(&["run"]).stdout(Stdio::null()).spawn().expect("start vecsync");
+        let roles = self.roles.clone();
+        let arguments: &[&str] = if roles.is_empty() { &["run"] } else { &["run", "--role", &roles] };
+        let mut child = self.command(arguments).stdout(Stdio::null()).spawn().expect("start vecsync");
         let stderr = child.stderr.take().expect("it is piped");
         self.readers.push(collect(stderr, Arc::clone(&self.log)));
         self.process = Some(child);

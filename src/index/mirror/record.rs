@@ -59,6 +59,9 @@ pub(super) struct MirrorState {
     /// Sum of all fingerprints, modulo 2^64.
     #[prost(fixed64, tag = "7")]
     pub(super) digest: u64,
+    /// The last heartbeat, one a partition, milliseconds since the Unix epoch; empty or 0: there was none.
+    #[prost(sint64, repeated, tag = "8")]
+    pub(super) heartbeats: Vec<i64>,
 }
 
 /// Why bytes cannot be what was stored.
@@ -138,7 +141,20 @@ impl MirrorState {
             barriers: zeros,
             records: 0,
             digest: 0,
+            heartbeats: vec![],
         }
+    }
+
+    /// Notes a heartbeat of a partition.
+    pub(super) fn heard(&mut self, partition: Partition, as_of_ms: i64) {
+        self.heartbeats.resize(self.positions.len(), 0);
+        let last = &mut self.heartbeats[usize::from(partition)];
+        *last = as_of_ms.max(*last);
+    }
+
+    /// The moment up to which all partitions have everything; `None` before each has had a heartbeat.
+    pub(super) fn as_of_ms(&self) -> Option<i64> {
+        self.heartbeats.iter().min().copied().filter(|as_of_ms| *as_of_ms > 0)
     }
 
     /// The stored bytes.

@@ -113,6 +113,7 @@ fn expected(positions: &[u64]) -> Content {
                     VectorEvent::Barrier { .. } => {
                         content.retain(|key, _| partition(key.id().as_u64().expect("a number")) != lane);
                     }
+                    VectorEvent::Heartbeat { .. } => {}
                 }
             }
             number += 1;

@@ -1,0 +1,240 @@
+//! The log on Kafka: two compacted topics, the dead letters, and a topic for capture's state. Serves many processes.
+//!
+//! **Invariants.** Capture's events and its state are one transaction under a fixed transactional id, so a newer capture
+//! fences an older one; embed's records, dead letters and positions are one transaction of a member of its group, so
+//! whoever lost a partition cannot write for it. Everybody reads committed records only. A fault of a broker is told to
+//! the caller, who tries again; what it left unsettled is settled before anything else is written.
+
+mod client;
+mod embed;
+mod feed;
+mod keys;
+mod state;
+mod topics;
+mod vectors;
+mod writer;
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::task::spawn_blocking;
+
+use super::{CaptureState, LogError, Offsets, Outgoing, Partition};
+use crate::config::Secret;
+use crate::event::Record;
+use client::Names;
+use keys::LiveKeys;
+use topics::Wanted;
+use writer::Writer;
+
+pub use embed::EmbedLog;
+pub use vectors::VectorsReader;
+
+/// The record of the state topic that is capture's state.
+const CAPTURE: &str = "capture";
+
+/// What the log is made for and where it is.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Bootstrap servers.
+    pub brokers: String,
+    /// librdkafka's properties of security.
+    pub security: Vec<(&'static str, Secret)>,
+    /// Prefix of the topics' names.
+    pub prefix: String,
+    /// The pipeline's name, the second part of the topics' names.
+    pub pipeline: String,
+    /// Partitions of each topic.
+    pub partitions: u16,
+    /// Copies of each partition, where a topic is made.
+    pub replication: u16,
+    /// How long tombstones are kept at least, where a topic is made.
+    pub tombstone_retention: Duration,
+    /// A folder for what a resync looks up; it is emptied and removed.
+    pub scratch: PathBuf,
+}
+
+/// The log of one pipeline. Clones are the same. Connects when it is used.
+#[derive(Clone)]
+pub struct Log(Arc<Inner>);
+
+struct Inner {
+    settings: Settings,
+    names: Names,
+    /// Capture's; none before it has taken over and after a fault.
+    writer: Mutex<Option<Writer>>,
+    /// Ends of `changes`, as far as this capture knows them.
+    ends: Mutex<Offsets>,
+    live_keys: Mutex<Option<LiveKeys>>,
+}
+
+impl Log {
+    /// A log that is not connected yet.
+    pub fn new(settings: Settings) -> Log {
+        Log(Arc::new(Inner {
+            names: Names::new(&settings),
+            writer: Mutex::new(None),
+            ends: Mutex::new(vec![0; usize::from(settings.partitions)]),
+            live_keys: Mutex::new(None),
+            settings,
+        }))
+    }
+
+    /// See [`super::Log::capture_state`]. Makes the topics that are missing.
+    pub async fn capture_state(&self) -> Result<Option<CaptureState>, LogError> {
+        ensure(&self.0).await?;
+        self.blocking(|inner| inner.read_state()).await
+    }
+
+    /// See [`super::Log::take_over`].
+    pub async fn take_over(&self) -> Result<Option<CaptureState>, LogError> {
+        ensure(&self.0).await?;
+        self.blocking(|inner| {
+            let mut held = lock(&inner.writer);
+            // The old one's connections first: it may be the very one that has to be fenced.
+            *held = None;
+            let opened = Writer::open(&inner.settings, &inner.names.capture());
+            *held = Some(opened.map_err(client::fault("take over", &inner.names.changes))?);
+            *lock(&inner.ends) = inner.read_ends()?;
+            inner.read_state()
+        })
+        .await
+    }
+
+    /// See [`super::Log::append_changes`]. Only after `take_over`; after an error nothing more is written before it.
+    pub async fn append_changes(&self, records: Vec<Outgoing>, state: &CaptureState) -> Result<(), LogError> {
+        let value = serde_json::to_vec(state).expect("capture's state has string keys only");
+        self.blocking(move |inner| inner.append(records, value.into())).await
+    }
+
+    /// See [`super::Log::changes_ends`].
+    pub fn changes_ends(&self) -> Offsets {
+        lock(&self.0.ends).clone()
+    }
+
+    /// See [`super::Log::live_keys_below`]. Reads the whole partition the first time. Blocks.
+    pub fn live_keys_below(
+        &self,
+        partition: Partition,
+        offset: u64,
+        after: Option<&[u8]>,
+        limit: usize,
+    ) -> Result<Vec<(u64, Bytes)>, LogError> {
+        let inner = &self.0;
+        if offset == 0 {
+            return Ok(vec![]);
+        }
+        let mut held = lock(&inner.live_keys);
+        if held.as_ref().is_none_or(|keys| keys.partition() != partition || after.is_none()) {
+            *held = None;
+            *held = Some(LiveKeys::read(&inner.settings, &inner.names.changes, partition)?);
+        }
+        let page = held.as_ref().map_or(Ok(vec![]), |keys| keys.below(offset, after, limit))?;
+        if page.is_empty() {
+            *held = None;
+        }
+        Ok(page)
+    }
+
+    /// Embed's side for a revision, not connected yet.
+    pub fn embedder(&self, revision: &str) -> EmbedLog {
+        EmbedLog::new(self.0.settings.clone(), self.0.names.clone(), revision)
+    }
+
+    /// See [`super::Log::vectors`]; not connected yet.
+    pub fn vectors(&self, revision: &str) -> VectorsReader {
+        VectorsReader::new(self.0.settings.clone(), self.0.names.vectors(revision))
+    }
+
+    /// Refuses topics whose number of partitions has changed since they were made.
+    pub async fn check_partitions(&self) -> Result<(), LogError> {
+        let Inner { settings, names, .. } = &*self.0;
+        let partitions = settings.partitions;
+        let wanted = [&names.changes, &names.dead_letters].map(|name| Wanted { name, partitions });
+        topics::check_partitions(settings, &wanted).await
+    }
+
+    /// Ends capture's connections.
+    pub async fn close(&self) {
+        // Only a writer that hangs in a call to its broker is left to the end of the process.
+        let closed = self.blocking(|inner| {
+            lock(&inner.writer).take();
+            lock(&inner.live_keys).take();
+            Ok(())
+        });
+        if closed.await.is_err() {
+            tracing::debug!("close the log: the task was ended");
+        }
+    }
+
+    async fn blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Inner) -> Result<T, LogError> + Send + 'static,
+    ) -> Result<T, LogError> {
+        let inner = Arc::clone(&self.0);
+        spawn_blocking(move || work(&inner)).await.unwrap_or_else(|fault| Err(LogError::Task(fault)))
+    }
+}
+
+impl Inner {
+    fn append(&self, records: Vec<Outgoing>, state: Bytes) -> Result<(), LogError> {
+        let Inner { settings, names, .. } = self;
+        let mut held = lock(&self.writer);
+        let Some(writer) = held.as_ref() else {
+            return Err(LogError::NotTaken { topic: names.changes.clone() });
+        };
+        let mut placed = writer::place(&names.changes, settings.partitions, records);
+        placed.push((names.state.clone(), 0, state::record(CAPTURE, state)));
+        match writer.transact(&placed, None) {
+            Ok(written) => {
+                let mut ends = lock(&self.ends);
+                for ((topic, partition), end) in written {
+                    if let Some(known) = ends.get_mut(usize::from(partition)).filter(|_| topic == names.changes) {
+                        *known = end.max(*known);
+                    }
+                }
+                Ok(())
+            }
+            Err(error) => {
+                *held = None;
+                Err(client::fault("append to", &names.changes)(error))
+            }
+        }
+    }
+
+    fn read_state(&self) -> Result<Option<CaptureState>, LogError> {
+        let Some(value) = state::read(&self.settings, &self.names.state, CAPTURE)? else { return Ok(None) };
+        let damaged = |_| LogError::Damaged { path: self.names.state.clone(), what: "capture's state".to_owned() };
+        serde_json::from_slice(&value).map(Some).map_err(damaged)
+    }
+
+    fn read_ends(&self) -> Result<Offsets, LogError> {
+        let fault = client::fault("ask for the ends of", &self.names.changes);
+        let consumer = client::reader(&self.settings).map_err(&fault)?;
+        let end = |partition| client::bounds(&consumer, &self.names.changes, partition).map(|(_, end)| end);
+        (0..self.settings.partitions).map(end).collect::<Result<_, _>>().map_err(&fault)
+    }
+}
+
+/// The topics that every process needs.
+async fn ensure(inner: &Inner) -> Result<(), LogError> {
+    let Inner { settings, names, .. } = inner;
+    let partitions = settings.partitions;
+    let wanted = [
+        Wanted { name: &names.changes, partitions },
+        Wanted { name: &names.dead_letters, partitions },
+        Wanted { name: &names.state, partitions: 1 },
+    ];
+    topics::ensure(settings, &wanted).await
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A record of the state topic's form.
+fn keyed(key: &str, value: Bytes, now_ms: i64) -> Record {
+    Record { key: Bytes::copy_from_slice(key.as_bytes()), value: Some(value), headers: vec![], timestamp_ms: now_ms }
+}

@@ -1,0 +1,238 @@
+//! Embed's side of the log on Kafka: one of a group that shares the partitions of `changes` among its members.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::{Offset, TopicPartitionList};
+use tokio::task::spawn_blocking;
+
+use super::super::partition::partition_of;
+use super::super::{LogError, Outgoing, Partition, Stored};
+use super::client::{self, Names, PATIENCE, Quiet};
+use super::feed::Feed;
+use super::topics::{self, Wanted};
+use super::writer::{self, Placed, Writer};
+use super::{Settings, state};
+use crate::event::Record;
+
+/// One of those who embed a revision.
+pub struct EmbedLog {
+    settings: Settings,
+    names: Names,
+    revision: String,
+    /// Names this member's transactions. The group's generation decides who may commit, so any name will do.
+    transactional_id: String,
+    joined: Option<Arc<Joined>>,
+    /// Revocations that the caller knows of.
+    revocations: u64,
+    /// Whether a commit failed, so that the group's positions may be ahead of what is known here.
+    uncertain: bool,
+}
+
+/// What a member has open.
+struct Joined {
+    feed: Feed,
+    writer: std::sync::Mutex<Option<Writer>>,
+}
+
+impl EmbedLog {
+    pub(super) fn new(settings: Settings, names: Names, revision: &str) -> EmbedLog {
+        let transactional_id = format!("{}.{}", names.embedders(revision), unique());
+        let revision = revision.to_owned();
+        EmbedLog { settings, names, revision, transactional_id, joined: None, revocations: 0, uncertain: false }
+    }
+
+    /// See [`super::super::EmbedLog::next`]. Joins the group the first time. [`LogError::Revoked`] where a partition was
+    /// taken away: what was read and not committed is to be dropped, and `rewind` called.
+    pub async fn next(&mut self, max_records: usize, max_bytes: usize) -> Result<Vec<Stored>, LogError> {
+        let revocations = self.revocations;
+        let joined = self.joined().await?;
+        joined.feed.next(max_records, max_bytes, revocations).await
+    }
+
+    /// See [`super::super::EmbedLog::lag`].
+    pub fn lag(&self) -> u64 {
+        self.joined.as_ref().map_or(0, |joined| joined.feed.waiting())
+    }
+
+    /// See [`super::super::EmbedLog::commit`]. Nothing is written for a partition that was taken away.
+    pub async fn commit(
+        &mut self,
+        vectors: Vec<Outgoing>,
+        dead_letters: Vec<Record>,
+        ends: &BTreeMap<Partition, u64>,
+    ) -> Result<(), LogError> {
+        let joined = self.joined().await?;
+        let (settings, names) = (self.settings.clone(), self.names.clone());
+        let mut records = writer::place(&names.vectors(&self.revision), settings.partitions, vectors);
+        records.extend(dead_letters.into_iter().map(|letter| place_letter(&settings, &names, letter)));
+        let (ends, revocations, id) = (ends.clone(), self.revocations, self.transactional_id.clone());
+        let commit = move || joined.commit(&settings, &names, &id, &records, &ends, revocations);
+        let committed = spawn_blocking(commit).await.unwrap_or_else(|fault| Err(LogError::Task(fault)));
+        self.uncertain |= committed.is_err();
+        committed
+    }
+
+    /// See [`super::super::EmbedLog::rewind`].
+    pub async fn rewind(&mut self) -> Result<(), LogError> {
+        let Some(joined) = self.joined.clone() else { return Ok(()) };
+        self.revocations = joined.feed.revocations();
+        if self.uncertain {
+            let changes = self.names.changes.clone();
+            let asked = Arc::clone(&joined);
+            let ask = move || asked.committed(&changes);
+            let committed = spawn_blocking(ask).await.unwrap_or_else(|fault| Err(LogError::Task(fault)))?;
+            joined.feed.forget_below(&committed);
+            self.uncertain = false;
+        }
+        joined.feed.rewind();
+        Ok(())
+    }
+
+    async fn joined(&mut self) -> Result<Arc<Joined>, LogError> {
+        if let Some(joined) = &self.joined {
+            return Ok(Arc::clone(joined));
+        }
+        let (settings, names, revision) = (self.settings.clone(), self.names.clone(), self.revision.clone());
+        let partitions = settings.partitions;
+        let vectors = names.vectors(&revision);
+        let wanted = [
+            Wanted { name: &names.changes, partitions },
+            Wanted { name: &vectors, partitions },
+            Wanted { name: &names.dead_letters, partitions },
+            Wanted { name: &names.state, partitions: 1 },
+        ];
+        topics::ensure(&settings, &wanted).await?;
+        let join = move || join(&settings, &names, &revision);
+        let joined = spawn_blocking(join).await.unwrap_or_else(|fault| Err(LogError::Task(fault)))?;
+        let joined = Arc::new(joined);
+        self.joined = Some(Arc::clone(&joined));
+        Ok(joined)
+    }
+}
+
+fn join(settings: &Settings, names: &Names, revision: &str) -> Result<Joined, LogError> {
+    begin(settings, names, revision)?;
+    let mut config = client::reading(settings, &names.embedders(revision));
+    config
+        .set("partition.assignment.strategy", "cooperative-sticky")
+        // How long a member that was killed keeps its partitions from the others.
+        .set("session.timeout.ms", "10000")
+        .set("heartbeat.interval.ms", "2000")
+        .set("max.poll.interval.ms", "60000");
+    Ok(Joined { feed: Feed::join(&config, &names.changes)?, writer: std::sync::Mutex::new(None) })
+}
+
+/// The first of all members puts the group at the beginning, explicitly, and leaves a marker that says so. From then on a
+/// missing position is a fault and never a beginning.
+fn begin(settings: &Settings, names: &Names, revision: &str) -> Result<(), LogError> {
+    let marker = format!("embed.{revision}");
+    if state::read(settings, &names.state, &marker)?.is_some() {
+        return Ok(());
+    }
+    let fault = client::fault("put at the beginning", &names.changes);
+    let consumer: BaseConsumer<Quiet> =
+        client::reading(settings, &names.embedders(revision)).create_with_context(Quiet).map_err(&fault)?;
+    let known = committed(&consumer, &names.changes, settings.partitions).map_err(&fault)?;
+    let zeros: BTreeMap<Partition, u64> =
+        (0..settings.partitions).filter(|partition| !known.contains_key(partition)).map(|p| (p, 0)).collect();
+    if !zeros.is_empty() {
+        let offsets = client::offsets(&names.changes, &zeros).map_err(&fault)?;
+        match consumer.commit(&offsets, CommitMode::Sync) {
+            Ok(()) => {}
+            // A group that has members has been begun by one of them.
+            Err(KafkaError::ConsumerCommit(
+                RDKafkaErrorCode::UnknownMemberId
+                | RDKafkaErrorCode::IllegalGeneration
+                | RDKafkaErrorCode::RebalanceInProgress,
+            )) => return Ok(()),
+            Err(error) => return Err(fault(error)),
+        }
+    }
+    let id = format!("{}.{}", names.embedders(revision), unique());
+    let writer = Writer::open(settings, &id).map_err(client::fault("write", &names.state))?;
+    let record = state::record(&marker, Bytes::from_static(br#"{"begun":true}"#));
+    writer.transact(&[(names.state.clone(), 0, record)], None).map_err(client::fault("write", &names.state))?;
+    tracing::info!(topic = names.changes, revision, "embedding begins at the beginning");
+    Ok(())
+}
+
+impl Joined {
+    fn commit(
+        &self,
+        settings: &Settings,
+        names: &Names,
+        transactional_id: &str,
+        records: &[Placed],
+        ends: &BTreeMap<Partition, u64>,
+        revocations: u64,
+    ) -> Result<(), LogError> {
+        let _no_rebalance = self.feed.transaction();
+        if self.feed.revocations() != revocations || !self.feed.owns(ends.keys()) {
+            return Err(LogError::Revoked { topic: names.changes.clone() });
+        }
+        let fault = client::fault("commit to", &names.changes);
+        let group = self.feed.consumer().group_metadata();
+        let group = group.ok_or_else(|| LogError::Revoked { topic: names.changes.clone() })?;
+        let mut held = self.writer.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let writer = match held.take() {
+            Some(writer) => writer,
+            None => Writer::open(settings, transactional_id).map_err(&fault)?,
+        };
+        let offsets = client::offsets(&names.changes, ends).map_err(&fault)?;
+        writer.transact(records, Some((&offsets, &group))).map_err(&fault)?;
+        // A writer that failed is not kept: the next one settles what it left.
+        *held = Some(writer);
+        self.feed.forget_below(ends);
+        Ok(())
+    }
+
+    /// The group's positions of the partitions that are ours.
+    fn committed(&self, topic: &str) -> Result<BTreeMap<Partition, u64>, LogError> {
+        let fault = client::fault("ask for the positions in", topic);
+        let ours = self.feed.consumer().assignment().map_err(&fault)?;
+        let list = self.feed.consumer().committed_offsets(ours, PATIENCE).map_err(&fault)?;
+        Ok(positions(&list))
+    }
+}
+
+fn committed(
+    consumer: &BaseConsumer<Quiet>,
+    topic: &str,
+    partitions: u16,
+) -> Result<BTreeMap<Partition, u64>, KafkaError> {
+    let mut asked = TopicPartitionList::new();
+    asked.add_partition_range(topic, 0, i32::from(partitions) - 1);
+    Ok(positions(&consumer.committed_offsets(asked, PATIENCE)?))
+}
+
+fn positions(list: &TopicPartitionList) -> BTreeMap<Partition, u64> {
+    let known = list.elements().into_iter().filter_map(|element| match element.offset() {
+        Offset::Offset(offset) => Some((element.partition().try_into().ok()?, offset.try_into().ok()?)),
+        _ => None,
+    });
+    known.collect()
+}
+
+/// A dead letter keeps its key, so that a newer one of the same row takes its place; one without a key gets a name of
+/// its own, since a compacted topic takes none without.
+fn place_letter(settings: &Settings, names: &Names, mut letter: Record) -> Placed {
+    if letter.key.is_empty() {
+        let place: Vec<String> = ["vecsync.partition", "vecsync.offset"]
+            .iter()
+            .filter_map(|name| letter.headers.iter().find(|(header, _)| header == name))
+            .map(|(_, value)| String::from_utf8_lossy(value).into_owned())
+            .collect();
+        letter.key = format!(r#"{{"":"dead-letter {}"}}"#, place.join("/")).into();
+    }
+    let partition = partition_of(&letter.key, settings.partitions);
+    (names.dead_letters.clone(), partition, letter)
+}
+
+/// A name that no other process has: where and when this one was started.
+fn unique() -> String {
+    format!("{}-{}-{}", whoami::hostname().unwrap_or_default(), std::process::id(), crate::clock::now_ms())
+}

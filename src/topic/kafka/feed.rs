@@ -1,0 +1,450 @@
+//! A thread that polls the broker and a bounded buffer behind it. Knows partitions and offsets, no events.
+//!
+//! **Invariants:** the broker is polled all the time, whatever the reader does, so that a slow reader keeps its place in
+//! its group; when the buffer is full, partitions are paused; of a partition that was taken away nothing more is given.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use bytes::Bytes;
+use rdkafka::ClientContext;
+use rdkafka::Message;
+use rdkafka::TopicPartitionList;
+use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
+use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext, Rebalance};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::message::{BorrowedMessage, Headers};
+use tokio::sync::Notify;
+
+use super::super::{LogError, Partition, Stored};
+use super::client;
+use crate::event::Record;
+
+/// Bytes of records that wait, beyond which partitions are paused. librdkafka holds about as much before them.
+const BUFFER_BYTES_MAX: usize = 16 << 20;
+/// How long a poll waits.
+const POLL: Duration = Duration::from_millis(100);
+/// How long a poll waits while partitions are paused: they go on soon after there is room.
+const POLL_PAUSED: Duration = Duration::from_millis(5);
+
+/// What a record costs in memory besides its own bytes.
+const RECORD_OVERHEAD: usize = 200;
+
+/// Records of a topic as they come.
+pub(super) struct Feed {
+    shared: Arc<Shared>,
+    consumer: Arc<BaseConsumer<Context>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+struct Shared {
+    topic: String,
+    buffer: Mutex<Buffer>,
+    arrived: Notify,
+    stopping: AtomicBool,
+    /// Held by a transaction that commits positions; a partition is given back only between two of them.
+    transaction: Mutex<()>,
+}
+
+#[derive(Default)]
+struct Buffer {
+    lanes: BTreeMap<Partition, Lane>,
+    bytes: usize,
+    /// Counts the times that a partition was taken away.
+    revocations: u64,
+    paused: bool,
+    fault: Option<LogError>,
+    /// The partition that the next batch begins after.
+    turn: Partition,
+}
+
+/// A partition: its records in order, the first `given` of them given and not yet done with.
+#[derive(Default)]
+struct Lane {
+    records: VecDeque<Stored>,
+    given: usize,
+    /// Nothing stands behind the last record but markers of transactions.
+    at_end: bool,
+}
+
+/// Follows the group: what is taken away is dropped, between two transactions.
+pub(super) struct Context(Arc<Shared>);
+
+impl ClientContext for Context {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        client::log(level, facility, message);
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        tracing::debug!("Kafka: {error}: {reason}");
+    }
+}
+
+impl ConsumerContext for Context {
+    fn pre_rebalance(&self, _: &BaseConsumer<Self>, rebalance: &Rebalance<'_>) {
+        match rebalance {
+            Rebalance::Revoke(list) => {
+                let partitions = partitions(list);
+                tracing::info!(?partitions, "partitions given back");
+                // Whoever gets them next must find all that was committed.
+                let _transaction = lock(&self.0.transaction);
+                let mut buffer = lock(&self.0.buffer);
+                buffer.revocations += 1;
+                buffer.paused = false;
+                for partition in partitions {
+                    buffer.drop_lane(partition);
+                }
+                drop(buffer);
+                self.0.arrived.notify_one();
+            }
+            Rebalance::Assign(list) => {
+                let partitions = partitions(list);
+                tracing::info!(?partitions, "partitions taken on");
+                let mut buffer = lock(&self.0.buffer);
+                buffer.paused = false;
+                for partition in partitions {
+                    buffer.drop_lane(partition);
+                    buffer.lanes.insert(partition, Lane::default());
+                }
+            }
+            Rebalance::Error(error) => tracing::warn!("share the partitions of {}: {error}", self.0.topic),
+        }
+    }
+}
+
+fn partitions(list: &TopicPartitionList) -> Vec<Partition> {
+    list.elements().iter().filter_map(|element| Partition::try_from(element.partition()).ok()).collect()
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Feed {
+    /// Joins the configured group and reads the partitions that it gets, from the group's positions on.
+    pub fn join(config: &ClientConfig, topic: &str) -> Result<Feed, LogError> {
+        Feed::start(config, topic, |consumer| consumer.subscribe(&[topic]))
+    }
+
+    /// Reads all partitions from these positions on.
+    pub fn assigned(
+        config: &ClientConfig,
+        topic: &str,
+        positions: &BTreeMap<Partition, u64>,
+    ) -> Result<Feed, LogError> {
+        let feed = Feed::start(config, topic, |consumer| consumer.assign(&client::offsets(topic, positions)?))?;
+        Ok(feed)
+    }
+
+    fn start(
+        config: &ClientConfig,
+        topic: &str,
+        begin: impl FnOnce(&BaseConsumer<Context>) -> Result<(), KafkaError>,
+    ) -> Result<Feed, LogError> {
+        let fault = client::fault("read", topic);
+        let shared = Arc::new(Shared {
+            topic: topic.to_owned(),
+            buffer: Mutex::default(),
+            arrived: Notify::new(),
+            stopping: AtomicBool::new(false),
+            transaction: Mutex::new(()),
+        });
+        let consumer = config.create_with_context(Context(Arc::clone(&shared))).map_err(&fault)?;
+        let consumer: Arc<BaseConsumer<Context>> = Arc::new(consumer);
+        begin(&consumer).map_err(&fault)?;
+        let (polled, buffer) = (Arc::clone(&consumer), Arc::clone(&shared));
+        let thread = std::thread::Builder::new()
+            .name("vecsync-kafka".to_owned())
+            .spawn(move || poll(&polled, &buffer))
+            .map_err(|source| LogError::Thread { topic: topic.to_owned(), source })?;
+        Ok(Feed { shared, consumer, thread: Some(thread) })
+    }
+
+    pub fn consumer(&self) -> &BaseConsumer<Context> {
+        &self.consumer
+    }
+
+    /// Keeps partitions from being given back while it is held.
+    pub fn transaction(&self) -> MutexGuard<'_, ()> {
+        lock(&self.shared.transaction)
+    }
+
+    /// How often partitions were taken away.
+    pub fn revocations(&self) -> u64 {
+        lock(&self.shared.buffer).revocations
+    }
+
+    /// Whether all these partitions are ours.
+    pub fn owns<'a>(&self, mut partitions: impl Iterator<Item = &'a Partition>) -> bool {
+        let buffer = lock(&self.shared.buffer);
+        partitions.all(|partition| buffer.lanes.contains_key(partition))
+    }
+
+    /// Waits until there are records and gives some. `revocations` is what the caller knows of: where more partitions
+    /// were taken away, it is told first. Cancel-safe.
+    pub async fn next(&self, records: usize, bytes: usize, revocations: u64) -> Result<Vec<Stored>, LogError> {
+        loop {
+            let arrived = self.shared.arrived.notified();
+            {
+                let mut buffer = lock(&self.shared.buffer);
+                if buffer.revocations != revocations {
+                    return Err(LogError::Revoked { topic: self.shared.topic.clone() });
+                }
+                if let Some(fault) = buffer.fault.take() {
+                    return Err(fault);
+                }
+                let batch = buffer.give(records, bytes);
+                if !batch.is_empty() {
+                    return Ok(batch);
+                }
+            }
+            arrived.await;
+        }
+    }
+
+    /// About how many records wait to be given.
+    pub fn waiting(&self) -> u64 {
+        lock(&self.shared.buffer).lanes.values().map(|lane| (lane.records.len() - lane.given) as u64).sum()
+    }
+
+    /// Whether all of a partition was given, as far as is known.
+    pub fn is_at_end(&self, partition: Partition) -> bool {
+        let buffer = lock(&self.shared.buffer);
+        buffer.lanes.get(&partition).is_some_and(|lane| lane.at_end && lane.given == lane.records.len())
+    }
+
+    /// Forgets records below these offsets.
+    pub fn forget_below(&self, ends: &BTreeMap<Partition, u64>) {
+        lock(&self.shared.buffer).forget_below(ends);
+    }
+
+    /// Gives what was given and is not forgotten once more.
+    pub fn rewind(&self) {
+        for lane in lock(&self.shared.buffer).lanes.values_mut() {
+            lane.given = 0;
+        }
+        self.shared.arrived.notify_one();
+    }
+}
+
+impl Drop for Feed {
+    /// Ends the thread; the consumer leaves its group.
+    fn drop(&mut self) {
+        self.shared.stopping.store(true, Ordering::Release);
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            tracing::error!("the thread that reads {} panicked", self.shared.topic);
+        }
+    }
+}
+
+impl Buffer {
+    fn drop_lane(&mut self, partition: Partition) {
+        if let Some(lane) = self.lanes.remove(&partition) {
+            self.bytes -= lane.records.iter().map(size).sum::<usize>();
+        }
+    }
+
+    fn push(&mut self, stored: Stored) {
+        self.bytes += size(&stored);
+        let lane = self.lanes.entry(stored.partition).or_default();
+        lane.at_end = false;
+        lane.records.push_back(stored);
+    }
+
+    /// Records from the partitions in turn, each partition's own in order.
+    fn give(&mut self, records_max: usize, bytes_max: usize) -> Vec<Stored> {
+        let mut batch: Vec<Stored> = vec![];
+        let mut bytes = 0;
+        let ready = |lane: &Lane| lane.given < lane.records.len();
+        let mut open: Vec<Partition> = self.lanes.iter().filter(|(_, lane)| ready(lane)).map(|(p, _)| *p).collect();
+        let after = open.iter().position(|partition| *partition > self.turn).unwrap_or(0);
+        open.rotate_left(after);
+        self.turn = open.first().copied().unwrap_or(self.turn);
+        while !open.is_empty() {
+            let share = (records_max.max(1) - batch.len()).div_ceil(open.len());
+            let mut still = vec![];
+            for partition in open {
+                let Some(lane) = self.lanes.get_mut(&partition) else { continue };
+                for _ in 0..share {
+                    let Some(stored) = lane.records.get(lane.given) else { break };
+                    if batch.len() >= records_max.max(1) || (!batch.is_empty() && bytes + size(stored) > bytes_max) {
+                        return batch;
+                    }
+                    bytes += size(stored);
+                    batch.push(stored.clone());
+                    lane.given += 1;
+                }
+                if lane.given < lane.records.len() {
+                    still.push(partition);
+                }
+            }
+            if batch.len() >= records_max.max(1) {
+                break;
+            }
+            open = still;
+        }
+        batch
+    }
+
+    fn forget_below(&mut self, ends: &BTreeMap<Partition, u64>) {
+        for (partition, end) in ends {
+            let Some(lane) = self.lanes.get_mut(partition) else { continue };
+            while lane.records.front().is_some_and(|stored| stored.offset < *end) {
+                if let Some(stored) = lane.records.pop_front() {
+                    self.bytes -= size(&stored);
+                    lane.given = lane.given.saturating_sub(1);
+                }
+            }
+        }
+    }
+}
+
+fn size(stored: &Stored) -> usize {
+    let Record { key, value, headers, .. } = &stored.record;
+    let headers: usize = headers.iter().map(|(name, value)| name.len() + value.len()).sum();
+    RECORD_OVERHEAD + key.len() + value.as_ref().map_or(0, Bytes::len) + headers
+}
+
+fn poll(consumer: &BaseConsumer<Context>, shared: &Shared) {
+    let mut wait = POLL;
+    while !shared.stopping.load(Ordering::Acquire) {
+        match consumer.poll(wait) {
+            None => {}
+            Some(Err(KafkaError::PartitionEOF(partition))) => {
+                let partition = Partition::try_from(partition).unwrap_or_default();
+                lock(&shared.buffer).lanes.entry(partition).or_default().at_end = true;
+            }
+            Some(Ok(message)) => {
+                if let Some(stored) = stored(&message) {
+                    lock(&shared.buffer).push(stored);
+                    shared.arrived.notify_one();
+                }
+            }
+            Some(Err(error)) => {
+                if let Some(fault) = grave(&shared.topic, error) {
+                    lock(&shared.buffer).fault = Some(fault);
+                    shared.arrived.notify_one();
+                }
+            }
+        }
+        wait = regulate(consumer, shared);
+    }
+}
+
+/// Pauses or resumes all partitions as the buffer asks for. Says how long the next poll may wait.
+fn regulate(consumer: &BaseConsumer<Context>, shared: &Shared) -> Duration {
+    let (bytes, paused) = {
+        let buffer = lock(&shared.buffer);
+        (buffer.bytes, buffer.paused)
+    };
+    let pause = if paused { bytes > BUFFER_BYTES_MAX / 2 } else { bytes > BUFFER_BYTES_MAX };
+    if pause != paused {
+        let changed = consumer.assignment().and_then(|assignment| match pause {
+            true => consumer.pause(&assignment),
+            false => consumer.resume(&assignment),
+        });
+        match changed {
+            Ok(()) => lock(&shared.buffer).paused = pause,
+            Err(error) => tracing::debug!("pause or resume {}: {error}", shared.topic),
+        }
+    }
+    if pause { POLL_PAUSED } else { POLL }
+}
+
+/// What the reader has to know; a broker that is away comes back by itself.
+fn grave(topic: &str, error: KafkaError) -> Option<LogError> {
+    let code = error.rdkafka_error_code();
+    match code {
+        Some(RDKafkaErrorCode::AutoOffsetReset | RDKafkaErrorCode::OffsetOutOfRange) => {
+            Some(LogError::NoPosition { topic: topic.to_owned() })
+        }
+        Some(
+            RDKafkaErrorCode::AllBrokersDown
+            | RDKafkaErrorCode::BrokerTransportFailure
+            | RDKafkaErrorCode::OperationTimedOut
+            | RDKafkaErrorCode::Resolve
+            | RDKafkaErrorCode::PollExceeded,
+        ) => {
+            tracing::debug!("read {topic}: {error}");
+            None
+        }
+        _ => Some(client::fault("read", topic)(error)),
+    }
+}
+
+fn stored(message: &BorrowedMessage<'_>) -> Option<Stored> {
+    let headers = message.headers().map_or_else(Vec::new, |headers| {
+        let copied = headers.iter().map(|header| {
+            let value = header.value.map_or_else(Bytes::new, Bytes::copy_from_slice);
+            (header.key.to_owned(), value)
+        });
+        copied.collect()
+    });
+    Some(Stored {
+        partition: Partition::try_from(message.partition()).ok()?,
+        offset: u64::try_from(message.offset()).ok()?,
+        record: Record {
+            key: message.key().map_or_else(Bytes::new, Bytes::copy_from_slice),
+            value: message.payload().map(Bytes::copy_from_slice),
+            headers,
+            timestamp_ms: message.timestamp().to_millis().unwrap_or(0),
+        },
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn stored(partition: Partition, offset: u64) -> Stored {
+        let record = Record { key: Bytes::from_static(b"k"), value: None, headers: vec![], timestamp_ms: 0 };
+        Stored { partition, offset, record }
+    }
+
+    fn given(buffer: &mut Buffer, records: usize) -> Vec<(Partition, u64)> {
+        buffer.give(records, usize::MAX).iter().map(|stored| (stored.partition, stored.offset)).collect()
+    }
+
+    #[test]
+    fn partitions_take_turns_and_keep_their_order() {
+        let mut buffer = Buffer::default();
+        for offset in 0..4 {
+            buffer.push(stored(0, offset));
+            buffer.push(stored(1, 10 + offset));
+        }
+        assert_eq!(given(&mut buffer, 4), [(1, 10), (1, 11), (0, 0), (0, 1)]);
+        assert_eq!(given(&mut buffer, 2), [(0, 2), (1, 12)]);
+        assert_eq!(given(&mut buffer, 9), [(1, 13), (0, 3)]);
+        assert_eq!(given(&mut buffer, 9), []);
+    }
+
+    #[test]
+    fn what_is_not_done_with_is_given_again() {
+        let mut buffer = Buffer::default();
+        (0..4).for_each(|offset| buffer.push(stored(0, offset)));
+        assert_eq!(given(&mut buffer, 3).len(), 3);
+        buffer.forget_below(&BTreeMap::from([(0, 2)]));
+        assert_eq!(given(&mut buffer, 9), [(0, 3)]);
+        buffer.lanes.values_mut().for_each(|lane| lane.given = 0);
+        assert_eq!(given(&mut buffer, 9), [(0, 2), (0, 3)]);
+        buffer.forget_below(&BTreeMap::from([(0, 9), (7, 1)]));
+        assert_eq!((buffer.bytes, given(&mut buffer, 9).len()), (0, 0));
+    }
+
+    #[test]
+    fn of_a_partition_that_was_taken_away_nothing_is_left() {
+        let mut buffer = Buffer::default();
+        (0..4).for_each(|offset| buffer.push(stored(offset as Partition % 2, offset)));
+        assert_eq!(given(&mut buffer, 1).len(), 1);
+        buffer.drop_lane(1);
+        buffer.drop_lane(1);
+        assert_eq!(given(&mut buffer, 9).iter().filter(|(partition, _)| *partition == 1).count(), 0);
+        buffer.drop_lane(0);
+        assert_eq!(buffer.bytes, 0);
+    }
+}

@@ -1,0 +1,87 @@
+//! The keys that a partition of `changes` holds, for a resync that looks for rows that are gone. Held on the disk, so
+//! that memory does not grow with the table.
+
+use std::ops::Bound;
+
+use bytes::Bytes;
+use rdkafka::error::KafkaError;
+
+use super::super::{LogError, Partition};
+use super::{Settings, client, state};
+use crate::event::{BARRIER_KEY, HEARTBEAT_KEY};
+
+/// Memory that sled may use for pages, in bytes.
+const CACHE: u64 = 16 << 20;
+
+/// Keys of a partition, each with the offset of its last record, if that is a row's.
+pub(super) struct LiveKeys {
+    partition: Partition,
+    /// Keys below are gone.
+    barrier: u64,
+    db: sled::Db,
+    topic: String,
+}
+
+enum Fault {
+    Kafka(KafkaError),
+    Disk(sled::Error),
+}
+
+impl From<KafkaError> for Fault {
+    fn from(error: KafkaError) -> Fault {
+        Fault::Kafka(error)
+    }
+}
+
+impl LiveKeys {
+    /// Reads a partition from its beginning to its end. Blocks.
+    pub fn read(settings: &Settings, topic: &str, partition: Partition) -> Result<LiveKeys, LogError> {
+        let disk = |source| LogError::Storage { operation: "list the keys of", path: topic.to_owned(), source };
+        let broker = client::fault("list the keys of", topic);
+        // What a killed process left is of no use to anybody.
+        let _ = std::fs::remove_dir_all(&settings.scratch);
+        let config = sled::Config::new().path(&settings.scratch).temporary(true).cache_capacity(CACHE);
+        let db = config.open().map_err(disk)?;
+        let consumer = client::reader(settings).map_err(&broker)?;
+        let (low, high) = client::bounds(&consumer, topic, partition).map_err(&broker)?;
+        let mut barrier = 0;
+        if low < high {
+            let scanned = state::scan_places(&consumer, topic, partition, low, |offset, key, value| {
+                match value {
+                    Some(_) if key == BARRIER_KEY => barrier = offset,
+                    _ if key == HEARTBEAT_KEY || key.is_empty() => {}
+                    Some(_) => drop(db.insert(key, &offset.to_be_bytes()).map_err(Fault::Disk)?),
+                    None => drop(db.remove(key).map_err(Fault::Disk)?),
+                }
+                Ok(())
+            });
+            scanned.map_err(|fault| match fault {
+                Fault::Kafka(error) => broker(error),
+                Fault::Disk(error) => disk(error),
+            })?;
+        }
+        Ok(LiveKeys { partition, barrier, db, topic: topic.to_owned() })
+    }
+
+    pub fn partition(&self) -> Partition {
+        self.partition
+    }
+
+    /// Keys after `after` whose last record stands below `offset`, with that record's offset; at most `limit`.
+    pub fn below(&self, offset: u64, after: Option<&[u8]>, limit: usize) -> Result<Vec<(u64, Bytes)>, LogError> {
+        let disk = |source| LogError::Storage { operation: "list the keys of", path: self.topic.clone(), source };
+        let start = after.map_or(Bound::Unbounded, |key| Bound::Excluded(key.to_vec()));
+        let mut page = vec![];
+        for entry in self.db.range((start, Bound::Unbounded)) {
+            let (key, value) = entry.map_err(disk)?;
+            let at = value.as_ref().try_into().map_or(0, u64::from_be_bytes);
+            if (self.barrier..offset).contains(&at) {
+                page.push((at, Bytes::copy_from_slice(&key)));
+            }
+            if page.len() == limit {
+                break;
+            }
+        }
+        Ok(page)
+    }
+}

@@ -1,0 +1,150 @@
+//! Makes the topics, and refuses those that are there with other settings. Reads and writes no record.
+
+use std::collections::HashMap;
+
+use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, ResourceSpecifier, TopicReplication};
+use rdkafka::consumer::Consumer;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+
+use super::super::LogError;
+use super::Settings;
+use super::client::{self, PATIENCE, Quiet, RECORD_BYTES_MAX};
+
+/// A topic that is there, or has to be.
+pub(super) struct Wanted<'a> {
+    pub name: &'a str,
+    pub partitions: u16,
+}
+
+/// Makes the topics that are missing and checks the others.
+pub(super) async fn ensure(settings: &Settings, wanted: &[Wanted<'_>]) -> Result<(), LogError> {
+    let found = partitions(settings, wanted).await?;
+    let missing: Vec<&Wanted> = wanted.iter().filter(|topic| !found.contains_key(topic.name)).collect();
+    let admin: AdminClient<Quiet> =
+        client::config(settings).create_with_context(Quiet).map_err(client::fault("connect to", &settings.brokers))?;
+    let options = AdminOptions::new().request_timeout(Some(PATIENCE)).operation_timeout(Some(PATIENCE));
+    make(settings, &admin, &options, &missing).await?;
+    for topic in wanted {
+        if let Some(partitions) = found.get(topic.name)
+            && *partitions != topic.partitions
+        {
+            return Err(refused(topic.name, &wrong_partitions(*partitions, topic.partitions)));
+        }
+    }
+    let present: Vec<&str> = wanted.iter().map(|topic| topic.name).filter(|name| found.contains_key(*name)).collect();
+    check_cleanup(&admin, &options, &present).await
+}
+
+/// Refuses a topic whose number of partitions has changed.
+pub(super) async fn check_partitions(settings: &Settings, wanted: &[Wanted<'_>]) -> Result<(), LogError> {
+    let found = partitions(settings, wanted).await?;
+    for topic in wanted {
+        match found.get(topic.name) {
+            Some(partitions) if *partitions != topic.partitions => {
+                return Err(refused(topic.name, &wrong_partitions(*partitions, topic.partitions)));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+fn wrong_partitions(found: u16, wanted: u16) -> String {
+    format!(
+        "it has {found} partitions, VECSYNC_TOPIC_PARTITIONS asks for {wanted}; keys would change their partition and \
+         lose their order: set VECSYNC_TOPIC_PARTITIONS to the number that the topics were made with, or set another \
+         VECSYNC_TOPIC_PREFIX and let the topics be made and filled anew"
+    )
+}
+
+/// Partitions of those topics that exist.
+async fn partitions(settings: &Settings, wanted: &[Wanted<'_>]) -> Result<HashMap<String, u16>, LogError> {
+    let names: Vec<String> = wanted.iter().map(|topic| topic.name.to_owned()).collect();
+    let settings = settings.clone();
+    let ask = move || {
+        let fault = client::fault("connect to", &settings.brokers);
+        let consumer = client::reader(&settings).map_err(&fault)?;
+        // Asked for all of them: to ask for one may create it.
+        let metadata = consumer.fetch_metadata(None, PATIENCE).map_err(&fault)?;
+        let topics = metadata.topics().iter().filter(|topic| topic.error().is_none());
+        let counted = topics.map(|topic| (topic.name().to_owned(), topic.partitions().len()));
+        let known = counted.filter(|(name, _)| names.contains(name));
+        Ok(known.map(|(name, count)| (name, u16::try_from(count).unwrap_or(u16::MAX))).collect())
+    };
+    tokio::task::spawn_blocking(ask).await.unwrap_or_else(|fault| Err(LogError::Task(fault)))
+}
+
+async fn make(
+    settings: &Settings,
+    admin: &AdminClient<Quiet>,
+    options: &AdminOptions,
+    missing: &[&Wanted<'_>],
+) -> Result<(), LogError> {
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let retention = settings.tombstone_retention.as_millis().to_string();
+    let bytes_max = RECORD_BYTES_MAX.to_string();
+    // Two copies must have a record before it counts, where there are enough to lose one.
+    let in_sync = if settings.replication >= 3 { "2" } else { "1" };
+    let topics: Vec<NewTopic> = missing
+        .iter()
+        .map(|topic| {
+            let replication = TopicReplication::Fixed(i32::from(settings.replication));
+            NewTopic::new(topic.name, i32::from(topic.partitions), replication)
+                .set("cleanup.policy", "compact")
+                .set("delete.retention.ms", &retention)
+                .set("max.message.bytes", &bytes_max)
+                .set("min.insync.replicas", in_sync)
+                .set("min.cleanable.dirty.ratio", "0.2")
+                .set("segment.ms", "3600000")
+        })
+        .collect();
+    let made =
+        admin.create_topics(&topics, options).await.map_err(client::fault("make topics on", &settings.brokers))?;
+    for result in made {
+        match result {
+            Ok(name) => tracing::info!(topic = name, "topic made"),
+            // Another process was faster.
+            Err((_, RDKafkaErrorCode::TopicAlreadyExists)) => {}
+            Err((name, code)) => return Err(client::fault("make", &name)(KafkaError::AdminOp(code))),
+        }
+    }
+    Ok(())
+}
+
+async fn check_cleanup(admin: &AdminClient<Quiet>, options: &AdminOptions, names: &[&str]) -> Result<(), LogError> {
+    if names.is_empty() {
+        return Ok(());
+    }
+    let asked: Vec<ResourceSpecifier> = names.iter().map(|name| ResourceSpecifier::Topic(name)).collect();
+    let described = admin.describe_configs(&asked, options).await;
+    let described = described.map_err(client::fault("read the settings of", names[0]))?;
+    for (name, resource) in names.iter().zip(described) {
+        let resource = match resource {
+            Ok(resource) => resource,
+            // Who may not look may still be allowed to read and write.
+            Err(RDKafkaErrorCode::TopicAuthorizationFailed | RDKafkaErrorCode::ClusterAuthorizationFailed) => {
+                tracing::warn!(
+                    topic = name,
+                    "may not read the topic's settings; it has to have cleanup.policy=compact"
+                );
+                continue;
+            }
+            Err(code) => return Err(client::fault("read the settings of", name)(KafkaError::AdminOp(code))),
+        };
+        let policy = resource.get("cleanup.policy").and_then(|entry| entry.value.clone()).unwrap_or_default();
+        if policy != "compact" {
+            let what = format!(
+                "its cleanup.policy is {policy:?}, wanted compact: rows that do not change would be dropped; set it \
+                 with kafka-configs --alter --add-config cleanup.policy=compact"
+            );
+            return Err(refused(name, &what));
+        }
+    }
+    Ok(())
+}
+
+fn refused(topic: &str, what: &str) -> LogError {
+    LogError::Topic { topic: topic.to_owned(), what: what.to_owned() }
+}

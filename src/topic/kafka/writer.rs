@@ -1,0 +1,175 @@
+//! A transactional producer: writes records, and where asked a group's positions, all or nothing. Decides nothing.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use rdkafka::ClientContext;
+use rdkafka::Message;
+use rdkafka::TopicPartitionList;
+use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::consumer::ConsumerGroupMetadata;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::message::{DeliveryResult, Header, OwnedHeaders};
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer, ProducerContext};
+
+use super::super::partition::partition_of;
+use super::super::{Outgoing, Partition};
+use super::Settings;
+use super::client::{self, PATIENCE, RECORD_BYTES_MAX};
+use crate::event::Record;
+
+/// A transaction that has not ended by then is ended by the broker: what a killed process leaves open holds its readers
+/// up for so long.
+const TRANSACTION_TIMEOUT: Duration = Duration::from_secs(10);
+/// Longer than a transaction lasts, so that the broker's own word on it comes first.
+const COMMIT_PATIENCE: Duration = Duration::from_secs(20);
+
+/// A record with the topic and the partition that it goes to.
+pub(super) type Placed = (String, Partition, Record);
+
+/// A producer that has been initialised: it has fenced those before it.
+pub(super) struct Writer {
+    producer: BaseProducer<Deliveries>,
+}
+
+/// What became of the records of the transaction.
+#[derive(Default)]
+struct Deliveries(Mutex<Delivered>);
+
+#[derive(Default)]
+struct Delivered {
+    /// The offset after the last record of each partition of each topic.
+    ends: HashMap<(String, Partition), u64>,
+    fault: Option<KafkaError>,
+}
+
+impl ClientContext for Deliveries {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        client::log(level, facility, message);
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        tracing::debug!("Kafka: {error}: {reason}");
+    }
+}
+
+impl ProducerContext for Deliveries {
+    type DeliveryOpaque = ();
+
+    fn delivery(&self, result: &DeliveryResult<'_>, (): ()) {
+        let mut delivered = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match result {
+            Ok(message) => {
+                let partition = Partition::try_from(message.partition()).unwrap_or_default();
+                let end = u64::try_from(message.offset()).unwrap_or_default() + 1;
+                let known = delivered.ends.entry((message.topic().to_owned(), partition)).or_default();
+                *known = end.max(*known);
+            }
+            Err((error, _)) => {
+                delivered.fault.get_or_insert_with(|| error.clone());
+            }
+        }
+    }
+}
+
+impl Writer {
+    /// Connects and fences every other writer with this transactional id; waits for what it left open. Blocks.
+    pub fn open(settings: &Settings, transactional_id: &str) -> Result<Writer, KafkaError> {
+        let mut config = client::config(settings);
+        config
+            .set("transactional.id", transactional_id)
+            .set("transaction.timeout.ms", TRANSACTION_TIMEOUT.as_millis().to_string())
+            .set("compression.type", "lz4")
+            // What belongs to a transaction is there before the first record is sent.
+            .set("linger.ms", "0")
+            .set("queue.buffering.max.messages", "100000")
+            .set("queue.buffering.max.kbytes", "65536")
+            .set("message.max.bytes", RECORD_BYTES_MAX.to_string());
+        let producer: BaseProducer<Deliveries> = config.create_with_context(Deliveries::default())?;
+        producer.init_transactions(PATIENCE)?;
+        Ok(Writer { producer })
+    }
+
+    /// Writes records, and `positions` of a group, in one transaction. Gives the offset after the last record of each
+    /// partition written to. Blocks. After an error it is not known whether the transaction stands, and this writer is of
+    /// no further use: the next one's `open` settles it.
+    pub fn transact(
+        &self,
+        records: &[Placed],
+        positions: Option<(&TopicPartitionList, &ConsumerGroupMetadata)>,
+    ) -> Result<HashMap<(String, Partition), u64>, KafkaError> {
+        *self.delivered() = Delivered::default();
+        self.producer.begin_transaction()?;
+        let written = self.fill(records, positions);
+        if written.is_err() {
+            // Sooner than by its time-out; whether it succeeds changes nothing.
+            let _ = self.producer.abort_transaction(PATIENCE);
+        }
+        written?;
+        self.producer.commit_transaction(COMMIT_PATIENCE)?;
+        Ok(std::mem::take(&mut self.delivered().ends))
+    }
+
+    fn fill(
+        &self,
+        records: &[Placed],
+        positions: Option<(&TopicPartitionList, &ConsumerGroupMetadata)>,
+    ) -> Result<(), KafkaError> {
+        for (topic, partition, record) in records {
+            self.send(topic, *partition, record)?;
+        }
+        if let Some((offsets, group)) = positions {
+            self.producer.send_offsets_to_transaction(offsets, group, PATIENCE)?;
+        }
+        self.producer.flush(COMMIT_PATIENCE)?;
+        self.delivered().fault.take().map_or(Ok(()), Err)
+    }
+
+    fn send(&self, topic: &str, partition: Partition, record: &Record) -> Result<(), KafkaError> {
+        let mut headers = OwnedHeaders::new_with_capacity(record.headers.len());
+        for (key, value) in &record.headers {
+            headers = headers.insert(Header { key, value: Some(&value[..]) });
+        }
+        let mut message = BaseRecord::<[u8], [u8]>::to(topic)
+            .partition(i32::from(partition))
+            .key(&record.key[..])
+            .timestamp(record.timestamp_ms)
+            .headers(headers);
+        if let Some(value) = &record.value {
+            message = message.payload(&value[..]);
+        }
+        loop {
+            match self.producer.send(message) {
+                Ok(()) => return Ok(()),
+                Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), back)) => {
+                    self.producer.poll(Duration::from_millis(10));
+                    if let Some(fault) = self.delivered().fault.take() {
+                        return Err(fault);
+                    }
+                    message = back;
+                }
+                Err((error, _)) => return Err(error),
+            }
+        }
+    }
+
+    fn delivered(&self) -> std::sync::MutexGuard<'_, Delivered> {
+        self.producer.context().0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Gives each record its place in a topic of `partitions` partitions.
+pub(super) fn place(topic: &str, partitions: u16, outgoing: Vec<Outgoing>) -> Vec<Placed> {
+    let mut placed = Vec::with_capacity(outgoing.len());
+    for outgoing in outgoing {
+        match outgoing {
+            Outgoing::ByKey(record) => placed.push((topic.to_owned(), partition_of(&record.key, partitions), record)),
+            Outgoing::To(partition, record) => placed.push((topic.to_owned(), partition, record)),
+            Outgoing::Everywhere(record) => {
+                placed.extend((0..partitions).map(|partition| (topic.to_owned(), partition, record.clone())));
+            }
+        }
+    }
+    placed
+}

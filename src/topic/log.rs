@@ -1,0 +1,198 @@
+//! The seam: a log is Kafka or the embedded one. Hands every call on; decides nothing.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use tokio::task::spawn_blocking;
+
+use super::{CaptureState, LogError, Offsets, Outgoing, Partition, Stored, embedded, kafka};
+use crate::event::Record;
+
+/// An open log. Clones are the same log.
+#[derive(Clone)]
+pub enum Log {
+    /// On this machine.
+    Embedded(embedded::Log),
+    /// On brokers.
+    Kafka(kafka::Log),
+}
+
+impl Log {
+    /// Capture's state, as far as durable; none before the first append.
+    pub async fn capture_state(&self) -> Result<Option<CaptureState>, LogError> {
+        match self {
+            Log::Embedded(log) => log.capture_state(),
+            Log::Kafka(log) => log.capture_state().await,
+        }
+    }
+
+    /// Makes the caller the only capture: whoever wrote before is fenced. Gives the state that it has left.
+    pub async fn take_over(&self) -> Result<Option<CaptureState>, LogError> {
+        match self {
+            Log::Embedded(log) => log.capture_state(),
+            Log::Kafka(log) => log.take_over().await,
+        }
+    }
+
+    /// Appends events to `changes` and sets capture's state, in one transaction; returns when both are durable.
+    /// If the future is dropped, the transaction may be written all the same.
+    pub async fn append_changes(&self, records: Vec<Outgoing>, state: &CaptureState) -> Result<(), LogError> {
+        match self {
+            Log::Embedded(log) => log.append_changes(records, state).await,
+            Log::Kafka(log) => log.append_changes(records, state).await,
+        }
+    }
+
+    /// The ends of `changes`, as far as the capture in this process knows them.
+    pub fn changes_ends(&self) -> Offsets {
+        match self {
+            Log::Embedded(log) => log.changes_ends(),
+            Log::Kafka(log) => log.changes_ends(),
+        }
+    }
+
+    /// Keys of a partition of `changes` whose latest record is a row's and stands below `offset`, each with that record's
+    /// offset: at most `limit`, in the log's own order, after the key `after`.
+    pub async fn live_keys_below(
+        &self,
+        partition: Partition,
+        offset: u64,
+        after: Option<Bytes>,
+        limit: usize,
+    ) -> Result<Vec<(u64, Bytes)>, LogError> {
+        let log = self.clone();
+        let read = move || match log {
+            Log::Embedded(log) => log.live_keys_below(partition, offset, after.as_deref(), limit),
+            Log::Kafka(log) => log.live_keys_below(partition, offset, after.as_deref(), limit),
+        };
+        spawn_blocking(read).await.unwrap_or_else(|fault| Err(LogError::Task(fault)))
+    }
+
+    /// Whether freshness travels through the log as heartbeats, because its ends may be in different processes.
+    pub fn has_heartbeats(&self) -> bool {
+        matches!(self, Log::Kafka(_))
+    }
+
+    /// A store's side for a revision, at the beginning of topic `vectors.<revision>`, which is made if there is none.
+    pub fn vectors(&self, revision: &str) -> Result<VectorsReader, LogError> {
+        match self {
+            Log::Embedded(log) => log.vectors(revision).map(VectorsReader::Embedded),
+            Log::Kafka(log) => Ok(VectorsReader::Kafka(log.vectors(revision))),
+        }
+    }
+
+    /// Finishes what is waiting. Later calls fail.
+    pub async fn close(&self) -> Result<(), LogError> {
+        match self {
+            Log::Embedded(log) => log.close().await,
+            Log::Kafka(log) => {
+                log.close().await;
+                Ok(())
+            }
+        }
+    }
+}
+
+/// Embed's side of the log: reads `changes`, writes `vectors.<revision>`.
+pub enum EmbedLog {
+    /// On this machine.
+    Embedded(embedded::EmbedLog),
+    /// On brokers, as one of a group.
+    Kafka(Box<kafka::EmbedLog>),
+}
+
+impl EmbedLog {
+    /// The records of `changes` after the last ones given: at least one, at most `max_records`, and more than
+    /// `max_bytes` only if the first alone has more. Waits for the first; inside a partition the order is that of the
+    /// offsets. Cancel-safe: if the future is dropped, the next call gives the same records.
+    pub async fn next(&mut self, max_records: usize, max_bytes: usize) -> Result<Vec<Stored>, LogError> {
+        match self {
+            EmbedLog::Embedded(log) => log.next(max_records, max_bytes).await,
+            EmbedLog::Kafka(log) => log.next(max_records, max_bytes).await,
+        }
+    }
+
+    /// About how many records wait.
+    pub fn lag(&self) -> u64 {
+        match self {
+            EmbedLog::Embedded(log) => log.lag(),
+            EmbedLog::Kafka(log) => log.lag(),
+        }
+    }
+
+    /// Writes embed's outputs, its dead letters and its positions, those partitions' next offsets to read, in one
+    /// transaction; returns when all is durable. If the future is dropped, the transaction may be written all the same.
+    pub async fn commit(
+        &mut self,
+        vectors: Vec<Outgoing>,
+        dead_letters: Vec<Record>,
+        ends: &BTreeMap<Partition, u64>,
+    ) -> Result<(), LogError> {
+        match self {
+            EmbedLog::Embedded(log) => {
+                let mut upto = log.committed();
+                for (partition, end) in ends {
+                    if let Some(offset) = upto.get_mut(usize::from(*partition)) {
+                        *offset = (*offset).max(*end);
+                    }
+                }
+                log.commit(vectors, dead_letters, &upto).await
+            }
+            EmbedLog::Kafka(log) => log.commit(vectors, dead_letters, ends).await,
+        }
+    }
+
+    /// Goes back to the committed positions.
+    pub async fn rewind(&mut self) -> Result<(), LogError> {
+        match self {
+            EmbedLog::Embedded(log) => {
+                log.rewind();
+                Ok(())
+            }
+            EmbedLog::Kafka(log) => log.rewind().await,
+        }
+    }
+}
+
+/// A store's side of the log: reads `vectors.<revision>`. The store itself keeps its positions.
+pub enum VectorsReader {
+    /// On this machine.
+    Embedded(embedded::VectorsReader),
+    /// On brokers.
+    Kafka(kafka::VectorsReader),
+}
+
+impl VectorsReader {
+    /// Continues at these positions. [`LogError::Ahead`] if the topic does not reach that far, [`LogError::Expired`] if
+    /// tombstones after them may have been dropped. To be called before the first `next` and after an error.
+    pub async fn seek(&mut self, positions: &Offsets) -> Result<(), LogError> {
+        match self {
+            VectorsReader::Embedded(reader) => reader.seek(positions),
+            VectorsReader::Kafka(reader) => reader.seek(positions).await,
+        }
+    }
+
+    /// The records after the last ones given; otherwise as [`EmbedLog::next`].
+    pub async fn next(&mut self, max_records: usize, max_bytes: usize) -> Result<Vec<Stored>, LogError> {
+        match self {
+            VectorsReader::Embedded(reader) => reader.next(max_records, max_bytes).await,
+            VectorsReader::Kafka(reader) => reader.next(max_records, max_bytes).await,
+        }
+    }
+
+    /// The next offsets to read. To be stored with the effects of what was read.
+    pub fn positions(&self) -> Offsets {
+        match self {
+            VectorsReader::Embedded(reader) => reader.positions(),
+            VectorsReader::Kafka(reader) => reader.positions(),
+        }
+    }
+
+    /// The ends of the topic, as far as they are known.
+    pub fn ends(&self) -> Offsets {
+        match self {
+            VectorsReader::Embedded(reader) => reader.ends(),
+            VectorsReader::Kafka(reader) => reader.ends(),
+        }
+    }
+}
