@@ -134,15 +134,17 @@ async fn start(capture: &Capture) -> Result<Started, CaptureError> {
     let mut replication = ReplicationConnection::connect(&capture.database).await?;
     let system = replication.identify_system().await?;
     let server = Server { system_id: system.system_id, timeline: system.timeline, flushed: system.flushed };
-    let slot = slot_facts(&sql, &capture.source.slot).await?;
-    let decide = |record: Option<&CaptureState>| progress::decide(record, server, &capture.source.slot, slot.as_ref());
+    let name = &capture.source.slot;
+    let slot = slot_facts(&sql, name).await?;
     let seen = capture.log.capture_state().await?;
-    if let Start::Standby { pid } = decide(seen.as_ref()) {
-        return Err(CaptureError::Standby { slot: capture.source.slot.clone(), pid });
+    if let Start::Standby { pid } = progress::decide(seen.as_ref(), server, name, slot.as_ref()) {
+        return Err(CaptureError::Standby { slot: name.clone(), pid });
     }
-    // Nobody streams, so nobody who is at work is fenced. What the last one wrote until now counts.
+    // Nobody streams, so nobody who is at work is fenced. What the last one wrote until now counts, and it may have
+    // made the slot, too.
     let record = capture.log.take_over().await?;
-    let state = match decide(record.as_ref()) {
+    let slot = slot_facts(&sql, name).await?;
+    let state = match progress::decide(record.as_ref(), server, name, slot.as_ref()) {
         Start::Stream(state) => state,
         Start::CreateSlot => create_slot(capture, &sql, &mut replication, server).await?,
         Start::Standby { pid } => return Err(CaptureError::Standby { slot: capture.source.slot.clone(), pid }),

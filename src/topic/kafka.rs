@@ -23,7 +23,6 @@ use tokio::task::spawn_blocking;
 
 use super::{CaptureState, LogError, Offsets, Outgoing, Partition};
 use crate::config::Secret;
-use crate::event::Record;
 use client::Names;
 use keys::LiveKeys;
 use topics::Wanted;
@@ -232,9 +231,4 @@ async fn ensure(inner: &Inner) -> Result<(), LogError> {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// A record of the state topic's form.
-fn keyed(key: &str, value: Bytes, now_ms: i64) -> Record {
-    Record { key: Bytes::copy_from_slice(key.as_bytes()), value: Some(value), headers: vec![], timestamp_ms: now_ms }
 }

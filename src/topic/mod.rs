@@ -209,7 +209,7 @@ pub enum LogError {
     },
     /// The reader's position is gone, or the records at it are.
     #[error(
-        "read {topic}: there is no valid position to go on from, although it was begun once: the group's offsets have expired, or the records at them were deleted; run `vecsync sync`, set another VECSYNC_TOPIC_PREFIX, or put the group at the beginning with kafka-consumer-groups --reset-offsets --to-earliest"
+        "read {topic}: there is no valid position to go on from, although it was begun once: the group's offsets have expired, or the records at them were deleted; put the group at the beginning with kafka-consumer-groups --reset-offsets --to-earliest, which reads everything again, then run `vecsync sync`"
     )]
     NoPosition {
         /// The topic.

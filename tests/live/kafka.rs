@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde_json::Value;
+
 use crate::support::dice::Dice;
 use crate::support::kafka::Kafka;
 use crate::support::postgres::{PASSWORD, USER};
@@ -23,7 +25,12 @@ struct Cluster {
 
 impl Cluster {
     fn prepare(kafka: Arc<Kafka>, rows: i64) -> Cluster {
-        let site = Site::prepare();
+        Cluster::prepare_with(kafka, rows, &[])
+    }
+
+    /// With settings of PostgreSQL.
+    fn prepare_with(kafka: Arc<Kafka>, rows: i64, settings: &[(&str, &str)]) -> Cluster {
+        let site = Site::prepare_with(settings);
         fill(&site.sql, rows);
         // A port is taken once at a time, so it makes a name that no other test has.
         let prefix = format!("t{}", site.postgres.port);
@@ -49,6 +56,25 @@ impl Cluster {
         vecsync
     }
 
+    /// Each event of the stream stands in `changes` once: a key that was moved is two records of one event.
+    #[track_caller]
+    fn expect_published_once(&self) {
+        let mut places: Vec<String> = vec![];
+        for entry in self.kafka.read(&self.topic("changes")) {
+            let Some(value) = &entry.value else { continue };
+            let event: Value = serde_json::from_slice(value).unwrap();
+            let source = &event["source"];
+            if let (Some(lsn), Some(ordinal)) = (source["commit_lsn"].as_u64(), source["ordinal"].as_u64()) {
+                places.push(format!("{lsn}/{ordinal} {}", String::from_utf8_lossy(&entry.key)));
+            }
+        }
+        let all = places.len();
+        places.sort();
+        places.dedup();
+        assert!(all > 100, "only {all} events have a place in the source");
+        assert_eq!(places.len(), all, "events were published twice");
+    }
+
     fn topic(&self, name: &str) -> String {
         format!("{}.faq.{name}", self.prefix)
     }
@@ -72,7 +98,7 @@ fn one_process_does_all_and_goes_on_after_kills() {
     let writer = Writer::start(&cluster.site.postgres, 11, Duration::from_millis(20));
     for _ in 0..4 {
         let goal = writer.commits() + 20 + dice.below(60) as u64;
-        wait_until("commits", CAUGHT_UP, || if writer.commits() >= goal { Ok(()) } else { Err(String::new()) });
+        wait_for_commits(&writer, goal);
         cluster.site.vecsync.kill();
         cluster.site.vecsync.start();
     }
@@ -94,7 +120,7 @@ fn roles_in_processes_of_their_own_are_killed_and_joined_at_any_time() {
     let writer = Writer::start(&cluster.site.postgres, seed, Duration::from_millis(20));
     for round in 0..8 {
         let goal = writer.commits() + dice.below(100) as u64;
-        wait_until("commits", CAUGHT_UP, || if writer.commits() >= goal { Ok(()) } else { Err(String::new()) });
+        wait_for_commits(&writer, goal);
         match dice.below(4) {
             0 => {
                 capture.kill();
@@ -118,21 +144,7 @@ fn roles_in_processes_of_their_own_are_killed_and_joined_at_any_time() {
     serve.wait_ready();
     expect_equal(&mut serve, &cluster.site.sql, CAUGHT_UP);
     cluster.expect_rebuilt();
-    // Each event of the stream stands in `changes` once: a key that was moved is two records of one event.
-    let mut places: Vec<String> = vec![];
-    for entry in cluster.kafka.read(&cluster.topic("changes")) {
-        let Some(value) = &entry.value else { continue };
-        let event: serde_json::Value = serde_json::from_slice(value).unwrap();
-        let source = &event["source"];
-        if let (Some(lsn), Some(ordinal)) = (source["commit_lsn"].as_u64(), source["ordinal"].as_u64()) {
-            places.push(format!("{lsn}/{ordinal} {}", String::from_utf8_lossy(&entry.key)));
-        }
-    }
-    let all = places.len();
-    places.sort();
-    places.dedup();
-    assert!(all > 100, "only {all} events have a place in the source");
-    assert_eq!(places.len(), all, "events were published twice");
+    cluster.expect_published_once();
 }
 
 #[test]
@@ -148,7 +160,7 @@ fn a_broker_that_goes_away_and_comes_back_costs_nothing() {
             kafka.stop()
         }
         let goal = writer.commits() + 100;
-        wait_until("commits", CAUGHT_UP, || if writer.commits() >= goal { Ok(()) } else { Err(String::new()) });
+        wait_for_commits(&writer, goal);
         // What is there is searched meanwhile.
         assert!(!cluster.site.search("anything", "")["results"].as_array().unwrap().is_empty());
         Arc::get_mut(&mut cluster.kafka).expect("it is nobody else's").launch();
@@ -202,4 +214,106 @@ fn topics_that_would_lose_rows_are_refused_with_the_remedy() {
     for part in [&name, "cleanup.policy", "compact", "kafka-configs"] {
         assert!(ended.stderr.contains(part), "{part:?}: {}", ended.stderr);
     }
+}
+
+#[test]
+fn who_was_stopped_and_wakes_writes_nothing_that_counts() {
+    // So that the slot of the capture that stands still is free soon.
+    let cluster = Cluster::prepare_with(Kafka::shared(), 200, &[("wal_sender_timeout", "2s")]);
+    let captures = [cluster.started("capture"), cluster.started("capture")];
+    let embedders = [cluster.started("embed"), cluster.started("embed")];
+    let mut serve = cluster.started("serve");
+    serve.wait_ready();
+    for embedder in &embedders {
+        embedder.wait_for_log("partitions taken on partitions=[", CAUGHT_UP);
+    }
+    let writer = Writer::start(&cluster.site.postgres, 5, Duration::from_millis(20));
+    let says = |vecsync: &Vecsync, what: &str| vecsync.log().matches(what).count();
+    for round in 0..2 {
+        let streaming = captures.iter().max_by_key(|capture| capture.log().rfind("streaming public")).unwrap();
+        let other = captures.iter().find(|capture| capture.port != streaming.port).unwrap();
+        let (took, shared) = (says(other, "streaming public"), says(&embedders[1 - round], "partitions taken on"));
+        streaming.signal("STOP");
+        embedders[round].signal("STOP");
+        wait_until("the others to take over", CAUGHT_UP, || {
+            let now = (says(other, "streaming public"), says(&embedders[1 - round], "partitions taken on"));
+            if now.0 > took && now.1 > shared { Ok(()) } else { Err(format!("{now:?}")) }
+        });
+        wait_for_commits(&writer, writer.commits() + 50);
+        streaming.signal("CONT");
+        embedders[round].signal("CONT");
+        wait_for_commits(&writer, writer.commits() + 50);
+    }
+    writer.finish();
+    expect_equal(&mut serve, &cluster.site.sql, CAUGHT_UP);
+    cluster.expect_rebuilt();
+    cluster.expect_published_once();
+}
+
+#[test]
+fn what_is_no_change_is_put_aside_with_its_bytes_and_the_rest_goes_on() {
+    let mut cluster = Cluster::prepare(Kafka::shared(), 50);
+    cluster.site.vecsync.start_ready();
+    let changes = cluster.topic("changes");
+    let large = vec![b'x'; 10 << 20];
+    let junk: [(&[u8], &[u8]); 5] = [
+        (b"", br#"{"a":1}"#),
+        (b"{}", b"{}"),
+        (br#"{"id":1}"#, b"{"),
+        (br#"{"id":1}"#, br#"{"specversion":"1.0"}"#),
+        (br#"{"id":2}"#, &large),
+    ];
+    for (key, value) in junk {
+        cluster.kafka.write(&changes, 0, key, value);
+    }
+    let put_aside = wait_until("the dead letters", CAUGHT_UP, || {
+        match cluster.site.vecsync.metric("vecsync_dead_letters_total", "unreadable") {
+            Some(5.0) => Ok(cluster.kafka.read(&cluster.topic("dead-letter"))),
+            count => Err(format!("{count:?}")),
+        }
+    });
+    let mut lengths: Vec<usize> =
+        put_aside.iter().map(|letter| letter.value.as_deref().unwrap_or_default().len()).collect();
+    lengths.sort();
+    // Of two with one key the newer stays when the topic is compacted; both are there until then.
+    assert_eq!(lengths, [1, 2, 7, 21, 10 << 20]);
+    assert!(put_aside.iter().all(|letter| !letter.key.is_empty()));
+    let Site { vecsync, sql, .. } = &mut cluster.site;
+    expect_equal(vecsync, sql, CAUGHT_UP);
+}
+
+#[test]
+fn positions_that_are_gone_are_refused_and_more_partitions_are_noticed() {
+    let cluster = Cluster::prepare(Kafka::shared(), 50);
+    let mut all = cluster.process("capture,serve");
+    let mut embed = cluster.started("embed");
+    all.start_ready();
+    assert_eq!(embed.terminate().code, Some(0), "{}", embed.log());
+    let log = embed.log();
+    let revision =
+        log.split("revision=\"").nth(1).and_then(|rest| rest.split('"').next()).expect("it names its revision");
+    let group = format!("{}.faq.embed.{revision}", cluster.prefix);
+    let groups = "org.apache.kafka.tools.consumer.group.ConsumerGroupCommand";
+    cluster.kafka.tool(groups, &["--delete", "--group", &group]);
+    embed.start();
+    let ended = embed.wait_for_exit(COMMAND);
+    assert_eq!(ended.code, Some(1), "{}", ended.stderr);
+    for part in [&cluster.topic("changes"), "no valid position", "vecsync sync"] {
+        assert!(ended.stderr.contains(part), "{part:?}: {}", ended.stderr);
+    }
+    let topics = "org.apache.kafka.tools.TopicCommand";
+    cluster.kafka.tool(topics, &["--alter", "--topic", &cluster.topic("changes"), "--partitions", "12"]);
+    wait_until("health to name it", CAUGHT_UP, || {
+        let health = all.get("/health/detailed/").json();
+        let said = health["components"]["log"]["error"].as_str().unwrap_or_default().to_owned();
+        if said.contains("it has 12 partitions") && health["status"] == "degraded" { Ok(()) } else { Err(said) }
+    });
+    assert_eq!(all.get("/health/ready/").status, 200, "searches are answered");
+}
+
+fn wait_for_commits(writer: &Writer, goal: u64) {
+    wait_until("commits", CAUGHT_UP, || match writer.commits() {
+        commits if commits >= goal => Ok(()),
+        commits => Err(format!("{commits} of {goal}")),
+    });
 }

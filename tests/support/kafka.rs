@@ -6,10 +6,12 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use rdkafka::ClientConfig;
 use rdkafka::Message;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::KafkaError;
+use rdkafka::producer::{FutureProducer, FutureRecord, Producer};
 use rdkafka::{Offset, TopicPartitionList};
 use tempfile::TempDir;
 
@@ -166,6 +168,21 @@ impl Kafka {
             .set("log_level", "0")
             .create()
             .expect("a consumer")
+    }
+
+    /// Writes a record that is none of vecsync's.
+    pub fn write(&self, topic: &str, partition: i32, key: &[u8], value: &[u8]) {
+        let producer: FutureProducer = ClientConfig::new()
+            .set("bootstrap.servers", self.brokers())
+            .set("message.max.bytes", "16000000")
+            .set("message.timeout.ms", "10000")
+            .set("log_level", "0")
+            .create()
+            .expect("a producer");
+        let record = FutureRecord::<[u8], [u8]>::to(topic).partition(partition).key(key).payload(value);
+        let delivered = producer.send_result(record).map_err(|(error, _)| error).expect("it is taken");
+        producer.flush(PATIENCE).expect("it is sent");
+        delivered.now_or_never().expect("it was flushed").expect("the producer lives").expect("it is written");
     }
 
     /// Every committed record of a topic, partition by partition.

@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use bytes::Bytes;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::{Offset, TopicPartitionList};
@@ -152,10 +151,7 @@ fn begin(settings: &Settings, names: &Names, revision: &str) -> Result<(), LogEr
             Err(error) => return Err(fault(error)),
         }
     }
-    let id = format!("{}.{}", names.embedders(revision), unique());
-    let writer = Writer::open(settings, &id).map_err(client::fault("write", &names.state))?;
-    let record = state::record(&marker, Bytes::from_static(br#"{"begun":true}"#));
-    writer.transact(&[(names.state.clone(), 0, record)], None).map_err(client::fault("write", &names.state))?;
+    state::write(settings, &names.state, &marker, br#"{"begun":true}"#)?;
     tracing::info!(topic = names.changes, revision, "embedding begins at the beginning");
     Ok(())
 }

@@ -4,9 +4,11 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use futures_util::FutureExt;
 use rdkafka::Message;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::KafkaError;
+use rdkafka::producer::{FutureProducer, FutureRecord, Producer};
 
 use super::super::{LogError, Partition};
 use super::Settings;
@@ -21,7 +23,25 @@ const SILENCE_MAX: Duration = PATIENCE;
 
 /// A record for the state topic.
 pub(super) fn record(key: &str, value: Bytes) -> Record {
-    super::keyed(key, value, now_ms())
+    let key = Bytes::copy_from_slice(key.as_bytes());
+    Record { key, value: Some(value), headers: vec![], timestamp_ms: now_ms() }
+}
+
+/// Writes a record by itself, outside of any transaction: one that was left open would hide capture's state, which
+/// stands behind it, from the next capture. Blocks.
+pub(super) fn write(settings: &Settings, topic: &str, key: &str, value: &[u8]) -> Result<(), LogError> {
+    let fault = client::fault("write", topic);
+    let mut config = client::config(settings);
+    config.set("enable.idempotence", "true").set("message.timeout.ms", PATIENCE.as_millis().to_string());
+    let producer: FutureProducer<Quiet> = config.create_with_context(Quiet).map_err(&fault)?;
+    let sent = producer.send_result(FutureRecord::to(topic).partition(0).key(key).payload(value));
+    let delivered = sent.map_err(|(error, _)| fault(error))?;
+    producer.flush(PATIENCE).map_err(&fault)?;
+    match delivered.now_or_never() {
+        Some(Ok(Ok(_))) => Ok(()),
+        Some(Ok(Err((error, _)))) => Err(fault(error)),
+        None | Some(Err(_)) => Err(fault(KafkaError::Canceled)),
+    }
 }
 
 /// The last value of a key. Blocks.
