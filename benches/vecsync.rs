@@ -9,9 +9,11 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use measure::report::Report;
-use measure::{backfill, freshness, search};
+use measure::{backfill, freshness, kafka, search};
+use support::kafka::Kafka;
 
-const USAGE: &str = "usage: [freshness|backfill|search|idle|all]… [--model fp32|int8|both] [--json FILE] [--no-docs]";
+const USAGE: &str =
+    "usage: [freshness|backfill|search|idle|kafka|all]… [--model fp32|int8|both] [--json FILE] [--no-docs]";
 
 /// What is measured.
 #[derive(Debug, Default)]
@@ -20,6 +22,7 @@ struct Wanted {
     backfill: bool,
     search: bool,
     idle: bool,
+    kafka: bool,
     models: Vec<&'static str>,
     json: Option<PathBuf>,
     docs: bool,
@@ -36,7 +39,7 @@ fn main() -> ExitCode {
     let mut report = Report::new();
     for model in &wanted.models {
         if wanted.freshness {
-            report.add(model, "freshness", freshness::measure(model));
+            report.add(model, "freshness", freshness::measure(model, None));
         }
         if wanted.backfill || wanted.search || wanted.idle {
             // They share one loaded table: a backfill is measured while it is made.
@@ -51,6 +54,15 @@ fn main() -> ExitCode {
                 report.add(model, "idle", search::idle(&mut site));
             }
         }
+    }
+    if wanted.kafka {
+        let broker = Kafka::start();
+        for model in &wanted.models {
+            report.add(model, "kafka freshness", freshness::measure(model, Some(&broker)));
+        }
+        // Neither runs the model.
+        report.add("int8", "kafka capture", kafka::capture(&broker));
+        report.add("int8", "kafka replay", kafka::replay(&broker));
     }
     println!("{}", report.table());
     let written = report.write(wanted.json.as_deref(), wanted.docs);
@@ -71,6 +83,7 @@ impl Wanted {
                 "backfill" => &mut wanted.backfill,
                 "search" => &mut wanted.search,
                 "idle" => &mut wanted.idle,
+                "kafka" => &mut wanted.kafka,
                 "all" => continue,
                 // cargo says so to every benchmark.
                 "--bench" => continue,
@@ -96,7 +109,8 @@ impl Wanted {
             (*part, any) = (true, true);
         }
         if !any {
-            (wanted.freshness, wanted.backfill, wanted.search, wanted.idle) = (true, true, true, true);
+            (wanted.freshness, wanted.backfill, wanted.search, wanted.idle, wanted.kafka) =
+                (true, true, true, true, true);
         }
         // A part of the figures must not replace the table of all.
         wanted.docs &= !any && wanted.models.len() == 2;

@@ -4,6 +4,6 @@ set -euo pipefail
 . "$(dirname "$0")/places.sh"
 cd "$ROOT"
 setup/preflight.sh
-setup/fetch.sh model postgres faq
+setup/fetch.sh model postgres faq kafka
 . setup/test_env.sh
 exec cargo bench --locked --bench vecsync -- "$@"

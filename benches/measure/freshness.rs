@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::{Figures, ms, percentile, sorted, texts};
 use crate::support::http::Http;
+use crate::support::kafka::Kafka;
 use crate::support::postgres::{PASSWORD, Sql, quote};
 use crate::support::process::wait_until;
 use crate::support::site::Site;
@@ -30,14 +31,19 @@ struct Sample {
     committed: Instant,
 }
 
-pub fn measure(model: &str) -> Figures {
-    eprintln!("freshness, {model}: {} s of commits", LASTS.as_secs());
+/// With the log on this broker, if there is one, else embedded.
+pub fn measure(model: &str, kafka: Option<&Kafka>) -> Figures {
+    let log = if kafka.is_some() { "Kafka" } else { "embedded log" };
+    eprintln!("freshness, {model}, {log}: {} s of commits", LASTS.as_secs());
     let rows = texts::pieces(ROWS, 30..60);
     let mut site = Site::prepare();
     let all: Vec<String> =
         rows.iter().enumerate().map(|(id, row)| values(id as i64, &row.question, &row.answer, "faq")).collect();
     site.sql.execute(&crate::support::table::insert(&all));
     site.vecsync.set("VECSYNC_MODEL", model);
+    if let Some(kafka) = kafka {
+        super::kafka::set(&mut site.vecsync, kafka, model, "");
+    }
     site.vecsync.start_ready();
     wait_until("the rows to be searchable", LOST, || match site.vecsync.points() {
         Some(points) if points == ROWS as u64 => Ok(()),

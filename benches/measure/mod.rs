@@ -3,6 +3,7 @@
 pub mod backfill;
 pub mod bare;
 pub mod freshness;
+pub mod kafka;
 pub mod report;
 pub mod search;
 pub mod texts;

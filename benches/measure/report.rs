@@ -19,6 +19,10 @@ const BOUNDS: &[(&str, &str, Bound)] = &[
     ("backfill", "of_bare", Bound::Least(0.9)),
     ("backfill", "first_row_ms", Bound::Most(1000.0)),
     ("backfill", "peak_rss_mb", Bound::Most(400.0)),
+    ("kafka freshness", "p50_ms", Bound::Most(40.0)),
+    ("kafka freshness", "p99_ms", Bound::Most(200.0)),
+    ("kafka capture", "rows_per_s", Bound::Least(40_000.0)),
+    ("kafka replay", "points_per_s", Bound::Least(30_000.0)),
     ("idle", "cpu_percent", Bound::Most(1.0)),
     ("idle", "start_to_ready_p50_ms", Bound::Most(2000.0)),
 ];

@@ -34,7 +34,15 @@ pub struct EmbedLog {
 /// What a member has open.
 struct Joined {
     feed: Feed,
-    writer: std::sync::Mutex<Option<Writer>>,
+    /// Used in turn: a producer's next transaction has to wait until the broker is done with its last one.
+    writers: std::sync::Mutex<Writers>,
+}
+
+#[derive(Default)]
+struct Writers {
+    writers: [Option<Writer>; 2],
+    /// Whose turn it is.
+    turn: usize,
 }
 
 impl EmbedLog {
@@ -122,7 +130,7 @@ fn join(settings: &Settings, names: &Names, revision: &str) -> Result<Joined, Lo
         .set("session.timeout.ms", "10000")
         .set("heartbeat.interval.ms", "2000")
         .set("max.poll.interval.ms", "60000");
-    Ok(Joined { feed: Feed::join(&config, &names.changes)?, writer: std::sync::Mutex::new(None) })
+    Ok(Joined { feed: Feed::join(&config, &names.changes)?, writers: std::sync::Mutex::default() })
 }
 
 /// The first of all members puts the group at the beginning, explicitly, and leaves a marker that says so. From then on a
@@ -173,15 +181,17 @@ impl Joined {
         let fault = client::fault("commit to", &names.changes);
         let group = self.feed.consumer().group_metadata();
         let group = group.ok_or_else(|| LogError::Revoked { topic: names.changes.clone() })?;
-        let mut held = self.writer.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let writer = match held.take() {
+        let mut held = self.writers.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let turn = held.turn;
+        let writer = match held.writers[turn].take() {
             Some(writer) => writer,
-            None => Writer::open(settings, transactional_id).map_err(&fault)?,
+            None => Writer::open(settings, &format!("{transactional_id}.{turn}")).map_err(&fault)?,
         };
         let offsets = client::offsets(&names.changes, ends).map_err(&fault)?;
         writer.transact(records, Some((&offsets, &group))).map_err(&fault)?;
-        // A writer that failed is not kept: the next one settles what it left.
-        *held = Some(writer);
+        // A writer that failed is not kept, and has the next turn too: its successor settles what it left.
+        held.writers[turn] = Some(writer);
+        held.turn = 1 - turn;
         self.feed.forget_below(ends);
         Ok(())
     }

@@ -1,11 +1,11 @@
 //! A thread that polls the broker and a bounded buffer behind it. Knows partitions and offsets, no events.
 //!
 //! **Invariants:** the broker is polled all the time, whatever the reader does, so that a slow reader keeps its place in
-//! its group; when the buffer is full, partitions are paused; of a partition that was taken away nothing more is given.
+//! its group; when the buffer stays full, partitions are paused; of a partition that was taken away nothing more is given.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -25,6 +25,8 @@ use crate::event::Record;
 
 /// Bytes of records that wait, beyond which partitions are paused. librdkafka holds about as much before them.
 const BUFFER_BYTES_MAX: usize = 16 << 20;
+/// How long a full buffer is waited for before partitions are paused, which throws away what librdkafka has fetched.
+const ROOM_PATIENCE: Duration = Duration::from_secs(2);
 /// How long a poll waits.
 const POLL: Duration = Duration::from_millis(100);
 /// How long a poll waits while partitions are paused: they go on soon after there is room.
@@ -44,6 +46,8 @@ struct Shared {
     topic: String,
     buffer: Mutex<Buffer>,
     arrived: Notify,
+    /// The buffer has become smaller.
+    room: Condvar,
     stopping: AtomicBool,
     /// Held by a transaction that commits positions; a partition is given back only between two of them.
     transaction: Mutex<()>,
@@ -149,6 +153,7 @@ impl Feed {
             topic: topic.to_owned(),
             buffer: Mutex::default(),
             arrived: Notify::new(),
+            room: Condvar::new(),
             stopping: AtomicBool::new(false),
             transaction: Mutex::new(()),
         });
@@ -219,6 +224,7 @@ impl Feed {
     /// Forgets records below these offsets.
     pub fn forget_below(&self, ends: &BTreeMap<Partition, u64>) {
         lock(&self.shared.buffer).forget_below(ends);
+        self.shared.room.notify_one();
     }
 
     /// Gives what was given and is not forgotten once more.
@@ -234,6 +240,7 @@ impl Drop for Feed {
     /// Ends the thread; the consumer leaves its group.
     fn drop(&mut self) {
         self.shared.stopping.store(true, Ordering::Release);
+        self.shared.room.notify_one();
         if let Some(thread) = self.thread.take()
             && thread.join().is_err()
         {
@@ -339,7 +346,13 @@ fn poll(consumer: &BaseConsumer<Context>, shared: &Shared) {
 /// Pauses or resumes all partitions as the buffer asks for. Says how long the next poll may wait.
 fn regulate(consumer: &BaseConsumer<Context>, shared: &Shared) -> Duration {
     let (bytes, paused) = {
-        let buffer = lock(&shared.buffer);
+        let mut buffer = lock(&shared.buffer);
+        if !buffer.paused && buffer.bytes > BUFFER_BYTES_MAX {
+            let is_full =
+                |buffer: &mut Buffer| buffer.bytes > BUFFER_BYTES_MAX / 2 && !shared.stopping.load(Ordering::Acquire);
+            let waited = shared.room.wait_timeout_while(buffer, ROOM_PATIENCE, is_full);
+            buffer = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
         (buffer.bytes, buffer.paused)
     };
     let pause = if paused { bytes > BUFFER_BYTES_MAX / 2 } else { bytes > BUFFER_BYTES_MAX };

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rdkafka::ClientContext;
 use rdkafka::Message;
@@ -25,12 +25,20 @@ const TRANSACTION_TIMEOUT: Duration = Duration::from_secs(10);
 /// Longer than a transaction lasts, so that the broker's own word on it comes first.
 const COMMIT_PATIENCE: Duration = Duration::from_secs(20);
 
+/// Between a commit and the next transaction. The broker writes the markers of a transaction after it has confirmed it; a
+/// next one that comes sooner is sent away, and librdkafka waits 20 ms before it tries again, once for each partition.
+const APART: Duration = Duration::from_millis(4);
+/// How long the producer is polled at a time: it does not return sooner, whatever comes.
+const GLANCE: Duration = Duration::from_millis(1);
+
 /// A record with the topic and the partition that it goes to.
 pub(super) type Placed = (String, Partition, Record);
 
 /// A producer that has been initialised: it has fenced those before it.
 pub(super) struct Writer {
     producer: BaseProducer<Deliveries>,
+    /// When the last transaction was committed.
+    committed: Mutex<Option<Instant>>,
 }
 
 /// What became of the records of the transaction.
@@ -41,6 +49,7 @@ struct Deliveries(Mutex<Delivered>);
 struct Delivered {
     /// The offset after the last record of each partition of each topic.
     ends: HashMap<(String, Partition), u64>,
+    count: usize,
     fault: Option<KafkaError>,
 }
 
@@ -59,6 +68,7 @@ impl ProducerContext for Deliveries {
 
     fn delivery(&self, result: &DeliveryResult<'_>, (): ()) {
         let mut delivered = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        delivered.count += 1;
         match result {
             Ok(message) => {
                 let partition = Partition::try_from(message.partition()).unwrap_or_default();
@@ -88,7 +98,7 @@ impl Writer {
             .set("message.max.bytes", RECORD_BYTES_MAX.to_string());
         let producer: BaseProducer<Deliveries> = config.create_with_context(Deliveries::default())?;
         producer.init_transactions(PATIENCE)?;
-        Ok(Writer { producer })
+        Ok(Writer { producer, committed: Mutex::new(None) })
     }
 
     /// Writes records, and `positions` of a group, in one transaction. Gives the offset after the last record of each
@@ -100,6 +110,7 @@ impl Writer {
         positions: Option<(&TopicPartitionList, &ConsumerGroupMetadata)>,
     ) -> Result<HashMap<(String, Partition), u64>, KafkaError> {
         *self.delivered() = Delivered::default();
+        self.keep_apart();
         self.producer.begin_transaction()?;
         let written = self.fill(records, positions);
         if written.is_err() {
@@ -108,7 +119,15 @@ impl Writer {
         }
         written?;
         self.producer.commit_transaction(COMMIT_PATIENCE)?;
+        *self.committed.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
         Ok(std::mem::take(&mut self.delivered().ends))
+    }
+
+    fn keep_apart(&self) {
+        let committed = *self.committed.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(committed) = committed {
+            std::thread::sleep(APART.saturating_sub(committed.elapsed()));
+        }
     }
 
     fn fill(
@@ -122,8 +141,27 @@ impl Writer {
         if let Some((offsets, group)) = positions {
             self.producer.send_offsets_to_transaction(offsets, group, PATIENCE)?;
         }
-        self.producer.flush(COMMIT_PATIENCE)?;
-        self.delivered().fault.take().map_or(Ok(()), Err)
+        self.wait_for(records.len())
+    }
+
+    /// Waits until so many records are delivered. The producer's own `flush` looks every 100 ms only.
+    fn wait_for(&self, count: usize) -> Result<(), KafkaError> {
+        let deadline = Instant::now() + COMMIT_PATIENCE;
+        loop {
+            {
+                let mut delivered = self.delivered();
+                if let Some(fault) = delivered.fault.take() {
+                    return Err(fault);
+                }
+                if delivered.count >= count {
+                    return Ok(());
+                }
+            }
+            if Instant::now() > deadline {
+                return Err(KafkaError::Flush(RDKafkaErrorCode::OperationTimedOut));
+            }
+            self.producer.poll(GLANCE);
+        }
     }
 
     fn send(&self, topic: &str, partition: Partition, record: &Record) -> Result<(), KafkaError> {
@@ -143,7 +181,7 @@ impl Writer {
             match self.producer.send(message) {
                 Ok(()) => return Ok(()),
                 Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), back)) => {
-                    self.producer.poll(Duration::from_millis(10));
+                    self.producer.poll(GLANCE);
                     if let Some(fault) = self.delivered().fault.take() {
                         return Err(fault);
                     }
