@@ -1,5 +1,6 @@
 //! Puts the rooms together and owns every task. The only room that knows them all; holds no logic of theirs.
 
+mod letters;
 mod serving;
 mod watching;
 
@@ -16,7 +17,7 @@ use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{JoinSet, spawn_blocking};
 
-use crate::capture::{self, Capture, CaptureError, ColumnCheck, ResyncRequest};
+use crate::capture::{self, Capture, CaptureError, ColumnCheck};
 use crate::config::{Config, Database, Role};
 use crate::control::{self, ControlError, Reply, Request};
 use crate::embed::{self, Cache, Document, DocumentError, Embedder, LoadError, Worker, WorkerError};
@@ -34,8 +35,8 @@ use watching::Watching;
 const DRAIN_DEADLINE: Duration = Duration::from_secs(15);
 /// Deleted keys are remembered this long, so that a reader that was away learns of the delete.
 const TOMBSTONE_RETENTION: Duration = Duration::from_secs(24 * 60 * 60);
-/// Resync requests that wait for capture: a person makes them one at a time.
-const RESYNCS_WAITING: usize = 1;
+/// Requests that wait for capture: a person makes them one at a time.
+const REQUESTS_WAITING: usize = 1;
 /// The name of the store beside the process, in metrics and answers.
 const LOCAL: &str = "local";
 
@@ -143,7 +144,7 @@ pub async fn run(config: Config) -> Result<(), AppError> {
     let shutdown = Shutdown::new();
     let (status_sender, status) = watch::channel(capture::Status::default());
     let (stored_sender, stored) = watch::channel(mirror.as_ref().map(Mirror::positions).unwrap_or_default());
-    let (resync_sender, resyncs) = mpsc::channel(RESYNCS_WAITING);
+    let (request_sender, requests) = mpsc::channel(REQUESTS_WAITING);
     let shared = Arc::new(Shared {
         embedder: embedder.clone(),
         mirror: mirror.clone(),
@@ -158,8 +159,8 @@ pub async fn run(config: Config) -> Result<(), AppError> {
         let filters = config.pipeline.filters.clone();
         let check_columns = Arc::new(move |columns: &[&str]| document.check_columns(columns, &filters));
         let capture = capture_of(&config, database, check_columns, &log, &pipeline_metrics);
-        spawn(&mut tasks, "capture", capture::run(capture, status_sender, resyncs, shutdown.clone()));
-        let answering = control::run(control, control_handler(resync_sender), shutdown.clone());
+        spawn(&mut tasks, "capture", capture::run(capture, status_sender, requests, shutdown.clone()));
+        let answering = control::run(control, control_handler(log.clone(), request_sender), shutdown.clone());
         spawn(&mut tasks, "control", async {
             answering.await;
             Ok::<(), ControlError>(())
@@ -217,19 +218,34 @@ pub async fn prepare_resync(config: Config) -> Result<(), AppError> {
     let Some(database) = &config.database else {
         return Err(AppError::Task { task: "resync", fault: "DATABASE_URL is not set".into() });
     };
-    let log = match kafka_settings(&config) {
-        Some(settings) => Log::Kafka(kafka::Log::new(settings)),
-        None => {
-            let settings = embedded_settings(&config);
-            let opening = spawn_blocking(move || embedded::Log::open(settings));
-            Log::Embedded(joined("open the log", opening.await)??)
-        }
-    };
+    let log = open_log_alone(&config).await?;
     let metrics = PipelineMetrics::new(&config.pipeline.name);
     let capture = capture_of(&config, database, Arc::new(|_| vec![]), &log, &metrics);
     let prepared = capture::prepare_resync(&capture).await;
     log.close().await?;
     Ok(prepared?)
+}
+
+/// What a running vecsync would answer, where none runs on this data directory: requests that only read the log.
+/// `None`: there is no log either.
+pub async fn answer_from_log(config: Config, request: Request) -> Result<Option<Reply>, AppError> {
+    if config.kafka.is_none() && !embedded_settings(&config).dir.is_dir() {
+        return Ok(None);
+    }
+    let log = open_log_alone(&config).await?;
+    let answered = letters::answer(&log, request).await;
+    log.close().await?;
+    Ok(Some(answered))
+}
+
+/// The log, where no vecsync has it.
+async fn open_log_alone(config: &Config) -> Result<Log, AppError> {
+    if let Some(settings) = kafka_settings(config) {
+        return Ok(Log::Kafka(kafka::Log::new(settings)));
+    }
+    let settings = embedded_settings(config);
+    let opening = spawn_blocking(move || embedded::Log::open(settings));
+    Ok(Log::Embedded(joined("open the log", opening.await)??))
 }
 
 fn service(config: &Config, shared: &Arc<Shared>, prometheus: &PrometheusHandle) -> Service {
@@ -257,21 +273,27 @@ fn freshness_at_start(log: &Log) -> Result<Freshness, AppError> {
     Ok(freshness)
 }
 
-fn control_handler(resyncs: mpsc::Sender<ResyncRequest>) -> control::Handler {
-    Arc::new(move |Request::Sync| {
-        let resyncs = resyncs.clone();
+fn control_handler(log: Log, requests: mpsc::Sender<capture::Request>) -> control::Handler {
+    Arc::new(move |request| {
+        let (log, requests) = (log.clone(), requests.clone());
         Box::pin(async move {
-            let (answer, answered) = oneshot::channel();
-            if resyncs.send(answer).await.is_err() {
-                return Reply::Failed("the resync did not begin: capture has ended".into());
-            }
-            match answered.await {
-                Ok(Ok(())) => Reply::Done(Value::Null),
-                Ok(Err(reason)) => Reply::Failed(format!("the resync did not begin: {reason}")),
-                Err(_) => Reply::Failed("the resync did not begin: capture has ended".into()),
+            match request {
+                Request::Sync => match resync(&requests).await {
+                    Ok(()) => Reply::Done(Value::Null),
+                    Err(reason) => Reply::Failed(format!("the resync did not begin: {reason}")),
+                },
+                Request::RetryDeadLetters { ids } => letters::retry(&log, &requests, ids).await,
+                reading => letters::answer(&log, reading).await,
             }
         })
     })
+}
+
+async fn resync(requests: &mpsc::Sender<capture::Request>) -> Result<(), String> {
+    let (done, answered) = oneshot::channel();
+    let ended = || "capture has ended".to_owned();
+    requests.send(capture::Request::Resync(done)).await.map_err(|_| ended())?;
+    answered.await.map_err(|_| ended())?
 }
 
 /// Waits for a signal or for a task that ends too early, then for all tasks to drain.

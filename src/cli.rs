@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
 use vecsync::config::Role;
+use vecsync::topic::LetterId;
 
 /// Keeps a semantic search index in step with a PostgreSQL table.
 #[derive(Debug, Parser)]
@@ -35,6 +36,9 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// List, show and retry records that were put aside
+    #[command(subcommand)]
+    DeadLetters(DeadLetters),
     /// Check pipeline files
     #[command(subcommand)]
     Pipeline(Pipeline),
@@ -56,6 +60,34 @@ pub struct Search {
     /// Print one JSON document
     #[arg(long)]
     pub json: bool,
+}
+
+/// `vecsync dead-letters`.
+#[derive(Debug, Subcommand)]
+pub enum DeadLetters {
+    /// List them, newest first: id, key, reason, time, error, size
+    List {
+        /// Print one JSON document
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show one with its place and its bytes
+    Show {
+        /// Its id, PARTITION-OFFSET as the list shows it
+        id: LetterId,
+        /// Print one JSON document
+        #[arg(long)]
+        json: bool,
+    },
+    /// Read their rows again and publish them; those that can be embedded now leave the list
+    Retry {
+        /// Ids as the list shows them
+        #[arg(value_name = "ID", required_unless_present = "all", conflicts_with = "all")]
+        ids: Vec<LetterId>,
+        /// Retry all of them
+        #[arg(long)]
+        all: bool,
+    },
 }
 
 /// `vecsync pipeline`.
@@ -108,6 +140,20 @@ mod tests {
     }
 
     #[test]
+    fn dead_letters_are_named_by_their_place() {
+        let ids = |words: &[&str]| match parse(&[&["dead-letters", "retry"], words].concat()) {
+            Ok(Command::DeadLetters(DeadLetters::Retry { ids, all })) => {
+                (ids.iter().map(ToString::to_string).collect::<Vec<_>>(), all)
+            }
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(ids(&["3-7", "0-12"]), (vec!["3-7".to_owned(), "0-12".to_owned()], false));
+        assert_eq!(ids(&["--all"]), (vec![], true));
+        let refused = parse(&["dead-letters", "show", "7"]).expect_err("refused").to_string();
+        assert!(refused.contains("'7'") && refused.contains("PARTITION-OFFSET"), "{refused}");
+    }
+
+    #[test]
     fn bad_usage_exits_with_2() {
         for words in [
             &["search", "x", "--limit", "0"][..],
@@ -118,6 +164,11 @@ mod tests {
             &["pipeline", "check"],
             &["sync", "--force"],
             &["verify"],
+            &["dead-letters"],
+            &["dead-letters", "show"],
+            &["dead-letters", "show", "seven"],
+            &["dead-letters", "retry"],
+            &["dead-letters", "retry", "1-2", "--all"],
             &[],
         ] {
             assert_eq!(parse(words).expect_err("refused").exit_code(), 2, "{words:?}");

@@ -391,13 +391,17 @@ fn summary(answer: &Answer) -> String {
 }
 
 /// Text on one line, without what could drive a terminal.
-fn plain(text: &str) -> String {
-    let visible = |c: char| {
+pub(crate) fn plain(text: &str) -> String {
+    visible(text).split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+/// Text without what could drive a terminal.
+pub(crate) fn visible(text: &str) -> String {
+    let visible = |c: &char| {
         let turns_text = matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
         !turns_text && (!c.is_control() || c.is_whitespace())
     };
-    let text: String = text.chars().filter(|c| visible(*c)).collect();
-    text.split_whitespace().collect::<Vec<_>>().join(" ")
+    text.chars().filter(visible).collect()
 }
 
 /// At most `lines` lines of at most `width` characters, broken at spaces; an ellipsis where there is more.

@@ -1,5 +1,7 @@
 //! What the commands beside `run` do: ask a running vecsync, and say what it answers.
 
+pub mod dead_letters;
+
 use std::fmt::Write;
 use std::io::IsTerminal;
 

@@ -15,9 +15,12 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::task::JoinSet;
 
 use crate::shutdown::Shutdown;
+use crate::topic::LetterId;
 
-/// Longest line that is read: commands and their answers are small.
+/// Longest command that is read.
 const LINE_BYTES_MAX: u64 = 1 << 20;
+/// Longest answer that is read: a record of 16 MiB, each byte of which JSON may spell with six.
+const REPLY_BYTES_MAX: u64 = 128 << 20;
 /// `sun_path` of unix(7), without its closing NUL.
 const SOCKET_PATH_BYTES_MAX: usize = 107;
 /// Commands at the same time.
@@ -31,6 +34,18 @@ const REQUEST_PATIENCE: Duration = Duration::from_secs(5);
 pub enum Request {
     /// Bring the index back to the table.
     Sync,
+    /// List the dead letters.
+    DeadLetters,
+    /// Show one with its bytes.
+    DeadLetter {
+        /// Which.
+        id: LetterId,
+    },
+    /// Read the rows of these again and publish them; of all of them where none is named.
+    RetryDeadLetters {
+        /// Which.
+        ids: Vec<LetterId>,
+    },
 }
 
 /// What it answers.
@@ -66,7 +81,7 @@ pub enum ControlError {
         path: PathBuf,
     },
     /// No vecsync listens.
-    #[error("no vecsync runs on {path}")]
+    #[error("no vecsync that captures listens at {path}")]
     NotRunning {
         /// The socket.
         path: PathBuf,
@@ -186,7 +201,7 @@ pub async fn call(data_dir: &Path, request: Request) -> Result<Value, ControlErr
     let talk = async {
         stream.write_all(format!("{}\n", serde_json::to_string(&request)?).as_bytes()).await?;
         let mut line = String::new();
-        BufReader::new((&mut stream).take(LINE_BYTES_MAX)).read_line(&mut line).await?;
+        BufReader::new((&mut stream).take(REPLY_BYTES_MAX)).read_line(&mut line).await?;
         serde_json::from_str(&line).map_err(io::Error::from)
     };
     match talk.await {
@@ -202,7 +217,7 @@ mod tests {
     use serde_json::json;
 
     fn answering(reply: Reply) -> Handler {
-        std::sync::Arc::new(move |Request::Sync| {
+        std::sync::Arc::new(move |_| {
             let reply = reply.clone();
             Box::pin(async move { reply })
         })
@@ -218,7 +233,8 @@ mod tests {
         let dir = tempfile::tempdir().expect("a folder");
         refused_by_nobody(dir.path()).await;
 
-        for reply in [Reply::Done(json!({"rows": 3})), Reply::Failed("no".into())] {
+        let long = "x".repeat(2 * LINE_BYTES_MAX as usize);
+        for reply in [Reply::Done(json!({"rows": 3})), Reply::Done(json!(long)), Reply::Failed("no".into())] {
             let listener = bind(dir.path()).expect("a dead socket is replaced");
             let mode = std::fs::metadata(path(dir.path())).expect("there").permissions().mode();
             assert_eq!(mode & 0o777, 0o600);

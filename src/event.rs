@@ -77,9 +77,14 @@ impl RowKey {
         &self.0
     }
 
+    /// Its columns with their values.
+    pub fn columns(&self) -> Row {
+        serde_json::from_str(&self.0).expect("a RowKey is built from a JSON object")
+    }
+
     /// What users see as the row's id: the value of a single-column key, the object of a composite one.
     pub fn id(&self) -> Value {
-        let columns: Row = serde_json::from_str(&self.0).expect("a RowKey is built from a JSON object");
+        let columns = self.columns();
         if columns.len() == 1 {
             columns.into_iter().next().map(|(_, value)| value).expect("one column was counted")
         } else {
@@ -117,9 +122,19 @@ pub struct Record {
 }
 
 impl Record {
-    fn header_number<T: FromStr>(&self, name: &str) -> Option<T> {
-        let (_, value) = self.headers.iter().find(|(header, _)| header == name)?;
-        std::str::from_utf8(value).ok()?.parse().ok()
+    /// Whether a key is one of those that no row can have, such as [`BARRIER_KEY`]: its column has no name.
+    pub fn is_reserved(key: &[u8]) -> bool {
+        key.starts_with(br#"{"":"#)
+    }
+
+    /// A header's value.
+    pub fn header(&self, name: &str) -> Option<&Bytes> {
+        self.headers.iter().find(|(header, _)| header == name).map(|(_, value)| value)
+    }
+
+    /// A header's value that is a decimal number.
+    pub fn header_number<T: FromStr>(&self, name: &str) -> Option<T> {
+        std::str::from_utf8(self.header(name)?).ok()?.parse().ok()
     }
 }
 

@@ -9,12 +9,15 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
-use cli::{Cli, Command, Pipeline};
+use cli::{Cli, Command, DeadLetters, Pipeline};
+use serde_json::Value;
 use vecsync::client::Query;
+use vecsync::commands::dead_letters as letters;
 use vecsync::config::environment::Environment;
 use vecsync::config::problems::Problems;
 use vecsync::config::settings::Settings;
 use vecsync::config::{Config, Document, Log, Role, listing, pipeline};
+use vecsync::control::Request;
 use vecsync::embed::DocumentError;
 use vecsync::retry::Chain;
 use vecsync::{app, commands, embed, logging};
@@ -88,6 +91,7 @@ fn dispatch(command: Command) -> Result<(), Failure> {
             let settings = Settings::read(&environment)?;
             print(&to_end(&settings.log, commands::status(&settings, json))?)
         }
+        Command::DeadLetters(command) => dead_letters(&environment, command),
         Command::Pipeline(Pipeline::Check { files }) => check_pipelines(&files),
         Command::Config => {
             let (listing, problems) = listing::listing(&environment);
@@ -100,6 +104,27 @@ fn dispatch(command: Command) -> Result<(), Failure> {
 fn run(environment: &Environment, roles: &[Role]) -> Result<(), Failure> {
     let config = Config::load(environment, roles, &check_templates)?;
     to_end(&config.log.clone(), app::run(config))
+}
+
+fn dead_letters(environment: &Environment, command: DeadLetters) -> Result<(), Failure> {
+    let settings = Settings::read(environment)?;
+    let (request, as_json, lines): (_, _, fn(&Value) -> String) = match command {
+        DeadLetters::Retry { ids, all: _ } => {
+            let (said, failed) = to_end(&settings.log, letters::retry(&settings, ids))?;
+            print(&said)?;
+            return failed.map_or(Ok(()), |failed| Err(Failure::Error(Box::new(failed))));
+        }
+        DeadLetters::List { json } => (Request::DeadLetters, json, letters::list_lines),
+        DeadLetters::Show { id, json } => (Request::DeadLetter { id }, json, letters::letter_lines),
+    };
+    let answer = match to_end(&settings.log, letters::ask(&settings, request.clone()))? {
+        Some(answer) => answer,
+        None => {
+            let config = Config::load(environment, &[], &check_templates)?;
+            block_on(letters::read(config, request))?
+        }
+    };
+    print(&if as_json { format!("{answer:#}\n") } else { lines(&answer) })
 }
 
 fn check_pipelines(files: &[PathBuf]) -> Result<(), Failure> {

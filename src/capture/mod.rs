@@ -27,6 +27,7 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::config::{Database, Source};
+use crate::event::RowKey;
 use crate::metrics::PipelineMetrics;
 use crate::retry::{Chain, Retry};
 use crate::shutdown::Shutdown;
@@ -108,8 +109,31 @@ pub struct SnapshotProgress {
     pub ends: Offsets,
 }
 
-/// A request to bring the log back to the table, answered when capture has taken it up.
-pub type ResyncRequest = oneshot::Sender<Result<(), String>>;
+/// What capture is asked to do beside following the table. Who asked may have given up.
+#[derive(Debug)]
+pub enum Request {
+    /// To bring the log back to the table; answered when it has begun.
+    Resync(oneshot::Sender<Result<(), String>>),
+    /// To read the rows of these keys and publish them again, with new versions; answered when that is durable, key by
+    /// key. At most [`REPUBLISH_KEYS_MAX`] at a time.
+    Republish(Vec<RowKey>, oneshot::Sender<Result<Vec<(RowKey, Republished)>, String>>),
+}
+
+/// Keys that one request may name: their rows are held in memory until the stream has passed the moment of reading.
+pub const REPUBLISH_KEYS_MAX: usize = 100;
+
+/// What became of a key that was to be published again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Republished {
+    /// Its row was published.
+    Row,
+    /// It has no row, and its delete was published.
+    Gone,
+    /// A change of its row came by itself meanwhile.
+    Changed,
+    /// It is no key of the table, and why.
+    Refused(String),
+}
 
 /// Capture cannot go on.
 #[derive(Debug, thiserror::Error)]
@@ -247,12 +271,12 @@ pub async fn prepare_resync(capture: &Capture) -> Result<(), CaptureError> {
 pub async fn run(
     capture: Capture,
     status: watch::Sender<Status>,
-    mut resyncs: mpsc::Receiver<ResyncRequest>,
+    mut requests: mpsc::Receiver<Request>,
     shutdown: Shutdown,
 ) -> Result<(), CaptureError> {
     let mut retry = Retry::new("postgres");
     loop {
-        let ended = session::run(&capture, &status, &mut resyncs, &mut retry, &shutdown).await;
+        let ended = session::run(&capture, &status, &mut requests, &mut retry, &shutdown).await;
         let error = match ended {
             Ok(()) => return Ok(()),
             Err(error) => error,
@@ -271,16 +295,16 @@ pub async fn run(
                 status.send_modify(|status| status.phase = phase);
                 tokio::select! {
                     again = retry.wait(&fault, &shutdown) => if !again { return Ok(()) },
-                    Some(request) = resyncs.recv() => resync(&capture, request).await,
+                    Some(request) = requests.recv() => answer(&capture, request, &fault).await,
                 }
             }
             Outcome::Resync => {
                 tracing::error!("{fault}");
-                status.send_modify(|status| status.phase = Phase::Refused(fault));
+                status.send_modify(|status| status.phase = Phase::Refused(fault.clone()));
                 tokio::select! {
                     biased;
                     () = shutdown.raised() => return Ok(()),
-                    Some(request) = resyncs.recv() => resync(&capture, request).await,
+                    Some(request) = requests.recv() => answer(&capture, request, &fault).await,
                 }
             }
         }
@@ -294,12 +318,16 @@ async fn is_loaded(capture: &Capture) -> bool {
     complete || capture.log.changes_ends().iter().any(|end| *end > 0)
 }
 
-/// Takes up a request for a resync while no session runs.
-async fn resync(capture: &Capture, request: ResyncRequest) {
-    let done = session::reset(capture).await.map_err(|error| Chain(&error).to_string());
-    if let Err(fault) = &done {
-        tracing::error!("resync: {fault}");
+/// Takes up a request while no session runs, because of `fault`.
+async fn answer(capture: &Capture, request: Request, fault: &str) {
+    match request {
+        Request::Resync(done) => {
+            let begun = session::reset(capture).await.map_err(|error| Chain(&error).to_string());
+            if let Err(fault) = &begun {
+                tracing::error!("resync: {fault}");
+            }
+            let _ = done.send(begun);
+        }
+        Request::Republish(_, done) => drop(done.send(Err(format!("the table is not followed now: {fault}")))),
     }
-    // Who asked may have given up.
-    let _ = request.send(done);
 }

@@ -4,7 +4,7 @@
 use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
 
-use super::catalog::{CatalogError, Table, TableName, sql_name};
+use super::catalog::{CatalogError, Column, Table, TableName, sql_name};
 use super::connection::quote_name;
 
 /// What the publication sends of the table.
@@ -14,6 +14,17 @@ pub struct Publication {
     pub columns: Option<Vec<String>>,
     /// Its row filter, an SQL expression over the table's columns; `None`: all rows.
     pub row_filter: Option<String>,
+}
+
+impl Publication {
+    /// The columns of the table that it sends, in catalog order.
+    pub fn columns_of(&self, table: &Table) -> Vec<Column> {
+        let published = |column: &&Column| match &self.columns {
+            Some(names) => names.contains(&column.name),
+            None => !column.generated,
+        };
+        table.columns.iter().filter(published).cloned().collect()
+    }
 }
 
 /// Checks that changes of the table can be followed through this publication, which is created if there is none.

@@ -1,19 +1,22 @@
-//! Completes the columns that an update did not send because they did not change: reads them by key, in batches.
+//! Reads rows by key, in batches: the columns that an update did not send because they did not change, and whole rows
+//! that are to be published again.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 use postgres_protocol::escape::{escape_identifier, escape_literal};
 use tokio_postgres::{Client, SimpleQueryMessage};
 
 use super::catalog::{Column, Table};
+use super::publication::Publication;
 use super::sequencer::{Pending, json};
 use crate::event::{ChangeEvent, Row, RowKey};
 
 /// Keys of one query: bounds its text.
 const KEYS_PER_QUERY: usize = 500;
 
-/// How often the server is asked whether a transaction is visible, and for how long.
+/// How often the server is asked whether a transaction is visible, and for how long by the stream, which cannot go on
+/// without it.
 const VISIBLE_POLL: Duration = Duration::from_millis(1);
 const VISIBLE_PATIENCE: Duration = Duration::from_secs(30);
 
@@ -24,7 +27,10 @@ pub enum ReselectError {
     #[error("read the rows by key")]
     Query(#[from] tokio_postgres::Error),
     /// The stream was faster than the server's own visibility, for too long.
-    #[error("a committed transaction is not visible after {} s; does it wait for a synchronous standby?", .0.as_secs())]
+    #[error(
+        "a transaction is not visible to others after {} s: it waits for a synchronous standby, or is open since before vecsync connected",
+        .0.as_secs()
+    )]
     NotVisible(Duration),
 }
 
@@ -51,26 +57,57 @@ pub async fn complete(client: &Client, table: &Table, events: Vec<Pending>) -> R
     }
     wanted.sort_unstable();
     wanted.dedup();
-    tokio::time::timeout(VISIBLE_PATIENCE, until_visible(client, xids))
-        .await
-        .map_err(|_| ReselectError::NotVisible(VISIBLE_PATIENCE))??;
+    until_visible(client, xids, VISIBLE_PATIENCE).await?;
     let mut found = HashMap::new();
     for keys in wanted.chunks(KEYS_PER_QUERY) {
-        found.extend(select(client, table, &columns, keys).await?);
+        found.extend(select(client, table, &columns, None, keys).await?);
     }
     Ok(events.into_iter().filter_map(|event| completed(event, &found)).collect())
 }
 
+/// The rows with these keys, given as PostgreSQL's texts, that the publication would send, with its columns.
+pub async fn rows(
+    client: &Client,
+    table: &Table,
+    publication: &Publication,
+    keys: &[Vec<String>],
+) -> Result<HashMap<RowKey, Row>, tokio_postgres::Error> {
+    let columns = publication.columns_of(table);
+    let columns: Vec<&Column> = columns.iter().collect();
+    let keys: Vec<&[String]> = keys.iter().map(Vec::as_slice).collect();
+    let mut found = HashMap::new();
+    for keys in keys.chunks(KEYS_PER_QUERY) {
+        found.extend(select(client, table, &columns, publication.row_filter.as_deref(), keys).await?);
+    }
+    Ok(found)
+}
+
+/// Waits until others see what these transactions have committed.
+///
 /// A transaction is streamed when its commit is in the WAL, which is a moment before others see it, and longer where a
 /// synchronous standby is waited for. It holds the lock on its own id until then.
-async fn until_visible(client: &Client, mut xids: Vec<String>) -> Result<(), tokio_postgres::Error> {
+pub async fn until_visible(client: &Client, mut xids: Vec<String>, patience: Duration) -> Result<(), ReselectError> {
     xids.sort_unstable();
     xids.dedup();
     let sql = "SELECT 1 FROM pg_locks WHERE locktype = 'transactionid' AND transactionid::text = ANY($1) LIMIT 1";
-    while client.query_opt(sql, &[&xids]).await?.is_some() {
-        tokio::time::sleep(VISIBLE_POLL).await;
-    }
-    Ok(())
+    let gone = async {
+        while client.query_opt(sql, &[&xids]).await?.is_some() {
+            tokio::time::sleep(VISIBLE_POLL).await;
+        }
+        Ok(())
+    };
+    let waited = tokio::time::timeout(patience, gone).await;
+    waited.map_err(|_| ReselectError::NotVisible(patience))?
+}
+
+/// The writing transactions of this database that others do not see yet.
+pub async fn running(client: &Client) -> Result<HashSet<u32>, tokio_postgres::Error> {
+    // A prepared transaction belongs to no session.
+    let sql = "SELECT l.transactionid::text FROM pg_locks l LEFT JOIN pg_stat_activity a ON a.pid = l.pid
+               WHERE l.locktype = 'transactionid' AND l.mode = 'ExclusiveLock' AND l.granted
+               AND (a.pid IS NULL OR a.datname = current_database())";
+    let rows = client.query(sql, &[]).await?;
+    Ok(rows.iter().filter_map(|row| row.get::<_, String>(0).parse().ok()).collect())
 }
 
 fn completed(event: Pending, found: &HashMap<RowKey, Row>) -> Option<ChangeEvent> {
@@ -93,6 +130,7 @@ async fn select(
     client: &Client,
     table: &Table,
     columns: &[&Column],
+    filter: Option<&str>,
     keys: &[&[String]],
 ) -> Result<Vec<(RowKey, Row)>, tokio_postgres::Error> {
     let names = |names: &mut dyn Iterator<Item = &String>| -> String {
@@ -105,10 +143,11 @@ async fn select(
         format!("({})", values.join(", "))
     };
     let sql = format!(
-        "SELECT {key_names}, {column_names} FROM {}.{} WHERE ({key_names}) IN ({})",
+        "SELECT {key_names}, {column_names} FROM {}.{} WHERE ({key_names}) IN ({}) AND ({})",
         escape_identifier(&table.schema),
         escape_identifier(&table.name),
         keys.iter().map(tuple).collect::<Vec<_>>().join(", "),
+        filter.unwrap_or("true"),
     );
     let column = |name: &str| table.columns.iter().find(|column| column.name == name);
     let mut rows = vec![];

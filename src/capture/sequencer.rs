@@ -1,6 +1,6 @@
 //! Puts live events and snapshot rows into one order and skips what the log already has. No I/O, no clock.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use serde_json::Value;
 
@@ -112,6 +112,10 @@ pub struct Sequencer {
     received: Lsn,
     confirmable: Lsn,
     beside: Option<Beside>,
+    /// Of the keys whose rows are being read again, those that no live event has touched meanwhile.
+    untouched: HashSet<RowKey>,
+    /// Transactions that others may not see yet although they were offered.
+    unseen: HashSet<u32>,
     batch: Batch,
 }
 
@@ -128,6 +132,8 @@ impl Sequencer {
             received: Lsn(0),
             confirmable: confirm,
             beside: None,
+            untouched: HashSet::new(),
+            unseen: HashSet::new(),
             batch: Batch::default(),
         }
     }
@@ -140,6 +146,32 @@ impl Sequencer {
     /// The snapshot is over.
     pub fn forget_snapshot(&mut self) {
         self.beside = None;
+    }
+
+    /// From now on remembers which of these keys live events touch. Must be called before their rows are read.
+    pub fn watch_keys(&mut self, keys: impl IntoIterator<Item = RowKey>) {
+        self.untouched = keys.into_iter().collect();
+    }
+
+    /// Their rows have been offered, or will not be.
+    pub fn forget_keys(&mut self) {
+        self.untouched = HashSet::new();
+    }
+
+    /// Transactions that were offered, and those that [`Sequencer::add_unseen`] added, as far as nothing is known of
+    /// their being visible: who reads rows that are to stand behind what was offered waits for these first.
+    pub fn unseen(&self) -> &HashSet<u32> {
+        &self.unseen
+    }
+
+    /// Transactions that may have been offered to the sequencer before this one.
+    pub fn add_unseen(&mut self, xids: HashSet<u32>) {
+        self.unseen.extend(xids);
+    }
+
+    /// Of what was offered, only these transactions are not visible yet.
+    pub fn keep_unseen(&mut self, running: &HashSet<u32>) {
+        self.unseen.retain(|xid| running.contains(xid));
     }
 
     /// Gives the table's shape anew, after [`Step::ShapeChanged`].
@@ -193,6 +225,7 @@ impl Sequencer {
         match message {
             Message::Begin { final_lsn, commit_ts_ms, xid } => {
                 self.received = self.received.max(final_lsn);
+                self.unseen.insert(xid);
                 self.transaction = Some(Transaction { final_lsn, commit_ts_ms, xid, ordinal: 0 });
             }
             Message::Commit { end_lsn, .. } => {
@@ -237,27 +270,42 @@ impl Sequencer {
     /// The caller holds rows back until [`Sequencer::received`] has reached the point, so that no older live
     /// event can come after them.
     pub fn offer_snapshot_row(&mut self, row: SnapshotRow, point: Lsn, taken_ms: i64, now_ms: i64) -> bool {
-        if self.superseded(&row.key, point) {
-            return false;
+        let is_current = !self.superseded(&row.key, point);
+        if is_current {
+            self.push_read(row, point, taken_ms, now_ms);
         }
-        let source = self.snapshot_source(point, taken_ms);
-        self.batch.bytes += row.bytes;
-        let change = Change { before: None, after: Some(row.columns), source, op: Op::Read, ts_ms: now_ms };
-        self.batch.events.push(Pending::Ready(ChangeEvent::Row { key: row.key, change: Box::new(change) }));
-        true
+        is_current
     }
 
     /// Offers the delete of a key that the log holds and the snapshot lacks, as [`Self::offer_snapshot_row`].
     pub fn offer_absent_key(&mut self, key: RowKey, point: Lsn, taken_ms: i64, now_ms: i64) -> bool {
-        if self.superseded(&key, point) {
-            return false;
+        let is_current = !self.superseded(&key, point);
+        if is_current {
+            self.push_absent(key, point, taken_ms, now_ms);
         }
-        let source = self.snapshot_source(point, taken_ms);
-        let change = Change { before: None, after: None, source, op: Op::Delete, ts_ms: now_ms };
-        self.batch.bytes += key.as_str().len();
-        self.batch.events.push(Pending::Ready(ChangeEvent::Row { key: key.clone(), change: Box::new(change) }));
-        self.batch.events.push(Pending::Ready(ChangeEvent::Tombstone { key, commit_ts_ms: Some(taken_ms) }));
-        true
+        is_current
+    }
+
+    /// Offers what there is now under a key of [`Sequencer::watch_keys`]: a row, or none, which deletes it. Says whether
+    /// it was taken: where a live event has touched the key since, that event says the same or something newer.
+    ///
+    /// The caller holds it back until [`Sequencer::received`] has reached `point`, an LSN that all that it has read was
+    /// committed before: then every event that the row shows has been offered, so none of them can come after it.
+    pub fn offer_again(
+        &mut self,
+        key: RowKey,
+        found: Option<SnapshotRow>,
+        point: Lsn,
+        read_ms: i64,
+        now_ms: i64,
+    ) -> bool {
+        let is_current = self.untouched.remove(&key);
+        match found {
+            Some(row) if is_current => self.push_read(row, point, read_ms, now_ms),
+            None if is_current => self.push_absent(key, point, read_ms, now_ms),
+            _ => {}
+        }
+        is_current
     }
 
     /// Whether the table was truncated at or after the snapshot's point: all that it could add is gone.
@@ -362,22 +410,39 @@ impl Sequencer {
         self.batch.events.push(Pending::Ready(ChangeEvent::Tombstone { key, commit_ts_ms }));
     }
 
+    fn push_read(&mut self, row: SnapshotRow, point: Lsn, read_ms: i64, now_ms: i64) {
+        let source = self.snapshot_source(point, read_ms);
+        self.batch.bytes += row.bytes;
+        let change = Change { before: None, after: Some(row.columns), source, op: Op::Read, ts_ms: now_ms };
+        self.batch.events.push(Pending::Ready(ChangeEvent::Row { key: row.key, change: Box::new(change) }));
+    }
+
+    fn push_absent(&mut self, key: RowKey, point: Lsn, read_ms: i64, now_ms: i64) {
+        let source = self.snapshot_source(point, read_ms);
+        let change = Change { before: None, after: None, source, op: Op::Delete, ts_ms: now_ms };
+        self.batch.bytes += key.as_str().len();
+        self.batch.events.push(Pending::Ready(ChangeEvent::Row { key: key.clone(), change: Box::new(change) }));
+        self.batch.events.push(Pending::Ready(ChangeEvent::Tombstone { key, commit_ts_ms: Some(read_ms) }));
+    }
+
     fn push_truncate(&mut self, lsn: Lsn, now_ms: i64) {
         let source = self.source(lsn);
         if let (Some(beside), Some(commit)) = (&mut self.beside, source.commit_lsn) {
             beside.truncated = Some(commit);
         }
+        self.untouched.clear();
         let change = Box::new(Change { before: None, after: None, source, op: Op::Truncate, ts_ms: now_ms });
         self.batch.events.push(Pending::Ready(ChangeEvent::Barrier { change }));
     }
 
     fn touch(&mut self, key: &RowKey) {
+        self.untouched.remove(key);
         if let (Some(beside), Some(transaction)) = (&mut self.beside, &self.transaction) {
             beside.touched.insert(key.clone(), transaction.final_lsn);
         }
     }
 
-    /// `source` of what a snapshot brings: it has no transaction and no place in one.
+    /// `source` of what was read from the table: it has no transaction and no place in one.
     fn snapshot_source(&self, point: Lsn, taken_ms: i64) -> Source {
         Source {
             lsn: Some(point.0),
@@ -449,7 +514,7 @@ impl Sequencer {
     }
 }
 
-/// A row that a snapshot has read.
+/// A row that was read from the table.
 #[derive(Debug)]
 pub struct SnapshotRow {
     /// Its key.

@@ -1,5 +1,8 @@
 //! One connection's life: start, stream, snapshot beside it, feedback on its own clock, until it breaks or shutdown.
 
+mod republish;
+
+use std::collections::HashSet;
 use std::time::Duration;
 
 use serde_json::json;
@@ -7,20 +10,21 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval};
 
-use super::catalog::{self, Table};
+use super::catalog::{self, CatalogError, Table};
 use super::connection::{ExportSnapshot, Frame, ReplicationConnection, ReplicationStream};
 use super::progress::{self, Refusal, Server, SlotFacts, Start};
 use super::publication::{self, Publication};
 use super::sequencer::{Sequencer, Step};
 use super::snapshot::{self, Piece};
 use super::sql::Sql;
-use super::{Capture, CaptureError, Current, Phase, ResyncRequest, SnapshotProgress, Status, pgoutput, reselect, slot};
+use super::{Capture, CaptureError, Current, Phase, Request, SnapshotProgress, Status, pgoutput, reselect, slot};
 use crate::clock::now_ms;
 use crate::event::{ChangeEvent, Lsn, Op, RowKey, Source};
 use crate::metrics::Stage;
 use crate::retry::Retry;
 use crate::shutdown::Shutdown;
 use crate::topic::{CaptureState, Offsets, Outgoing, SnapshotMarker};
+use republish::Republish;
 
 /// Events of one append: enough to share one fsync well, few enough to stay small in memory.
 const EVENTS_PER_APPEND: usize = 2_000;
@@ -30,6 +34,8 @@ const BYTES_PER_APPEND: usize = 4 << 20;
 const PIECES_WAITING: usize = 4;
 /// Keys of one page when the log is searched for rows that are gone.
 const KEYS_PER_PAGE: usize = 1_000;
+/// Streamed transactions beyond which those that others see are forgotten, at the next probe.
+const UNSEEN_MAX: usize = 10_000;
 /// How often the source is asked how far it is.
 const PROBE_EVERY: Duration = Duration::from_secs(1);
 /// How long the source may take to say so before the connection counts as broken.
@@ -45,7 +51,7 @@ const FEEDBACK_WITHOUT_TIMEOUT: Duration = Duration::from_secs(10);
 pub(super) async fn run(
     capture: &Capture,
     status: &watch::Sender<Status>,
-    resyncs: &mut mpsc::Receiver<ResyncRequest>,
+    requests: &mut mpsc::Receiver<Request>,
     retry: &mut Retry,
     shutdown: &Shutdown,
 ) -> Result<(), CaptureError> {
@@ -54,7 +60,7 @@ pub(super) async fn run(
         () = shutdown.raised() => return Ok(()),
         started = start(capture) => started?,
     };
-    let Started { sql, table, publication, stream, state, database, identity, feedback_every } = started;
+    let Started { sql, table, publication, stream, state, database, identity, feedback_every, unseen } = started;
     tracing::info!(slot = capture.source.slot, from = %state.confirm, "streaming {}.{}", table.schema, table.name);
 
     let template = Source {
@@ -71,7 +77,8 @@ pub(super) async fn run(
         commit_lsn: None,
         ordinal: None,
     };
-    let sequencer = Sequencer::new(template, table.clone(), state.position, state.confirm);
+    let mut sequencer = Sequencer::new(template, table.clone(), state.position, state.confirm);
+    sequencer.add_unseen(unseen);
     let mut feedback = interval(feedback_every);
     feedback.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut session = Session {
@@ -87,6 +94,7 @@ pub(super) async fn run(
         feedback,
         probe: None,
         snapshot: None,
+        republish: None,
         settled: false,
         heard: Instant::now(),
         changed: true,
@@ -104,7 +112,7 @@ pub(super) async fn run(
     if !complete {
         session.begin_snapshot().await?;
     }
-    let ended = session.follow(resyncs, shutdown).await;
+    let ended = session.follow(requests, shutdown).await;
     session.abandon_snapshot().await;
     if session.settled {
         retry.reset();
@@ -125,6 +133,8 @@ struct Started {
     /// The publication as it is at the start.
     identity: String,
     feedback_every: Duration,
+    /// Transactions that an earlier session may have been sent and that are not visible yet.
+    unseen: HashSet<u32>,
 }
 
 /// Connects, checks and begins the stream.
@@ -160,9 +170,11 @@ async fn start(capture: &Capture) -> Result<Started, CaptureError> {
         capture.log.append_changes(vec![], &state).await?;
     }
     let feedback_every = feedback_interval(&mut replication).await?;
+    let unseen = running(&sql).await?;
     let (slot, publication_name) = (&capture.source.slot, &capture.source.publication);
     let stream = replication.start_replication(slot, state.confirm, publication_name).await?;
-    Ok(Started { sql, table, publication, stream, state, database: system.database, identity, feedback_every })
+    let database = system.database;
+    Ok(Started { sql, table, publication, stream, state, database, identity, feedback_every, unseen })
 }
 
 /// Forgets the position so that the next session takes a whole snapshot, with a slot that begins now.
@@ -207,6 +219,8 @@ struct Session<'a> {
     /// Until the stream has reached this, what it shows may be older than the moment.
     probe: Option<(Lsn, i64)>,
     snapshot: Option<Snapshot>,
+    /// Rows that are to be published again.
+    republish: Option<Republish>,
     /// The log was current once: what breaks now is a new fault, not the last one again.
     settled: bool,
     /// When the stream last brought something.
@@ -232,14 +246,14 @@ enum Next {
     Piece(Option<Piece>),
     Feedback,
     Probe,
-    Resync(ResyncRequest),
+    Request(Request),
     Shutdown,
 }
 
 impl Session<'_> {
     async fn follow(
         &mut self,
-        resyncs: &mut mpsc::Receiver<ResyncRequest>,
+        requests: &mut mpsc::Receiver<Request>,
         shutdown: &Shutdown,
     ) -> Result<(), CaptureError> {
         let mut probe_at = Instant::now();
@@ -258,8 +272,8 @@ impl Session<'_> {
                     () = shutdown.raised() => Next::Shutdown,
                     // 2. Feedback keeps the connection alive whatever else there is to do.
                     _ = self.feedback.tick() => Next::Feedback,
-                    // 3. A person waits.
-                    Some(request) = resyncs.recv() => Next::Resync(request),
+                    // 3. A person waits; for the one before first, which ends soon.
+                    Some(request) = requests.recv(), if self.republish.is_none() => Next::Request(request),
                     // 4. The clock of freshness, once a second.
                     () = tokio::time::sleep_until(probe_at) => Next::Probe,
                     // 5. Live changes come before the snapshot's rows.
@@ -282,7 +296,7 @@ impl Session<'_> {
                 Next::Probe => {
                     let reached = self.ask_source().await?;
                     let (lsn, _) = *self.probe.get_or_insert(reached);
-                    if self.sequencer.received() < lsn {
+                    if self.sequencer.received() < lsn.max(self.awaited()) {
                         if self.heard.elapsed() > STREAM_PATIENCE {
                             return Err(CaptureError::Silent(STREAM_PATIENCE));
                         }
@@ -294,14 +308,16 @@ impl Session<'_> {
                     }
                     probe_at = Instant::now() + PROBE_EVERY;
                 }
-                Next::Resync(request) => {
+                Next::Request(Request::Resync(done)) => {
                     let accepted = self.resync().await;
-                    let _ = request.send(accepted.as_ref().map(|_| ()).map_err(ToString::to_string));
+                    let _ = done.send(accepted.as_ref().map(|_| ()).map_err(ToString::to_string));
                     accepted?;
                 }
+                Next::Request(Request::Republish(keys, done)) => self.begin_republish(keys, done).await?,
                 Next::Shutdown => return self.record_and_confirm().await,
             }
             self.append().await?;
+            self.finish_republish().await?;
             if let Some(as_of_ms) = self.publish_current() {
                 self.send_heartbeat(as_of_ms).await?;
             }
@@ -319,6 +335,7 @@ impl Session<'_> {
                     if self.sequencer.offer(message, start, now_ms())? == Step::ShapeChanged {
                         // What was collected so far has the old shape.
                         self.append().await?;
+                        self.give_up_republish("the table has another shape now; try again");
                         (self.table, self.publication) = inspect(self.capture, &self.sql).await?;
                         self.sequencer.set_table(self.table.clone());
                     }
@@ -395,17 +412,23 @@ impl Session<'_> {
     async fn ask_source(&mut self) -> Result<(Lsn, i64), CaptureError> {
         let asked_ms = now_ms();
         let (sql, source) = (&self.sql, &self.capture.source);
+        let prune = self.sequencer.unseen().len() > UNSEEN_MAX;
         let asked = async {
             let progress = slot::source_progress(sql, &source.slot).await?;
+            let running = if prune { Some(running(sql).await?) } else { None };
             // Asked last: what it is now, it was at the moment before too.
-            Ok::<_, CaptureError>((progress, publication::identity(sql, &self.table, &source.publication).await?))
+            let identity = publication::identity(sql, &self.table, &source.publication).await?;
+            Ok::<_, CaptureError>((progress, running, identity))
         };
         let answered = tokio::time::timeout(PROBE_PATIENCE, asked).await;
-        let ((flushed, slot), identity) = answered.map_err(|_| CaptureError::Silent(PROBE_PATIENCE))??;
+        let ((flushed, slot), running, identity) = answered.map_err(|_| CaptureError::Silent(PROBE_PATIENCE))??;
         if identity != self.identity {
             let state = CaptureState { snapshot: SnapshotMarker::Wanted, ..self.state.clone() };
             self.capture.log.append_changes(vec![], &state).await?;
             return Err(CaptureError::PublicationChanged(source.publication.clone()));
+        }
+        if let Some(running) = running {
+            self.sequencer.keep_unseen(&running);
         }
         if let Some(slot) = slot {
             // What has been received is in the log: every turn of the loop ends with an append.
@@ -597,6 +620,10 @@ async fn slot_facts(sql: &Sql, name: &str) -> Result<Option<SlotFacts>, CaptureE
         confirmed: slot.confirmed_flush.unwrap_or_default(),
         active_pid: slot.active_pid,
     }))
+}
+
+async fn running(sql: &Sql) -> Result<HashSet<u32>, CatalogError> {
+    reselect::running(sql).await.map_err(|source| CatalogError::query("read pg_locks", source))
 }
 
 /// Makes the slot and records where it begins.

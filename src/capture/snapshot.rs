@@ -201,11 +201,7 @@ impl Reader {
             source,
         };
         sql.batch_execute(&adopt).await.map_err(failed)?;
-        let published = |column: &&Column| match &plan.publication.columns {
-            Some(names) => names.contains(&column.name),
-            None => !column.generated,
-        };
-        let columns = plan.table.columns.iter().filter(published).cloned().collect();
+        let columns = plan.publication.columns_of(&plan.table);
         Ok(Reader { sql, table: plan.table.clone(), columns, row_filter: plan.publication.row_filter.clone() })
     }
 

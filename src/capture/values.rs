@@ -120,6 +120,23 @@ pub fn to_json(kind: &ColumnKind, text: &str) -> Result<Value, ValueError> {
     })
 }
 
+/// A value of a key, as [`to_json`] made it, to a text that PostgreSQL reads as that value. None for what no key column
+/// of ours is written as: NULL, and arrays, whose elements' types JSON does not keep.
+pub fn to_text(kind: &ColumnKind, value: &Value) -> Option<String> {
+    match (kind, value) {
+        (_, Value::Null) | (ColumnKind::Array { .. }, _) => None,
+        (ColumnKind::Json, value) => Some(value.to_string()),
+        (ColumnKind::Bytea, Value::String(text)) => {
+            let bytes = STANDARD.decode(text).ok()?;
+            Some(bytes.iter().fold("\\x".to_owned(), |hex, byte| format!("{hex}{byte:02x}")))
+        }
+        (_, Value::String(text)) => Some(text.clone()),
+        (_, Value::Number(number)) => Some(number.to_string()),
+        (_, Value::Bool(truth)) => Some(truth.to_string()),
+        (_, Value::Array(_) | Value::Object(_)) => None,
+    }
+}
+
 fn unhex(text: &str) -> Option<Vec<u8>> {
     let digit = |byte: u8| char::from(byte).to_digit(16).map(|digit| digit as u8);
     let (pairs, rest) = text.as_bytes().as_chunks::<2>();

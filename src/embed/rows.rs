@@ -15,9 +15,9 @@ use super::tokens::{self, SPECIAL_TOKENS, Token, TokenIds};
 use super::{Embedder, window};
 use crate::clock::now_ms;
 use crate::config;
-use crate::event::{EmbeddedRow, Record, RowKey, VectorEvent, Window};
+use crate::event::{EmbeddedRow, Record, RowKey, VectorEvent, Version, Window};
 use crate::retry::Chain;
-use crate::topic::{Outgoing, Partition, Stored};
+use crate::topic::{Outgoing, Partition, Settled, Stored, letter};
 
 /// Why a record was put aside, as the header `vecsync.reason` and the metrics' label `reason` say it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,6 +54,8 @@ pub struct Processed {
     pub dead_letters: Vec<Record>,
     /// Why, in the order of the dead letters.
     pub reasons: Vec<Reason>,
+    /// What those records of `vectors` are about, so that older dead letters of it are closed.
+    pub settled: Vec<Settled>,
     /// The next offset to read in each partition that the batch touched.
     pub ends: BTreeMap<Partition, u64>,
     /// Records by what they are; `empty` counts rows that had nothing to embed and were removed from the index.
@@ -264,6 +266,7 @@ impl Rows {
         let vectors = computed.iter().filter_map(|key| Some((*key, known.get(key)?)));
         self.cache.keep(vectors, layouts.iter().map(|(key, layout)| (*key, layout)));
         outputs.sort_by_key(|(partition, version, _)| (*partition, *version));
+        processed.settled = outputs.iter().filter_map(settled).collect();
         let now_ms = now_ms();
         let records = outputs.into_iter().map(|(partition, _, event)| Outgoing::To(partition, event.to_record(now_ms)));
         processed.vectors = records.collect();
@@ -307,15 +310,20 @@ impl Rows {
         // A row's values may be in the message of a template; the log has none of them, the dead letter has all.
         tracing::warn!(partition, offset, reason = reason.as_label(), "put a record aside as a dead letter");
         let mut record = record;
-        let header = |name: &str, value: String| (format!("vecsync.{name}"), Bytes::from(value));
+        let header = |name: &str, value: String| (name.to_owned(), Bytes::from(value));
         record.headers.extend([
-            header("reason", reason.as_label().to_owned()),
-            header("topic", self.topic.clone()),
-            header("partition", partition.to_string()),
-            header("offset", offset.to_string()),
-            header("error", error.to_owned()),
+            header(letter::REASON, reason.as_label().to_owned()),
+            header(letter::TOPIC, self.topic.clone()),
+            header(letter::PARTITION, partition.to_string()),
+            header(letter::OFFSET, offset.to_string()),
+            header(letter::ERROR, error.to_owned()),
         ]);
         record.timestamp_ms = now_ms();
+        // Without a value it would be a tombstone, and under a reserved key a barrier, of the topic of dead letters itself.
+        record.value.get_or_insert_default();
+        if Record::is_reserved(&record.key) {
+            record.key = Bytes::new();
+        }
         record
     }
 }
@@ -357,6 +365,16 @@ impl Layout {
     fn keys(&self) -> impl Iterator<Item = &Key> {
         self.title.iter().chain(self.windows.iter().map(|(_, key)| key))
     }
+}
+
+/// What an output is about; a heartbeat is about nothing.
+fn settled((partition, offset, event): &(Partition, u64, VectorEvent)) -> Option<Settled> {
+    let key = match event {
+        VectorEvent::Upsert { key, .. } | VectorEvent::Delete { key, .. } => Some(key.clone()),
+        VectorEvent::Barrier { .. } => None,
+        VectorEvent::Heartbeat { .. } => return None,
+    };
+    Some(Settled { partition: *partition, version: Version(*offset), key })
 }
 
 /// The hash of what is embedded: equal for equal title and text in one revision.

@@ -13,11 +13,12 @@ use super::cache::Cache;
 use super::document::{Document, DocumentError};
 use super::model::EmbedError;
 use super::rows::{self, Processed, Reason, Rows};
+use crate::clock::now_ms;
 use crate::config;
 use crate::metrics::{PipelineMetrics, Stage};
 use crate::retry::{Chain, Retry};
 use crate::shutdown::Shutdown;
-use crate::topic::{EmbedLog, LogError, Stored};
+use crate::topic::{EmbedLog, LogError, OpenLetters, Stored};
 
 /// Batches that are worked on at a time: while one is in the model, the next is read and split and waits before it.
 const DEPTH: usize = 2;
@@ -30,6 +31,9 @@ const ROWS_MAX: usize = 128;
 /// Bytes of records for each row of the limit: a batch of long texts has fewer rows, and no more tokens (some 8,000
 /// to 20,000, a second or two of the model) than the batch of short ones.
 const BYTES_PER_ROW: usize = 768;
+
+/// Open dead letters whose keys are kept in memory, some 200 bytes each.
+const OPEN_LETTERS_MAX: usize = 100_000;
 
 /// The worker cannot go on.
 #[derive(Debug, thiserror::Error)]
@@ -77,6 +81,7 @@ impl Worker {
         let mut rows_max = ROWS_MIN;
         let mut under_way: VecDeque<Batch> = VecDeque::new();
         let mut give_up_at: Option<Instant> = None;
+        let mut letters = Letters::default();
         while give_up_at.is_none() || !under_way.is_empty() {
             let fault = tokio::select! {
                 biased;
@@ -88,7 +93,7 @@ impl Worker {
                 () = until(give_up_at) => return Ok(()),
                 // 2. What is done is committed before more is begun.
                 Some(done) = first(&mut under_way) => match done? {
-                    Ok(processed) => match self.commit(&mut log, processed).await {
+                    Ok(processed) => match self.commit(&mut log, &mut letters, processed).await {
                         Ok(()) => {
                             retries.model.reset();
                             retries.log.reset();
@@ -114,6 +119,7 @@ impl Worker {
             };
             // What was read and is not committed is read again, by whoever has its partition then.
             under_way.clear();
+            letters = Letters::default();
             if !retries.go_back(&mut log, fault, &shutdown).await? {
                 return Ok(());
             }
@@ -121,8 +127,13 @@ impl Worker {
         Ok(())
     }
 
-    async fn commit(&self, log: &mut EmbedLog, processed: Processed) -> Result<(), LogError> {
-        log.commit(processed.vectors, processed.dead_letters, &processed.ends).await?;
+    async fn commit(&self, log: &mut EmbedLog, letters: &mut Letters, processed: Processed) -> Result<(), LogError> {
+        let open = letters.current(log).await?;
+        // After the batch's own letters: one of its rows may be put aside and, further on, be readable again.
+        processed.dead_letters.iter().for_each(|letter| open.offer(letter));
+        let mut dead_letters = processed.dead_letters;
+        dead_letters.extend(open.close(&processed.settled, now_ms()));
+        log.commit(processed.vectors, dead_letters, &processed.ends).await?;
         // Counted when durable, so that what is done again after a fault is not counted twice.
         for (op, count) in processed.counts {
             self.metrics.events(Stage::Embed, op, count);
@@ -137,6 +148,34 @@ impl Worker {
             self.metrics.last_commit(Stage::Embed, commit_ts_ms);
         }
         Ok(())
+    }
+}
+
+/// The open dead letters, as far as they are known. After a commit that failed they are read anew.
+#[derive(Default)]
+struct Letters {
+    /// With the tenure that they were read in.
+    open: Option<(u64, OpenLetters)>,
+}
+
+impl Letters {
+    /// Those that the log holds now for the partitions that are ours.
+    async fn current(&mut self, log: &mut EmbedLog) -> Result<&mut OpenLetters, LogError> {
+        let tenure = log.tenures();
+        let known = self.open.take().filter(|(read_in, _)| *read_in == tenure);
+        let open = match known {
+            Some((_, open)) => open,
+            None => {
+                let open = log.open_letters(OPEN_LETTERS_MAX).await?;
+                if open.is_full() {
+                    tracing::warn!(
+                        "more than {OPEN_LETTERS_MAX} dead letters are open: the others stay listed when their rows are mended"
+                    );
+                }
+                open
+            }
+        };
+        Ok(&mut self.open.insert((tenure, open)).1)
     }
 }
 

@@ -34,7 +34,8 @@ use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
-use super::{CaptureState, LogError, Offsets, Outgoing, Partition, Stored};
+use super::{CaptureState, LogError, Offsets, Outgoing, Partition};
+use crate::event::Record;
 use layout::{Latest, RecordKind, TopicId, kind};
 pub use reader::{EmbedLog, VectorsReader};
 use shared::{Shared, Topic, lock, make_topic, storage};
@@ -178,22 +179,14 @@ impl Log {
         Ok(Progress { embedded, vector_ends, stored })
     }
 
-    /// The dead letters, partition by partition, oldest first, at most `limit`. Reads the disk; call it on a blocking
-    /// thread.
-    pub fn dead_letters(&self, limit: usize) -> Result<Vec<Stored>, LogError> {
-        let shared = &self.inner.shared;
-        let ends = shared.dead.ends();
-        let letters = (0..).zip(&ends).flat_map(|(partition, &end)| shared.records(shared.dead.id, partition, 0, end));
-        letters
-            .filter(|found| found.as_ref().map_or(true, |found| found.stored.record.value.is_some()))
-            .map(|found| found.map(|found| found.stored))
-            .take(limit)
-            .collect()
+    /// Shows every dead letter, partition by partition, oldest first. Reads the disk; call it on a blocking thread.
+    pub fn visit_dead_letters(&self, visit: impl FnMut(&Record)) -> Result<(), LogError> {
+        self.inner.shared.visit_dead_letters(visit)
     }
 
     /// Drops tombstones and barriers that are older than the retention: from `changes` those that embed of this revision
     /// has committed, from `vectors.<revision>` those below `stores`, which are the positions that every store of this
-    /// revision has passed. Says how many.
+    /// revision has passed, and from the dead letters all. Says how many.
     pub async fn prune(&self, now_ms: i64, revision: &str, stores: &Offsets) -> Result<u64, LogError> {
         let shared = &self.inner.shared;
         shared.check_len("prune", stores)?;
@@ -201,7 +194,13 @@ impl Log {
         let embedded = lock(&vectors.committed).clone();
         let before_ms = now_ms.saturating_sub(self.retention_ms);
         let mut sum = 0;
-        for (topic, passed) in [(&shared.changes, embedded), (&vectors, stores.clone())] {
+        let places = [
+            (&shared.changes, embedded),
+            (&vectors, stores.clone()),
+            // Nobody keeps a position in it.
+            (&shared.dead, shared.dead.ends()),
+        ];
+        for (topic, passed) in places {
             for (partition, below) in (0..).zip(passed) {
                 loop {
                     let topic = topic.clone();

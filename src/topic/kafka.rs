@@ -9,6 +9,7 @@ mod client;
 mod embed;
 mod feed;
 mod keys;
+mod letters;
 mod state;
 mod topics;
 mod vectors;
@@ -23,6 +24,7 @@ use tokio::task::spawn_blocking;
 
 use super::{CaptureState, LogError, Offsets, Outgoing, Partition};
 use crate::config::Secret;
+use crate::event::Record;
 use client::Names;
 use keys::LiveKeys;
 use topics::Wanted;
@@ -135,6 +137,12 @@ impl Log {
             *held = None;
         }
         Ok(page)
+    }
+
+    /// Shows every record of the topic of dead letters, each partition in its order. Blocks.
+    pub fn visit_dead_letters(&self, visit: impl FnMut(&Record)) -> Result<(), LogError> {
+        let Inner { settings, names, .. } = &*self.0;
+        letters::visit(settings, names, 0..settings.partitions, visit)
     }
 
     /// Embed's side for a revision, not connected yet.

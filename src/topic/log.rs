@@ -5,7 +5,10 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use tokio::task::spawn_blocking;
 
-use super::{CaptureState, LogError, Offsets, Outgoing, Partition, Stored, embedded, kafka};
+use super::letter::{Newest, Sought};
+use super::{
+    CaptureState, LetterId, Letters, LogError, Offsets, OpenLetters, Outgoing, Partition, Stored, embedded, kafka,
+};
 use crate::event::Record;
 
 /// An open log. Clones are the same log.
@@ -64,6 +67,33 @@ impl Log {
         let read = move || match log {
             Log::Embedded(log) => log.live_keys_below(partition, offset, after.as_deref(), limit),
             Log::Kafka(log) => log.live_keys_below(partition, offset, after.as_deref(), limit),
+        };
+        spawn_blocking(read).await.unwrap_or_else(|fault| Err(LogError::Task(fault)))
+    }
+
+    /// The newest open dead letters, at most `limit`. Reads all of their topic.
+    pub async fn dead_letters(&self, limit: usize) -> Result<Letters, LogError> {
+        self.read_dead_letters(Newest::new(limit), Newest::offer).await.map(Newest::finish)
+    }
+
+    /// An open dead letter with its bytes. Reads all of the topic.
+    pub async fn dead_letter(&self, id: LetterId) -> Result<Option<Record>, LogError> {
+        self.read_dead_letters(Sought::new(id), Sought::offer).await.map(|sought| sought.found)
+    }
+
+    async fn read_dead_letters<T: Send + 'static>(
+        &self,
+        mut into: T,
+        offer: fn(&mut T, &Record),
+    ) -> Result<T, LogError> {
+        let log = self.clone();
+        let read = move || {
+            let visit = |record: &Record| offer(&mut into, record);
+            match log {
+                Log::Embedded(log) => log.visit_dead_letters(visit)?,
+                Log::Kafka(log) => log.visit_dead_letters(visit)?,
+            }
+            Ok(into)
         };
         spawn_blocking(read).await.unwrap_or_else(|fault| Err(LogError::Task(fault)))
     }
@@ -139,6 +169,23 @@ impl EmbedLog {
                 log.commit(vectors, dead_letters, &upto).await
             }
             EmbedLog::Kafka(log) => log.commit(vectors, dead_letters, ends).await,
+        }
+    }
+
+    /// Counts the times that partitions came from others, who may have put records of theirs aside. What was given since
+    /// came after the count.
+    pub fn tenures(&self) -> u64 {
+        match self {
+            EmbedLog::Embedded(_) => 0,
+            EmbedLog::Kafka(log) => log.tenures(),
+        }
+    }
+
+    /// The open dead letters of the partitions that are ours, at most `limit`. Reads all of their topic.
+    pub async fn open_letters(&mut self, limit: usize) -> Result<OpenLetters, LogError> {
+        match self {
+            EmbedLog::Embedded(log) => log.open_letters(limit).await,
+            EmbedLog::Kafka(log) => log.open_letters(limit).await,
         }
     }
 

@@ -5,6 +5,7 @@
 
 pub mod embedded;
 pub mod kafka;
+pub mod letter;
 mod log;
 pub mod partition;
 
@@ -12,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::event::{Lsn, Position, Record};
 
+pub use letter::{Letter, LetterId, Letters, OpenLetters, Settled};
 pub use log::{EmbedLog, Log, VectorsReader};
 
 /// A partition's number, from 0.

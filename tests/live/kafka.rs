@@ -1,16 +1,18 @@
 //! Kafka as the log: roles in processes of their own, killed, joined, cut off; afterwards every mirror equals the table.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
+use crate::dead_letters::{dividing_pipeline, expect_listed, listed, retry};
 use crate::support::dice::Dice;
 use crate::support::kafka::Kafka;
 use crate::support::postgres::{PASSWORD, USER};
 use crate::support::process::wait_until;
 use crate::support::site::Site;
-use crate::support::table::expect_equal;
+use crate::support::table::{category, expect_equal, insert, values};
 use crate::support::vecsync::{COMMAND, Vecsync};
 use crate::writer::{Writer, fill};
 
@@ -316,4 +318,116 @@ fn wait_for_commits(writer: &Writer, goal: u64) {
         commits if commits >= goal => Ok(()),
         commits => Err(format!("{commits} of {goal}")),
     });
+}
+
+#[test]
+fn dead_letters_are_closed_by_whoever_has_their_partition() {
+    let cluster = Cluster::prepare(Kafka::shared(), 20);
+    let capture = cluster.started("capture");
+    let mut first = cluster.started("embed");
+    let mut serve = cluster.started("serve");
+    serve.wait_ready();
+    let changes = cluster.topic("changes");
+    // Of every partition some.
+    let poisoned: Vec<Value> = (1..=9).map(|id| json!({"id": id})).chain([json!({"id": 7777})]).collect();
+    for key in &poisoned {
+        cluster.kafka.write_keyed(&changes, &key.to_string(), "{");
+    }
+    cluster.kafka.write_keyed(&changes, "no key", "{");
+    let keys = |ids: std::ops::Range<usize>| [&[json!("no key")], &poisoned[ids]].concat();
+    let letters = expect_listed(&capture, &keys(0..10));
+    let shown = capture.run(&["dead-letters", "show", letters[5]["id"].as_str().unwrap(), "--json"]);
+    let shown: Value = serde_json::from_str(&shown.stdout).unwrap_or_else(|_| panic!("{shown:?}"));
+    assert_eq!(
+        (&shown["topic"], &shown["value"], &shown["reason"]),
+        (&json!(changes), &json!("{"), &json!("unreadable"))
+    );
+    let place = (shown["partition"].as_i64(), shown["offset"].as_i64());
+    let poison = cluster.kafka.read(&changes);
+    let poison = poison.iter().rfind(|entry| entry.key == br#"{"id":5}"#).expect("it was written");
+    assert_eq!(place, (Some(poison.partition.into()), Some(poison.offset)));
+    // From a process that does not capture the topic itself is read.
+    assert_eq!(listed(&serve).len(), 11);
+
+    // Another takes the partitions on, with letters that it has not put aside.
+    let mut second = cluster.started("embed");
+    wait_until("the second to embed", CAUGHT_UP, || match second.metric("vecsync_events_total", "stage=\"embed\"") {
+        Some(1.0..) => Ok(()),
+        counted => Err(format!("{counted:?}")),
+    });
+    first.kill();
+    cluster.site.sql.execute("UPDATE faq_faq SET answer = 'Superseded' WHERE id <= 6");
+    expect_listed(&capture, &keys(6..10));
+    assert_eq!(serve.row(5).expect("it is indexed")["answer"], "Superseded");
+    let retried = retry(&capture, &["--all"]);
+    assert_eq!(retried.code, Some(1), "{retried:?}");
+    assert!(retried.stderr.contains("names no row") && retried.stdout.lines().count() == 4, "{retried:?}");
+    expect_listed(&capture, &keys(0..0));
+    assert_eq!(second.ended(), None);
+    expect_equal(&mut serve, &cluster.site.sql, CAUGHT_UP);
+    cluster.expect_rebuilt();
+}
+
+#[test]
+fn rows_that_are_retried_under_load_do_not_go_back_in_time() {
+    let mut cluster = Cluster::prepare(Kafka::shared(), 0);
+    cluster.site.vecsync.write_pipeline(&dividing_pipeline());
+    cluster.site.vecsync.start_ready();
+    let rows: Vec<String> = (1..=250).map(|id| values(id, "", "0", &category(id as usize))).collect();
+    cluster.site.sql.execute(&insert(&rows));
+    let all: Vec<Value> = (1..=250).map(|id| json!({"id": id})).collect();
+    wait_until("250 letters", CAUGHT_UP, || match listed(&cluster.site.vecsync).len() {
+        250 => Ok(()),
+        found => Err(format!("{found} of {}", all.len())),
+    });
+    // Some rows count up all the time, some now and then, and some not at all; and there is so much else to decode that
+    // the stream is behind what a query sees.
+    cluster.site.sql.execute("CREATE TABLE noise (number int)");
+    let stop = Arc::new(AtomicBool::new(false));
+    let commits = Arc::new(AtomicU32::new(0));
+    let repeat = |mut work: Box<dyn FnMut() + Send>| {
+        let stop = Arc::clone(&stop);
+        std::thread::spawn(move || {
+            while !stop.load(Ordering::Relaxed) {
+                work();
+            }
+        })
+    };
+    let (counting, noisy, counted) =
+        (cluster.site.postgres.client(), cluster.site.postgres.client(), Arc::clone(&commits));
+    let writers = [
+        repeat(Box::new(move || {
+            let number = counted.fetch_add(1, Ordering::Relaxed) + 1;
+            let some = format!("id <= 5 OR id BETWEEN 21 AND 100 AND id % 20 = {}", number % 20);
+            counting.execute(&format!("UPDATE faq_faq SET answer = '{number}' WHERE {some}"));
+        })),
+        repeat(Box::new(move || noisy.execute("INSERT INTO noise SELECT generate_series(1, 20000)"))),
+    ];
+    let rounds = 3;
+    for _ in 0..rounds {
+        let retried = retry(&cluster.site.vecsync, &["--all"]);
+        assert_eq!(retried.code, Some(0), "{retried:?}");
+    }
+    stop.store(true, Ordering::Relaxed);
+    writers.into_iter().for_each(|writer| writer.join().expect("no fault"));
+    cluster.site.sql.execute("UPDATE faq_faq SET question = 'Mended?'");
+    wait_until("no letters", CAUGHT_UP, || match listed(&cluster.site.vecsync).len() {
+        0 => Ok(()),
+        found => Err(found.to_string()),
+    });
+    let Site { vecsync, sql, .. } = &mut cluster.site;
+    expect_equal(vecsync, sql, CAUGHT_UP);
+    let (mut last, mut read_again) = (std::collections::BTreeMap::new(), 0);
+    for entry in cluster.kafka.read(&cluster.topic("changes")) {
+        let Some(value) = entry.value.filter(|_| !entry.key.starts_with(br#"{"":"#)) else { continue };
+        let event: Value = serde_json::from_slice(&value).unwrap();
+        let Some(answer) = event["after"]["answer"].as_str().and_then(|answer| answer.parse::<u32>().ok()) else {
+            continue;
+        };
+        read_again += u32::from(event["op"] == "r");
+        let before = last.insert(entry.key, answer).unwrap_or(0);
+        assert!(before <= answer, "{before} and then {answer}: {event}");
+    }
+    assert!(last.len() == 250 && read_again >= 250, "{} rows, {read_again} read again", last.len());
+    eprintln!("{} commits, {read_again} rows read again", commits.load(Ordering::Relaxed));
 }

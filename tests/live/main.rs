@@ -5,6 +5,7 @@
 mod support;
 
 mod commands;
+mod dead_letters;
 mod http;
 mod kafka;
 mod refusals;

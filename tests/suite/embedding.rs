@@ -10,9 +10,9 @@ use sha2::{Digest, Sha256};
 
 use vecsync::config::{self, Precision};
 use vecsync::embed::{Cache, DIMENSION, EmbedError, Embedder, Processed, QUERY_TOKENS_MAX, Vector, Worker};
-use vecsync::event::{BARRIER_KEY, EmbeddedRow, Record, VectorEvent};
+use vecsync::event::{BARRIER_KEY, EmbeddedRow, Record, RowKey, VectorEvent, Version};
 use vecsync::metrics::PipelineMetrics;
-use vecsync::topic::{Outgoing, Stored};
+use vecsync::topic::{Outgoing, Settled, Stored};
 
 /// Made by tests/support/reference_vectors.py, which documents the format.
 const REFERENCE: &[u8] = include_bytes!("reference_vectors.bin");
@@ -301,6 +301,21 @@ async fn a_batch_becomes_rows_deletes_barriers_and_dead_letters() {
     assert_eq!(letters, [("unreadable".into(), "6".into()), ("template".into(), "7".into())]);
     assert_eq!(processed.dead_letters[0].value.as_deref(), Some(&b"{"[..]));
     assert_eq!((processed.counts["empty"], processed.ends[&3]), (1, 10));
+}
+
+#[tokio::test]
+async fn no_dead_letter_is_a_tombstone_or_a_barrier_of_its_own_topic() {
+    let worker = worker(&document(), Cache::off());
+    let barrier = String::from_utf8_lossy(BARRIER_KEY).into_owned();
+    let processed = worker
+        .process(stored(vec![record("no key".into(), None), record(barrier, Some("{".into())), row(1, "Q", "A")]))
+        .await
+        .expect("the model works");
+    let letters: Vec<_> =
+        processed.dead_letters.iter().map(|letter| (&letter.key[..], letter.value.as_deref())).collect();
+    assert_eq!(letters, [(&b"no key"[..], Some(&b""[..])), (b"", Some(b"{"))]);
+    let key = RowKey::from_bytes(br#"{"id":1}"#).expect("a key");
+    assert_eq!(processed.settled, [Settled { partition: 3, version: Version(2), key: Some(key) }]);
 }
 
 #[tokio::test]

@@ -11,7 +11,7 @@ use rdkafka::ClientConfig;
 use rdkafka::Message;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::KafkaError;
-use rdkafka::producer::{FutureProducer, FutureRecord, Producer};
+use rdkafka::producer::{BaseProducer, BaseRecord, FutureProducer, FutureRecord, Producer};
 use rdkafka::{Offset, TopicPartitionList};
 use tempfile::TempDir;
 
@@ -183,6 +183,17 @@ impl Kafka {
         let delivered = producer.send_result(record).map_err(|(error, _)| error).expect("it is taken");
         producer.flush(PATIENCE).expect("it is sent");
         delivered.now_or_never().expect("it was flushed").expect("the producer lives").expect("it is written");
+    }
+
+    /// Writes a record as any producer of Kafka's own would, into the partition of its key.
+    pub fn write_keyed(&self, topic: &str, key: &str, value: &str) {
+        let producer: BaseProducer = ClientConfig::new()
+            .set("bootstrap.servers", self.brokers())
+            .set("partitioner", "murmur2_random")
+            .create()
+            .expect("a producer");
+        producer.send(BaseRecord::to(topic).key(key).payload(value)).map_err(|(error, _)| error).expect("sent");
+        producer.flush(PATIENCE).expect("written");
     }
 
     /// Every committed record of a topic, partition by partition.

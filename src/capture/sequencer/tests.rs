@@ -221,3 +221,59 @@ fn a_stream_that_cannot_be_followed_is_an_error() {
     let keyless = Message::Insert { relation: RELATION, new: vec![Datum::Null, text("a")] };
     assert!(sequencer.offer(keyless, Lsn(1), 0).is_err());
 }
+
+fn again(sequencer: &mut Sequencer, id: i64, answer: Option<&str>) -> bool {
+    let row = answer.map(|answer| snapshot_row(id, answer));
+    sequencer.offer_again(key(id), row, Lsn(150), 7, 8)
+}
+
+#[test]
+fn a_row_that_is_read_again_is_left_to_the_live_event_that_touched_it() {
+    for (messages, wanted) in [
+        (vec![], [true, true, true]),
+        (vec![insert(9, "x")], [true, true, true]),
+        (vec![update(1, "newer")], [false, true, true]),
+        (vec![delete(2), insert(3, "back")], [true, false, false]),
+        (vec![Message::Truncate { relations: vec![RELATION], cascade: false, restart_identity: false }], [false; 3]),
+    ] {
+        let mut sequencer = sequencer(Position::default());
+        // What came before the keys were watched is in what was read.
+        transaction(&mut sequencer, 100, vec![update(1, "older"), delete(3)]);
+        sequencer.watch_keys([1, 2, 3].map(key));
+        transaction(&mut sequencer, 120, messages.clone());
+        sequencer.take();
+        let taken = [
+            again(&mut sequencer, 1, Some("read")),
+            again(&mut sequencer, 2, Some("read")),
+            again(&mut sequencer, 3, None),
+        ];
+        assert_eq!(taken, wanted, "{messages:?}");
+        let events = sequencer.take().events;
+        // A row is one record, a delete is one with its tombstone.
+        let records = usize::from(wanted[0]) + usize::from(wanted[1]) + 2 * usize::from(wanted[2]);
+        assert_eq!(events.len(), records, "{messages:?}");
+        let position = sequencer.position();
+        assert_eq!(position.commit_lsn, Lsn(if messages.is_empty() { 100 } else { 120 }), "it is none of the stream's");
+        assert!(!again(&mut sequencer, 1, Some("read")), "a second time");
+    }
+}
+
+#[test]
+fn keys_that_are_not_watched_are_not_offered_again() {
+    let mut sequencer = sequencer(Position::default());
+    sequencer.watch_keys([key(1)]);
+    assert!(!again(&mut sequencer, 2, Some("read")));
+    sequencer.forget_keys();
+    assert!(!again(&mut sequencer, 1, Some("read")));
+}
+
+#[test]
+fn transactions_count_as_unseen_until_it_is_known_better() {
+    let mut sequencer = sequencer(Position { commit_lsn: Lsn(100), ordinal: 9 });
+    sequencer.add_unseen([7].into());
+    // What the log covers already may be invisible all the same.
+    transaction(&mut sequencer, 90, vec![]);
+    assert_eq!(*sequencer.unseen(), [1, 7].into());
+    sequencer.keep_unseen(&[7, 8].into());
+    assert_eq!(*sequencer.unseen(), [7].into());
+}

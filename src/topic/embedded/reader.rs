@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 
 use tokio::sync::watch;
 
-use super::super::{LogError, Offsets, Outgoing, Partition, Stored};
+use super::super::{LogError, Offsets, OpenLetters, Outgoing, Partition, Stored};
 use super::layout::kind;
 use super::shared::{Shared, Topic, lock};
 use super::writer::Command;
@@ -76,6 +76,16 @@ impl EmbedLog {
     /// The next offsets of `changes` to read after a restart.
     pub fn committed(&self) -> Offsets {
         lock(&self.topic.committed).clone()
+    }
+
+    /// The open dead letters, at most `limit`.
+    pub async fn open_letters(&self, limit: usize) -> Result<OpenLetters, LogError> {
+        let shared = self.inner.shared.clone();
+        let read = move || {
+            let mut open = OpenLetters::new(limit);
+            shared.visit_dead_letters(|record| open.offer(record)).map(|()| open)
+        };
+        tokio::task::spawn_blocking(read).await.unwrap_or_else(|fault| Err(LogError::Task(fault)))
     }
 
     /// Goes back to the committed positions.

@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::super::{CaptureState, LogError, Offsets, Partition, Stored};
 use super::layout::{self, Malformed, TopicId, kind};
+use crate::event::Record;
 
 /// Each revision has a topic, and revisions come one by one over months.
 const TOPICS_MAX: usize = 1000;
@@ -150,6 +151,16 @@ impl Shared {
         let size = body.len();
         let record = layout::decode(Bytes::from(body)).map_err(damaged)?;
         Ok(Next::Record(Found { stored: Stored { partition, offset, record }, pieces, size }))
+    }
+
+    /// See [`super::Log::visit_dead_letters`].
+    pub fn visit_dead_letters(&self, mut visit: impl FnMut(&Record)) -> Result<(), LogError> {
+        for (partition, end) in (0..).zip(self.dead.ends()) {
+            for found in self.records(self.dead.id, partition, 0, end) {
+                visit(&found?.stored.record);
+            }
+        }
+        Ok(())
     }
 
     /// Makes all that was written before durable.

@@ -6,8 +6,8 @@ use std::io::{BufRead, BufReader, Write};
 use std::process::{Command as Process, Stdio};
 use std::task::Poll;
 
-use super::super::SnapshotMarker;
 use super::super::partition::partition_of;
+use super::super::{SnapshotMarker, Stored};
 use super::*;
 use crate::event::{BARRIER_KEY, Lsn, Position, Record};
 
@@ -75,6 +75,13 @@ fn changes(log: &Log) -> Vec<(Partition, u64, String)> {
 
 fn keys(stored: &[Stored]) -> Vec<&str> {
     stored.iter().map(|stored| std::str::from_utf8(&stored.record.key).expect("text")).collect()
+}
+
+fn dead_letters(log: &Log) -> Vec<String> {
+    let mut keys = vec![];
+    let visit = |record: &Record| keys.push(String::from_utf8_lossy(&record.key).into_owned());
+    log.visit_dead_letters(visit).expect("readable");
+    keys
 }
 
 fn ready<F: Future>(future: F) -> Option<F::Output> {
@@ -183,8 +190,7 @@ async fn embed_reads_commits_and_rewinds() {
     let log = open(dir.path(), 1);
     let mut embed = log.embedder("r1").expect("opens");
     assert_eq!((embed.committed(), embed.lag()), (vec![2], 1));
-    assert_eq!(keys(&log.dead_letters(9).expect("readable")), ["", "", "b"]);
-    assert_eq!(log.dead_letters(1).expect("readable").len(), 1);
+    assert_eq!(dead_letters(&log), ["", "", "b"]);
     let mut vectors = log.vectors("r1").expect("opens");
     assert_eq!(keys(&vectors.next(9, 1 << 20).await.expect("reads")), ["a"]);
     let newer = log.embedder("r1").expect("opens");
@@ -583,4 +589,33 @@ fn check_vectors(log: &Log, wanted: &Latests, acknowledged: u64) {
 
 fn embed_topic(log: &Log) -> Arc<Topic> {
     log.vectors_topic("r").expect("a topic")
+}
+
+#[tokio::test]
+async fn a_dead_letter_is_open_until_its_tombstone_and_that_is_pruned() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let log = open(dir.path(), 2);
+    log.append_changes(vec![row("a", "1")], &state(1)).await.expect("appended");
+    let mut embed = log.embedder("r1").expect("opens");
+    let letter = |key: &str, value: Option<&str>, offset: u64| Record {
+        headers: [("vecsync.partition", "0".to_owned()), ("vecsync.offset", offset.to_string())]
+            .map(|(name, value)| (name.to_owned(), Bytes::from(value)))
+            .into(),
+        ..record(key, value)
+    };
+    let (one, two) = (r#"{"id":1}"#, r#"{"id":2}"#);
+    let letters = vec![letter(one, Some("x"), 4), letter(two, Some("y"), 5), letter("no key", Some("z"), 6)];
+    embed.commit(vec![], letters, &vec![0, 0]).await.expect("commits");
+    assert_eq!(embed.open_letters(9).await.expect("readable").len(), 2);
+    assert!(embed.open_letters(1).await.expect("readable").is_full());
+    // Put aside and closed in one transaction, too.
+    let records = vec![record(one, None), letter(two, Some("y"), 7), record(two, None)];
+    embed.commit(vec![], records, &vec![0, 0]).await.expect("commits");
+    assert!(embed.open_letters(9).await.expect("readable").is_empty());
+    let listed = super::super::Log::Embedded(log.clone()).dead_letters(9).await.expect("readable");
+    assert_eq!(listed.newest.iter().map(|letter| &letter.key[..]).collect::<Vec<_>>(), [b"no key"]);
+    assert_eq!(dead_letters(&log).len(), 3);
+    assert_eq!(log.prune(DAY, "r1", &vec![0, 0]).await.expect("prunes"), 0, "they are young");
+    assert_eq!(log.prune(DAY + 6, "r1", &vec![0, 0]).await.expect("prunes"), 2);
+    assert_eq!(dead_letters(&log), ["no key"]);
 }

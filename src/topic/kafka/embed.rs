@@ -8,13 +8,12 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::{Offset, TopicPartitionList};
 use tokio::task::spawn_blocking;
 
-use super::super::partition::partition_of;
-use super::super::{LogError, Outgoing, Partition, Stored};
+use super::super::{LogError, OpenLetters, Outgoing, Partition, Stored};
 use super::client::{self, Names, PATIENCE, Quiet};
 use super::feed::Feed;
 use super::topics::{self, Wanted};
 use super::writer::{self, Placed, Writer};
-use super::{Settings, state};
+use super::{Settings, letters, state};
 use crate::event::Record;
 
 /// One of those who embed a revision.
@@ -75,12 +74,28 @@ impl EmbedLog {
         let joined = self.joined().await?;
         let (settings, names) = (self.settings.clone(), self.names.clone());
         let mut records = writer::place(&names.vectors(&self.revision), settings.partitions, vectors);
-        records.extend(dead_letters.into_iter().map(|letter| place_letter(&settings, &names, letter)));
+        records.extend(dead_letters.into_iter().map(|letter| letters::place(&settings, &names, letter)));
         let (ends, revocations, id) = (ends.clone(), self.revocations, self.transactional_id.clone());
         let commit = move || joined.commit(&settings, &names, &id, &records, &ends, revocations);
         let committed = spawn_blocking(commit).await.unwrap_or_else(|fault| Err(LogError::Task(fault)));
         self.uncertain |= committed.is_err();
         committed
+    }
+
+    /// See [`super::super::EmbedLog::tenures`].
+    pub fn tenures(&self) -> u64 {
+        self.joined.as_ref().map_or(0, |joined| joined.feed.tenures())
+    }
+
+    /// See [`super::super::EmbedLog::open_letters`]. A row has the same partition in both topics.
+    pub async fn open_letters(&mut self, limit: usize) -> Result<OpenLetters, LogError> {
+        let partitions = self.joined().await?.feed.owned();
+        let (settings, names) = (self.settings.clone(), self.names.clone());
+        let read = move || {
+            let mut open = OpenLetters::new(limit);
+            letters::visit(&settings, &names, partitions, |record| open.offer(record)).map(|()| open)
+        };
+        spawn_blocking(read).await.unwrap_or_else(|fault| Err(LogError::Task(fault)))
     }
 
     /// See [`super::super::EmbedLog::rewind`].
@@ -221,21 +236,6 @@ fn positions(list: &TopicPartitionList) -> BTreeMap<Partition, u64> {
         _ => None,
     });
     known.collect()
-}
-
-/// A dead letter keeps its key, so that a newer one of the same row takes its place; one without a key gets a name of
-/// its own, since a compacted topic takes none without.
-fn place_letter(settings: &Settings, names: &Names, mut letter: Record) -> Placed {
-    if letter.key.is_empty() {
-        let place: Vec<String> = ["vecsync.partition", "vecsync.offset"]
-            .iter()
-            .filter_map(|name| letter.headers.iter().find(|(header, _)| header == name))
-            .map(|(_, value)| String::from_utf8_lossy(value).into_owned())
-            .collect();
-        letter.key = format!(r#"{{"":"dead-letter {}"}}"#, place.join("/")).into();
-    }
-    let partition = partition_of(&letter.key, settings.partitions);
-    (names.dead_letters.clone(), partition, letter)
 }
 
 /// A name that no other process has: where and when this one was started.

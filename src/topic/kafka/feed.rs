@@ -59,6 +59,8 @@ struct Buffer {
     bytes: usize,
     /// Counts the times that a partition was taken away.
     revocations: u64,
+    /// Counts the times that partitions were taken on.
+    tenures: u64,
     paused: bool,
     fault: Option<LogError>,
     /// The partition that the next batch begins after.
@@ -108,6 +110,7 @@ impl ConsumerContext for Context {
                 let partitions = partitions(list);
                 tracing::info!(?partitions, "partitions taken on");
                 let mut buffer = lock(&self.0.buffer);
+                buffer.tenures += 1;
                 buffer.paused = false;
                 for partition in partitions {
                     buffer.drop_lane(partition);
@@ -180,6 +183,16 @@ impl Feed {
     /// How often partitions were taken away.
     pub fn revocations(&self) -> u64 {
         lock(&self.shared.buffer).revocations
+    }
+
+    /// How often partitions were taken on.
+    pub fn tenures(&self) -> u64 {
+        lock(&self.shared.buffer).tenures
+    }
+
+    /// The partitions that are ours.
+    pub fn owned(&self) -> Vec<Partition> {
+        lock(&self.shared.buffer).lanes.keys().copied().collect()
     }
 
     /// Whether all these partitions are ours.
@@ -390,7 +403,7 @@ fn grave(topic: &str, error: KafkaError) -> Option<LogError> {
     }
 }
 
-fn stored(message: &BorrowedMessage<'_>) -> Option<Stored> {
+pub(super) fn stored(message: &BorrowedMessage<'_>) -> Option<Stored> {
     let headers = message.headers().map_or_else(Vec::new, |headers| {
         let copied = headers.iter().map(|header| {
             let value = header.value.map_or_else(Bytes::new, Bytes::copy_from_slice);

@@ -1,6 +1,7 @@
 //! The state topic: one partition, of each key the last record counts. Reads it whole only where it must.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -8,6 +9,7 @@ use futures_util::FutureExt;
 use rdkafka::Message;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::KafkaError;
+use rdkafka::message::BorrowedMessage;
 use rdkafka::producer::{FutureProducer, FutureRecord, Producer};
 
 use super::super::{LogError, Partition};
@@ -53,9 +55,9 @@ pub(super) fn read(settings: &Settings, topic: &str, key: &str) -> Result<Option
     for from in [tail, low] {
         let mut found = None;
         if from < high {
-            scan(&consumer, topic, 0, from, |message_key, value| {
-                if message_key == key.as_bytes() {
-                    found = value.map(Bytes::copy_from_slice);
+            scan_messages(&consumer, topic, &BTreeMap::from([(0, from..high)]), |message| {
+                if message.key() == Some(key.as_bytes()) {
+                    found = message.payload().map(Bytes::copy_from_slice);
                 }
                 Ok::<_, KafkaError>(())
             })
@@ -68,18 +70,7 @@ pub(super) fn read(settings: &Settings, topic: &str, key: &str) -> Result<Option
     Ok(None)
 }
 
-/// Shows key and value of every record of a partition from an offset on, up to the end as it is then. Blocks.
-pub(super) fn scan<E: From<KafkaError>>(
-    consumer: &BaseConsumer<Quiet>,
-    topic: &str,
-    partition: Partition,
-    from: u64,
-    mut visit: impl FnMut(&[u8], Option<&[u8]>) -> Result<(), E>,
-) -> Result<(), E> {
-    scan_places(consumer, topic, partition, from, |_, key, value| visit(key, value))
-}
-
-/// As `scan`, with each record's offset.
+/// Shows offset, key and value of every record of a partition from an offset on, up to where nothing more comes. Blocks.
 pub(super) fn scan_places<E: From<KafkaError>>(
     consumer: &BaseConsumer<Quiet>,
     topic: &str,
@@ -87,15 +78,37 @@ pub(super) fn scan_places<E: From<KafkaError>>(
     from: u64,
     mut visit: impl FnMut(u64, &[u8], Option<&[u8]>) -> Result<(), E>,
 ) -> Result<(), E> {
-    consumer.assign(&client::offsets(topic, &BTreeMap::from([(partition, from)]))?)?;
+    scan_messages(consumer, topic, &BTreeMap::from([(partition, from..u64::MAX)]), |message| {
+        let offset = u64::try_from(message.offset()).unwrap_or_default();
+        visit(offset, message.key().unwrap_or_default(), message.payload())
+    })
+}
+
+/// Shows every message of these partitions from offsets on up to others at least; the partitions come mixed, each in its
+/// order. Where something is written all the time, a partition has no end that could be waited for. Blocks.
+pub(super) fn scan_messages<E: From<KafkaError>>(
+    consumer: &BaseConsumer<Quiet>,
+    topic: &str,
+    ranges: &BTreeMap<Partition, Range<u64>>,
+    mut visit: impl FnMut(&BorrowedMessage<'_>) -> Result<(), E>,
+) -> Result<(), E> {
+    let from = ranges.iter().map(|(partition, range)| (*partition, range.start)).collect();
+    consumer.assign(&client::offsets(topic, &from)?)?;
+    let mut open: BTreeMap<i32, u64> =
+        ranges.iter().map(|(partition, range)| (i32::from(*partition), range.end)).collect();
     let mut heard = Instant::now();
-    loop {
+    while !open.is_empty() {
         match consumer.poll(Duration::from_millis(100)) {
-            Some(Err(KafkaError::PartitionEOF(_))) => break,
+            Some(Err(KafkaError::PartitionEOF(partition))) => {
+                heard = Instant::now();
+                open.remove(&partition);
+            }
             Some(Ok(message)) => {
                 heard = Instant::now();
-                let offset = u64::try_from(message.offset()).unwrap_or_default();
-                visit(offset, message.key().unwrap_or_default(), message.payload())?;
+                visit(&message)?;
+                // The last offsets may be markers of transactions, which nobody is given.
+                let next = u64::try_from(message.offset()).unwrap_or_default() + 1;
+                open.retain(|partition, end| *partition != message.partition() || next < *end);
             }
             Some(Err(error)) => return Err(error.into()),
             None if heard.elapsed() > SILENCE_MAX => {
