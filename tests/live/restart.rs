@@ -116,6 +116,25 @@ fn a_search_in_flight_is_answered_before_it_stops() {
 }
 
 #[test]
+fn a_very_long_row_does_not_hold_up_the_end() {
+    let mut site = Site::prepare();
+    fill(&site.sql, 10);
+    site.vecsync.start_ready();
+    let calls = |site: &mut Site| site.vecsync.metric("vecsync_embed_duration_seconds_count", "").unwrap_or(0.0);
+    let before = calls(&mut site);
+    // Embedding it takes longer than a stop may: it has thousands of windows, each with a text of its own.
+    site.sql.execute(
+        "UPDATE faq_faq SET answer = (SELECT string_agg('Word ' || md5(n::text), '. ') FROM generate_series(1, 50000) n) WHERE id = 1",
+    );
+    wait_until("the model to be at work on it", CAUGHT_UP, || match calls(&mut site) {
+        now if now > before + 5.0 => Ok(()),
+        now => Err(format!("{before} and {now}")),
+    });
+    let ended = site.vecsync.terminate();
+    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+}
+
+#[test]
 fn a_second_process_on_the_same_folder_is_refused_and_harms_nothing() {
     let mut site = Site::prepare();
     fill(&site.sql, 20);
