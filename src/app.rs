@@ -125,7 +125,7 @@ pub async fn run(config: Config) -> Result<(), AppError> {
         let (model, threads) = (config.model.clone(), cores());
         spawn_blocking(move || Embedder::load(&model, threads))
     });
-    let (log, embed_log, revision) = open_log(&config).await?;
+    let (log, embed_log, revision) = open_log_for_run(&config).await?;
     let embedder = match loading {
         Some(loading) => Some(joined("load the model", loading.await)??),
         None => None,
@@ -218,7 +218,7 @@ pub async fn prepare_resync(config: Config) -> Result<(), AppError> {
     let Some(database) = &config.database else {
         return Err(AppError::Task { task: "resync", fault: "DATABASE_URL is not set".into() });
     };
-    let log = open_log_alone(&config).await?;
+    let log = open_log(&config).await?;
     let metrics = PipelineMetrics::new(&config.pipeline.name);
     let capture = capture_of(&config, database, Arc::new(|_| vec![]), &log, &metrics);
     let prepared = capture::prepare_resync(&capture).await;
@@ -232,14 +232,14 @@ pub async fn answer_from_log(config: Config, request: Request) -> Result<Option<
     if config.kafka.is_none() && !embedded_settings(&config).dir.is_dir() {
         return Ok(None);
     }
-    let log = open_log_alone(&config).await?;
+    let log = open_log(&config).await?;
     let answered = letters::answer(&log, request).await;
     log.close().await?;
     Ok(Some(answered))
 }
 
-/// The log, where no vecsync has it.
-async fn open_log_alone(config: &Config) -> Result<Log, AppError> {
+/// Opens the log.
+async fn open_log(config: &Config) -> Result<Log, AppError> {
     if let Some(settings) = kafka_settings(config) {
         return Ok(Log::Kafka(kafka::Log::new(settings)));
     }
@@ -348,17 +348,20 @@ fn joined<T>(task: &'static str, ended: Result<T, tokio::task::JoinError>) -> Re
 }
 
 /// Opens the log, embed's side of it, and names the revision.
-async fn open_log(config: &Config) -> Result<(Log, EmbedLog, String), AppError> {
+async fn open_log_for_run(config: &Config) -> Result<(Log, EmbedLog, String), AppError> {
     let revision = embed::revision(&config.model, &config.pipeline.document);
-    if let Some(settings) = kafka_settings(config) {
-        let log = kafka::Log::new(settings);
-        let embed_log = EmbedLog::Kafka(Box::new(log.embedder(&revision)));
-        return Ok((Log::Kafka(log), embed_log, revision));
-    }
-    let settings = embedded_settings(config);
-    let log = joined("open the log", spawn_blocking(move || embedded::Log::open(settings)).await)??;
-    let (revision, embed_log) = take_up(&log, revision)?;
-    Ok((Log::Embedded(log), EmbedLog::Embedded(embed_log), revision))
+    let log = open_log(config).await?;
+    let (revision, embed_log) = match &log {
+        Log::Embedded(log) => {
+            let (revision, embed_log) = take_up(log, revision)?;
+            (revision, EmbedLog::Embedded(embed_log))
+        }
+        Log::Kafka(log) => {
+            let embed_log = log.embedder(&revision);
+            (revision, EmbedLog::Kafka(Box::new(embed_log)))
+        }
+    };
+    Ok((log, embed_log, revision))
 }
 
 /// Takes up a revision where it stopped. One that stood still for so long that deletes which it had not seen are

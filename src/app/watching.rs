@@ -53,7 +53,7 @@ impl Watching {
             tokio::select! {
                 biased;
                 () = shutdown.raised() => return Ok(()),
-                Ok(()) = status.changed() => self.note(&status.borrow_and_update().clone()),
+                Ok(()) = status.changed() => self.note(&status.borrow_and_update()),
                 changed = self.stored.changed(), if feeds => feeds = changed.is_ok(),
                 _ = measure.tick() => self.measure().await,
                 _ = prune.tick() => self.prune().await?,
@@ -62,7 +62,7 @@ impl Watching {
             let stored = self.stored.borrow_and_update().clone();
             self.follow(&stored, &last)?;
             last = stored;
-            self.show_load(&status.borrow().clone(), &mut bar);
+            self.show_load(&status.borrow(), &mut bar);
         }
     }
 

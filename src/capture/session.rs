@@ -142,17 +142,17 @@ async fn start(capture: &Capture) -> Result<Started, CaptureError> {
     let sql = super::sql::connect(&capture.database).await?;
     let (table, publication) = inspect(capture, &sql).await?;
     let mut replication = ReplicationConnection::connect(&capture.database).await?;
-    let system = replication.identify_system().await?;
-    let server = Server { system_id: system.system_id, timeline: system.timeline, flushed: system.flushed };
     let name = &capture.source.slot;
-    let slot = slot_facts(&sql, name).await?;
     let seen = capture.log.capture_state().await?;
+    let (server, _) = identify(&mut replication).await?;
+    let slot = slot_facts(&sql, name).await?;
     if let Start::Standby { pid } = progress::decide(seen.as_ref(), server, name, slot.as_ref()) {
         return Err(CaptureError::Standby { slot: name.clone(), pid });
     }
     // Nobody streams, so nobody who is at work is fenced. What the last one wrote until now counts, and it may have
-    // made the slot, too.
+    // made the slot, too: the server is asked after the record was read, and so is never behind it by right.
     let record = capture.log.take_over().await?;
+    let (server, database) = identify(&mut replication).await?;
     let slot = slot_facts(&sql, name).await?;
     let state = match progress::decide(record.as_ref(), server, name, slot.as_ref()) {
         Start::Stream(state) => state,
@@ -173,7 +173,6 @@ async fn start(capture: &Capture) -> Result<Started, CaptureError> {
     let unseen = running(&sql).await?;
     let (slot, publication_name) = (&capture.source.slot, &capture.source.publication);
     let stream = replication.start_replication(slot, state.confirm, publication_name).await?;
-    let database = system.database;
     Ok(Started { sql, table, publication, stream, state, database, identity, feedback_every, unseen })
 }
 
@@ -183,8 +182,7 @@ pub(super) async fn reset(capture: &Capture) -> Result<(), CaptureError> {
     // The slot decodes with the publication as it was at each moment, so the publication must be there first.
     inspect(capture, &sql).await?;
     let mut replication = ReplicationConnection::connect(&capture.database).await?;
-    let system = replication.identify_system().await?;
-    let server = Server { system_id: system.system_id, timeline: system.timeline, flushed: system.flushed };
+    let (server, _) = identify(&mut replication).await?;
     let name = &capture.source.slot;
     match slot_facts(&sql, name).await? {
         Some(SlotFacts { active_pid: Some(pid), .. }) => {
@@ -202,6 +200,13 @@ pub(super) async fn reset(capture: &Capture) -> Result<(), CaptureError> {
     }
     capture.log.take_over().await?;
     create_slot(capture, &sql, &mut replication, server).await.map(|_| ())
+}
+
+/// The server as it is now, and the database.
+async fn identify(replication: &mut ReplicationConnection) -> Result<(Server, String), CaptureError> {
+    let system = replication.identify_system().await?;
+    let server = Server { system_id: system.system_id, timeline: system.timeline, flushed: system.flushed };
+    Ok((server, system.database))
 }
 
 struct Session<'a> {

@@ -34,11 +34,11 @@ use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
-use super::{CaptureState, LogError, Offsets, Outgoing, Partition};
+use super::{CaptureState, LogError, Offsets, Outgoing, Partition, lock};
 use crate::event::Record;
 use layout::{Latest, RecordKind, TopicId, kind};
 pub use reader::{EmbedLog, VectorsReader};
-use shared::{Shared, Topic, lock, make_topic, storage};
+use shared::{Shared, Topic, make_topic, storage};
 use writer::{Command, Done, PRUNE_STEP, Writer};
 
 /// Memory that sled may use for pages, in bytes. The topics are read once in order, so a small cache serves as well.

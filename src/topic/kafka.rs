@@ -16,13 +16,13 @@ mod vectors;
 mod writer;
 
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::task::spawn_blocking;
 
-use super::{CaptureState, LogError, Offsets, Outgoing, Partition};
+use super::{CaptureState, LogError, Offsets, Outgoing, Partition, lock};
 use crate::config::Secret;
 use crate::event::Record;
 use client::Names;
@@ -53,7 +53,7 @@ pub struct Settings {
     pub replication: u16,
     /// How long tombstones are kept at least, where a topic is made.
     pub tombstone_retention: Duration,
-    /// A folder for what a resync looks up; it is emptied and removed.
+    /// A folder for what a resync looks up; what is in it is removed.
     pub scratch: PathBuf,
 }
 
@@ -193,13 +193,13 @@ impl Inner {
             return Err(LogError::NotTaken { topic: names.changes.clone() });
         };
         let mut placed = writer::place(&names.changes, settings.partitions, records);
-        placed.push((names.state.clone(), 0, state::record(CAPTURE, state)));
+        placed.push((names.state.as_str().into(), 0, state::record(CAPTURE, state)));
         match writer.transact(&placed, None) {
             Ok(written) => {
                 let mut ends = lock(&self.ends);
-                for ((topic, partition), end) in written {
-                    if let Some(known) = ends.get_mut(usize::from(partition)).filter(|_| topic == names.changes) {
-                        *known = end.max(*known);
+                for (partition, end) in written.get(&names.changes).into_iter().flatten() {
+                    if let Some(known) = ends.get_mut(usize::from(*partition)) {
+                        *known = (*known).max(*end);
                     }
                 }
                 Ok(())
@@ -235,8 +235,4 @@ async fn ensure(inner: &Inner) -> Result<(), LogError> {
         Wanted { name: &names.state, partitions: 1 },
     ];
     topics::ensure(settings, &wanted).await
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

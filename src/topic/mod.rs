@@ -9,6 +9,8 @@ pub mod letter;
 mod log;
 pub mod partition;
 
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
 use serde::{Deserialize, Serialize};
 
 use crate::event::{Lsn, Position, Record};
@@ -250,4 +252,9 @@ impl LogError {
             LogError::Full { .. } | LogError::Broker { .. } | LogError::Revoked { .. } | LogError::NotTaken { .. }
         )
     }
+}
+
+/// Locks, also after a holder has panicked: the values behind these locks are replaced whole, or by steps that do not.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

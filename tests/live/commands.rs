@@ -29,8 +29,7 @@ fn search_and_status_speak_with_the_running_program() {
         table::values(1, "Where is my parcel?", "The courier sends you a link.", "c00"),
         table::values(2, "Can I pay later?", "You can pay by invoice.", "c01"),
     ]));
-    let Site { vecsync, sql, .. } = &mut site;
-    table::expect_equal(vecsync, sql, SOON);
+    site.expect_equal(SOON);
 
     let found = json(&site.vecsync.run(&["search", "lost shipment", "--json", "--limit", "1"]));
     assert_eq!((&found["query"], &found["results"][0]["id"]), (&json!("lost shipment"), &json!(1)));

@@ -130,8 +130,7 @@ fn a_row_that_cannot_be_rendered_is_listed_with_all_there_is_until_it_is_mended(
     site.vecsync.write_pipeline(PIPELINE);
     site.vecsync.start_ready();
     expect_listed(&site.vecsync, &[]);
-    let Site { vecsync, sql, .. } = &mut site;
-    table::expect_equal(vecsync, sql, SOON);
+    site.expect_equal(SOON);
 }
 
 #[test]
@@ -139,8 +138,7 @@ fn a_retry_reads_the_row_as_it_is_and_closes_its_letter() {
     let mut site = Site::open();
     let rows = [1, 2, 3].map(|id| table::values(id, "Q", &format!("Answer {id}"), "c00"));
     site.sql.execute(&table::insert(&rows));
-    let Site { vecsync, sql, .. } = &mut site;
-    table::expect_equal(vecsync, sql, SOON);
+    site.expect_equal(SOON);
     assert_eq!(site.vecsync.terminate().code, Some(0));
     let ghost = r#"{"before":null,"after":{"id":77,"question":1},"source":{"ts_ms":1},"op":"c","ts_ms":1}"#;
     let records = [(r#"{"id":1}"#, "{"), (r#"{"id":2}"#, "\u{1}"), (r#"{"id":77}"#, ghost), ("no key", "x")];
@@ -170,8 +168,7 @@ fn a_retry_reads_the_row_as_it_is_and_closes_its_letter() {
     }
     expect_listed(&site.vecsync, &[keys[0].clone(), keys[1].clone(), keys[5].clone()]);
     assert_eq!(site.row(77), None);
-    let Site { vecsync, sql, .. } = &mut site;
-    table::expect_equal(vecsync, sql, SOON);
+    site.expect_equal(SOON);
 }
 
 #[test]

@@ -94,20 +94,17 @@ impl Cluster {
 fn one_process_does_all_and_goes_on_after_kills() {
     let mut cluster = Cluster::prepare(Kafka::shared(), 300);
     cluster.site.vecsync.start_ready();
-    let Site { vecsync, sql, .. } = &mut cluster.site;
-    expect_equal(vecsync, sql, CAUGHT_UP);
+    cluster.site.expect_equal(CAUGHT_UP);
     let mut dice = Dice::new(11);
     let writer = Writer::start(&cluster.site.postgres, 11, Duration::from_millis(20));
     for _ in 0..4 {
-        let goal = writer.commits() + 20 + dice.below(60) as u64;
-        wait_for_commits(&writer, goal);
+        writer.wait_for_more(20 + dice.below(60) as u64);
         cluster.site.vecsync.kill();
         cluster.site.vecsync.start();
     }
     writer.finish();
     cluster.site.vecsync.wait_ready();
-    let Site { vecsync, sql, .. } = &mut cluster.site;
-    expect_equal(vecsync, sql, CAUGHT_UP);
+    cluster.site.expect_equal(CAUGHT_UP);
 }
 
 #[test]
@@ -121,8 +118,7 @@ fn roles_in_processes_of_their_own_are_killed_and_joined_at_any_time() {
     let mut dice = Dice::new(seed);
     let writer = Writer::start(&cluster.site.postgres, seed, Duration::from_millis(20));
     for round in 0..8 {
-        let goal = writer.commits() + dice.below(100) as u64;
-        wait_for_commits(&writer, goal);
+        writer.wait_for_more(dice.below(100) as u64);
         match dice.below(4) {
             0 => {
                 capture.kill();
@@ -161,23 +157,20 @@ fn a_broker_that_goes_away_and_comes_back_costs_nothing() {
         } else {
             kafka.stop()
         }
-        let goal = writer.commits() + 100;
-        wait_for_commits(&writer, goal);
+        writer.wait_for_more(100);
         // What is there is searched meanwhile.
         assert!(!cluster.site.search("anything", "")["results"].as_array().unwrap().is_empty());
         Arc::get_mut(&mut cluster.kafka).expect("it is nobody else's").launch();
     }
     writer.finish();
-    let Site { vecsync, sql, .. } = &mut cluster.site;
-    expect_equal(vecsync, sql, CAUGHT_UP);
+    cluster.site.expect_equal(CAUGHT_UP);
 }
 
 #[test]
 fn rows_that_went_while_the_slot_was_gone_are_deleted_by_a_resync() {
     let mut cluster = Cluster::prepare(Kafka::shared(), 200);
     cluster.site.vecsync.start_ready();
-    let Site { vecsync, sql, .. } = &mut cluster.site;
-    expect_equal(vecsync, sql, CAUGHT_UP);
+    cluster.site.expect_equal(CAUGHT_UP);
     assert_eq!(cluster.site.vecsync.terminate().code, Some(0));
     cluster.site.sql.query("SELECT pg_drop_replication_slot('vecsync_faq')");
     cluster.site.sql.execute("DELETE FROM faq_faq WHERE id <= 50");
@@ -186,8 +179,7 @@ fn rows_that_went_while_the_slot_was_gone_are_deleted_by_a_resync() {
     cluster.site.vecsync.wait_for_log("vecsync sync", CAUGHT_UP);
     let synced = cluster.site.vecsync.run(&["sync"]);
     assert_eq!(synced.code, Some(0), "{}", synced.stderr);
-    let Site { vecsync, sql, .. } = &mut cluster.site;
-    expect_equal(vecsync, sql, CAUGHT_UP);
+    cluster.site.expect_equal(CAUGHT_UP);
     assert_eq!(cluster.site.row(60).unwrap()["answer"], "Nobody was listening");
 }
 
@@ -241,10 +233,10 @@ fn who_was_stopped_and_wakes_writes_nothing_that_counts() {
             let now = (says(other, "streaming public"), says(&embedders[1 - round], "partitions taken on"));
             if now.0 > took && now.1 > shared { Ok(()) } else { Err(format!("{now:?}")) }
         });
-        wait_for_commits(&writer, writer.commits() + 50);
+        writer.wait_for_more(50);
         streaming.signal("CONT");
         embedders[round].signal("CONT");
-        wait_for_commits(&writer, writer.commits() + 50);
+        writer.wait_for_more(50);
     }
     writer.finish();
     expect_equal(&mut serve, &cluster.site.sql, CAUGHT_UP);
@@ -280,8 +272,7 @@ fn what_is_no_change_is_put_aside_with_its_bytes_and_the_rest_goes_on() {
     // Of two with one key the newer stays when the topic is compacted; both are there until then.
     assert_eq!(lengths, [1, 2, 7, 21, 10 << 20]);
     assert!(put_aside.iter().all(|letter| !letter.key.is_empty()));
-    let Site { vecsync, sql, .. } = &mut cluster.site;
-    expect_equal(vecsync, sql, CAUGHT_UP);
+    cluster.site.expect_equal(CAUGHT_UP);
 }
 
 #[test]
@@ -311,13 +302,6 @@ fn positions_that_are_gone_are_refused_and_more_partitions_are_noticed() {
         if said.contains("it has 12 partitions") && health["status"] == "degraded" { Ok(()) } else { Err(said) }
     });
     assert_eq!(all.get("/health/ready/").status, 200, "searches are answered");
-}
-
-fn wait_for_commits(writer: &Writer, goal: u64) {
-    wait_until("commits", CAUGHT_UP, || match writer.commits() {
-        commits if commits >= goal => Ok(()),
-        commits => Err(format!("{commits} of {goal}")),
-    });
 }
 
 #[test]
@@ -415,8 +399,7 @@ fn rows_that_are_retried_under_load_do_not_go_back_in_time() {
         0 => Ok(()),
         found => Err(found.to_string()),
     });
-    let Site { vecsync, sql, .. } = &mut cluster.site;
-    expect_equal(vecsync, sql, CAUGHT_UP);
+    cluster.site.expect_equal(CAUGHT_UP);
     let (mut last, mut read_again) = (std::collections::BTreeMap::new(), 0);
     for entry in cluster.kafka.read(&cluster.topic("changes")) {
         let Some(value) = entry.value.filter(|_| !entry.key.starts_with(br#"{"":"#)) else { continue };

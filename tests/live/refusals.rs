@@ -113,8 +113,7 @@ fn a_database_that_is_not_up_yet_is_waited_for() {
 fn a_slot_that_was_dropped_is_refused_until_sync_repairs_it() {
     let mut site = Site::open();
     site.sql.execute(&table::insert(&[table::values(1, "Q", "First", "c00"), table::values(2, "Q", "Second", "c01")]));
-    let Site { vecsync, sql, .. } = &mut site;
-    table::expect_equal(vecsync, sql, SOON);
+    site.expect_equal(SOON);
     assert_eq!(site.vecsync.terminate().code, Some(0));
     site.sql.query("SELECT pg_drop_replication_slot('vecsync_faq')");
     // Nobody will ever be told of these.
@@ -136,8 +135,7 @@ fn a_slot_that_was_dropped_is_refused_until_sync_repairs_it() {
 
     let synced = site.vecsync.run(&["sync"]);
     assert_eq!(synced.code, Some(0), "{synced:?}");
-    let Site { vecsync, sql, .. } = &mut site;
-    table::expect_equal(vecsync, sql, SOON);
+    site.expect_equal(SOON);
     wait_until("health to be healthy again", SOON, || {
         let answer = site.vecsync.get("/health/");
         if answer.json()["status"] == "healthy" { Ok(()) } else { Err(answer.body) }
@@ -149,21 +147,18 @@ fn a_slot_that_was_dropped_is_refused_until_sync_repairs_it() {
 fn sync_while_nothing_is_wrong_or_nothing_runs_ends_with_the_table() {
     let mut site = Site::open();
     site.sql.execute(&table::insert(&[table::values(1, "Q", "First", "c00"), table::values(2, "Q", "Second", "c01")]));
-    let Site { vecsync, sql, .. } = &mut site;
-    table::expect_equal(vecsync, sql, SOON);
+    site.expect_equal(SOON);
     let synced = site.vecsync.run(&["sync"]);
     assert_eq!(synced.code, Some(0), "{synced:?}");
     site.sql.execute("DELETE FROM faq_faq WHERE id = 1");
-    let Site { vecsync, sql, .. } = &mut site;
-    table::expect_equal(vecsync, sql, SOON);
+    site.expect_equal(SOON);
     site.vecsync.terminate();
     site.sql.query("SELECT pg_drop_replication_slot('vecsync_faq')");
     site.sql.execute("UPDATE faq_faq SET answer = 'Unheard of' WHERE id = 2");
     let synced = site.vecsync.run(&["sync"]);
     assert_eq!(synced.code, Some(0), "{synced:?}");
     site.vecsync.start_ready();
-    let Site { vecsync, sql, .. } = &mut site;
-    table::expect_equal(vecsync, sql, SOON);
+    site.expect_equal(SOON);
 }
 
 #[test]

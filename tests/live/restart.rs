@@ -5,7 +5,6 @@ use std::time::{Duration, Instant};
 use crate::support::dice::Dice;
 use crate::support::process::wait_until;
 use crate::support::site::Site;
-use crate::support::table;
 use crate::support::vecsync::READY;
 use crate::writer::{Writer, fill};
 
@@ -23,17 +22,16 @@ fn killed_at_any_moment_it_loses_nothing_and_brings_nothing_back() {
     for round in 0..KILLS {
         site.vecsync.start();
         // The moment is one of the site's writing, from the first steps of a start to well after it.
-        wait_for_commits(&writer, dice.below(150) as u64);
+        writer.wait_for_more(dice.below(150) as u64);
         if let Some(status) = site.vecsync.ended() {
             panic!("seed {seed}, round {round}: it ended by itself with {status}");
         }
         site.vecsync.kill();
-        wait_for_commits(&writer, dice.below(30) as u64);
+        writer.wait_for_more(dice.below(30) as u64);
     }
     site.vecsync.start_ready();
     writer.finish();
-    let Site { vecsync, sql, .. } = &mut site;
-    table::expect_equal(vecsync, sql, CAUGHT_UP);
+    site.expect_equal(CAUGHT_UP);
 }
 
 #[test]
@@ -41,8 +39,7 @@ fn changes_made_while_it_is_down_are_found_after_the_start() {
     let mut site = Site::prepare();
     fill(&site.sql, 100);
     site.vecsync.start_ready();
-    let Site { vecsync, sql, .. } = &mut site;
-    table::expect_equal(vecsync, sql, CAUGHT_UP);
+    site.expect_equal(CAUGHT_UP);
     let stopping = Instant::now();
     let ended = site.vecsync.terminate();
     assert_eq!(ended.code, Some(0), "{}", ended.stderr);
@@ -51,8 +48,7 @@ fn changes_made_while_it_is_down_are_found_after_the_start() {
     site.sql.execute("UPDATE faq_faq SET answer = 'While it was down' WHERE id BETWEEN 21 AND 40");
     site.sql.execute("UPDATE faq_faq SET id = id + 1000 WHERE id BETWEEN 41 AND 50");
     site.vecsync.start_ready();
-    let Site { vecsync, sql, .. } = &mut site;
-    table::expect_equal(vecsync, sql, CAUGHT_UP);
+    site.expect_equal(CAUGHT_UP);
     assert_eq!(site.row(30).unwrap()["answer"], "While it was down");
 }
 
@@ -85,8 +81,7 @@ fn killed_inside_a_transaction_it_goes_on_where_it_was() {
     // Those that lie in the log are the right ones: each can be brought to light.
     site.sql.execute("DELETE FROM faq_faq WHERE id % 100 <> 0");
     site.sql.execute("UPDATE faq_faq SET is_active = true, category = 'c' || lpad((id / 100 % 50)::text, 2, '0')");
-    let Site { vecsync, sql, .. } = &mut site;
-    table::expect_equal(vecsync, sql, CAUGHT_UP);
+    site.expect_equal(CAUGHT_UP);
 }
 
 #[test]
@@ -147,8 +142,7 @@ fn a_second_process_on_the_same_folder_is_refused_and_harms_nothing() {
     let last = second.stderr.lines().last().unwrap();
     assert!(last.contains(&site.path("data")) && last.contains("another process"), "{}", second.stderr);
     assert_eq!(site.port, first);
-    let Site { vecsync, sql, .. } = &mut site;
-    table::expect_equal(vecsync, sql, CAUGHT_UP);
+    site.expect_equal(CAUGHT_UP);
 }
 
 #[test]
@@ -159,7 +153,7 @@ fn when_postgresql_crashes_it_goes_on_by_itself() {
     let pid = site.pid();
     for round in 0..2 {
         let writer = Writer::start(&site.postgres, round, PAUSE);
-        wait_for_commits(&writer, 40);
+        writer.wait_for_more(40);
         writer.finish();
         site.postgres.crash();
         // It serves what it has, and says that it waits.
@@ -172,20 +166,10 @@ fn when_postgresql_crashes_it_goes_on_by_itself() {
         site.postgres.launch();
         site.sql = site.postgres.client();
     }
-    let Site { vecsync, sql, .. } = &mut site;
-    table::expect_equal(vecsync, sql, CAUGHT_UP);
+    site.expect_equal(CAUGHT_UP);
     assert_eq!((site.vecsync.ended(), site.pid()), (None, pid));
     wait_until("health to be healthy again", CAUGHT_UP, || {
         let answer = site.vecsync.get("/health/");
         if answer.json()["status"] == "healthy" { Ok(()) } else { Err(answer.body) }
-    });
-}
-
-#[track_caller]
-fn wait_for_commits(writer: &Writer, more: u64) {
-    let wanted = writer.commits() + more;
-    wait_until(&format!("{more} more transactions"), CAUGHT_UP, || {
-        let commits = writer.commits();
-        if commits >= wanted { Ok(()) } else { Err(format!("{commits} of {wanted}")) }
     });
 }

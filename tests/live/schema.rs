@@ -14,8 +14,7 @@ fn filled() -> Site {
     let mut site = Site::open();
     let rows = [1, 2, 3].map(|id| table::values(id, "Q", &format!("Answer {id}"), &table::category(id as usize)));
     site.sql.execute(&table::insert(&rows));
-    let Site { vecsync, sql, .. } = &mut site;
-    table::expect_equal(vecsync, sql, SOON);
+    site.expect_equal(SOON);
     site
 }
 
@@ -33,8 +32,7 @@ fn a_column_that_is_added_and_then_named_by_the_pipeline_has_its_values() {
             row => Err(format!("{row:?}")),
         });
     }
-    let Site { vecsync, sql, .. } = &mut site;
-    table::expect_equal(vecsync, sql, SOON);
+    site.expect_equal(SOON);
 }
 
 #[test]
@@ -43,8 +41,7 @@ fn a_table_that_was_out_of_the_publication_for_a_while_is_read_again() {
     site.sql.execute("ALTER PUBLICATION vecsync_faq DROP TABLE faq_faq");
     site.sql.execute("UPDATE faq_faq SET answer = 'Unheard of' WHERE id = 2; DELETE FROM faq_faq WHERE id = 3");
     site.sql.execute("ALTER PUBLICATION vecsync_faq ADD TABLE faq_faq");
-    let Site { vecsync, sql, .. } = &mut site;
-    table::expect_equal(vecsync, sql, SOON);
+    site.expect_equal(SOON);
     assert_eq!(site.vecsync.ended(), None);
 }
 
@@ -60,6 +57,5 @@ fn a_publication_that_was_made_anew_needs_a_sync_and_says_so() {
     });
     let synced = site.vecsync.run(&["sync"]);
     assert_eq!(synced.code, Some(0), "{synced:?}");
-    let Site { vecsync, sql, .. } = &mut site;
-    table::expect_equal(vecsync, sql, SOON);
+    site.expect_equal(SOON);
 }

@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use crate::support::process::wait_until;
 use crate::support::site::Site;
-use crate::support::table;
 use crate::writer::{ROWS, Writer, fill};
 
 /// To embed some thousands of short texts on two busy cores.
@@ -22,8 +21,7 @@ fn a_table_that_is_written_to_all_the_while_is_loaded_exactly() {
     wait_for_points(&mut site, ROWS / 2);
     let commits = writer.finish();
     assert!(commits > 50, "only {commits} transactions during the snapshot: this tests nothing");
-    let Site { vecsync, sql, .. } = &mut site;
-    table::expect_equal(vecsync, sql, LOADED);
+    site.expect_equal(LOADED);
 }
 
 #[test]
@@ -41,13 +39,11 @@ fn a_snapshot_that_is_killed_is_made_again() {
     site.vecsync.start();
     wait_for_points(&mut site, ROWS / 2);
     writer.finish();
-    let Site { vecsync, sql, .. } = &mut site;
-    table::expect_equal(vecsync, sql, LOADED);
+    site.expect_equal(LOADED);
     site.vecsync.kill();
     // What was loaded once is not embedded again.
     site.vecsync.start_ready();
-    let Site { vecsync, sql, .. } = &mut site;
-    table::expect_equal(vecsync, sql, LOADED);
+    site.expect_equal(LOADED);
     let computed = site.vecsync.metric("vecsync_embeddings_total", r#"result="computed""#).unwrap_or(0.0);
     assert!(computed < ROWS as f64 / 4.0, "{computed} texts were embedded again");
 }

@@ -112,8 +112,7 @@ fn a_changed_key_leaves_nothing_under_the_old_one() {
     expect(&mut site, 12, "New 12");
     expect(&mut site, 500, "Row 12");
     expect(&mut site, 110, "Row 10");
-    let Site { vecsync, sql, .. } = &mut site;
-    table::expect_equal(vecsync, sql, SOON);
+    site.expect_equal(SOON);
 }
 
 #[test]
@@ -130,8 +129,7 @@ fn after_truncate_only_what_came_after_it_is_there() {
     expect(&mut site, 120, "New 120");
     expect(&mut site, 91, "New 91");
     expect_gone(&mut site, 1);
-    let Site { vecsync, sql, .. } = &mut site;
-    table::expect_equal(vecsync, sql, SOON);
+    site.expect_equal(SOON);
     assert_eq!(site.row(300), None);
     site.sql.execute("TRUNCATE faq_faq");
     expect_gone(&mut site, 120);

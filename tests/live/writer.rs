@@ -7,10 +7,13 @@ use std::time::Duration;
 
 use crate::support::dice::Dice;
 use crate::support::postgres::{PASSWORD, Postgres, Sql};
+use crate::support::process::wait_until;
 use crate::support::table::{CATEGORIES, category, insert, values};
 
 /// Rows that the table starts with. Keys above are those of inserted and moved rows.
 pub const ROWS: i64 = 2_000;
+/// How long it may take to commit what is waited for.
+const PATIENCE: Duration = Duration::from_secs(120);
 /// Keys that rows come to have: small enough that deleted ones come back.
 const KEYS: usize = 3_000;
 
@@ -54,6 +57,16 @@ impl Writer {
 
     pub fn commits(&self) -> u64 {
         self.commits.load(Ordering::Relaxed)
+    }
+
+    /// Waits until it has committed so many more transactions.
+    #[track_caller]
+    pub fn wait_for_more(&self, more: u64) {
+        let wanted = self.commits() + more;
+        wait_until(&format!("{more} more transactions"), PATIENCE, || {
+            let commits = self.commits();
+            if commits >= wanted { Ok(()) } else { Err(format!("{commits} of {wanted}")) }
+        });
     }
 
     /// Stops it; all it wrote is committed then.

@@ -2,8 +2,10 @@
 
 use std::ops::{Deref, DerefMut};
 use std::sync::{Condvar, Mutex};
+use std::time::Duration;
 
 use super::postgres::{PASSWORD, Postgres, Sql, USER};
+use super::table::expect_equal;
 use super::vecsync::Vecsync;
 
 /// Sites at the same time: each has a model at work, and the machines that test have two cores.
@@ -29,6 +31,12 @@ impl Site {
         let postgres = Postgres::start_with(settings);
         let vecsync = Vecsync::prepare(&postgres.url(USER, PASSWORD));
         Site { vecsync, sql: postgres.client(), postgres, _place: place }
+    }
+
+    /// See [`expect_equal`].
+    #[track_caller]
+    pub fn expect_equal(&mut self, limit: Duration) {
+        expect_equal(&mut self.vecsync, &self.sql, limit);
     }
 
     /// Both run.

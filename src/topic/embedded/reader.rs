@@ -5,9 +5,9 @@ use std::sync::atomic::Ordering;
 
 use tokio::sync::watch;
 
-use super::super::{LogError, Offsets, OpenLetters, Outgoing, Partition, Stored};
+use super::super::{LogError, Offsets, OpenLetters, Outgoing, Partition, Stored, lock};
 use super::layout::kind;
-use super::shared::{Shared, Topic, lock};
+use super::shared::{Shared, Topic};
 use super::writer::Command;
 use super::{Inner, check_expired};
 use crate::event::Record;

@@ -5,13 +5,13 @@ use std::collections::BTreeMap;
 use std::error::Error;
 use std::fs::File;
 use std::sync::atomic::AtomicU64;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use bytes::Bytes;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::super::{CaptureState, LogError, Offsets, Partition, Stored};
+use super::super::{CaptureState, LogError, Offsets, Partition, Stored, lock};
 use super::layout::{self, Malformed, TopicId, kind};
 use crate::event::Record;
 
@@ -289,9 +289,4 @@ pub(super) fn storage(path: &str, operation: &'static str, source: sled::Error) 
         sled::Error::Corruption { .. } => LogError::Damaged { path, what: "a page".to_owned() },
         source => LogError::Storage { operation, path, source },
     }
-}
-
-/// The values behind these locks are replaced whole, so a panic elsewhere leaves them right.
-pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

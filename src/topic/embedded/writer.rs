@@ -11,9 +11,9 @@ use std::sync::atomic::Ordering;
 use tokio::sync::{mpsc, oneshot};
 
 use super::super::partition::partition_of;
-use super::super::{CaptureState, LogError, Offsets, Outgoing, Partition};
+use super::super::{CaptureState, LogError, Offsets, Outgoing, Partition, lock};
 use super::layout::{self, Latest, RecordKind, TopicId, kind};
-use super::shared::{Shared, Topic, lock};
+use super::shared::{Shared, Topic};
 use crate::event::{BARRIER_KEY, Record};
 
 /// Transactions that share one sync at most: more would only make the first ones wait.

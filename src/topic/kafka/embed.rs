@@ -1,14 +1,14 @@
 //! Embed's side of the log on Kafka: one of a group that shares the partitions of `changes` among its members.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::{Offset, TopicPartitionList};
 use tokio::task::spawn_blocking;
 
-use super::super::{LogError, OpenLetters, Outgoing, Partition, Stored};
+use super::super::{LogError, OpenLetters, Outgoing, Partition, Stored, lock};
 use super::client::{self, Names, PATIENCE, Quiet};
 use super::feed::Feed;
 use super::topics::{self, Wanted};
@@ -34,7 +34,7 @@ pub struct EmbedLog {
 struct Joined {
     feed: Feed,
     /// Used in turn: a producer's next transaction has to wait until the broker is done with its last one.
-    writers: std::sync::Mutex<Writers>,
+    writers: Mutex<Writers>,
 }
 
 #[derive(Default)]
@@ -145,7 +145,7 @@ fn join(settings: &Settings, names: &Names, revision: &str) -> Result<Joined, Lo
         .set("session.timeout.ms", "10000")
         .set("heartbeat.interval.ms", "2000")
         .set("max.poll.interval.ms", "60000");
-    Ok(Joined { feed: Feed::join(&config, &names.changes)?, writers: std::sync::Mutex::default() })
+    Ok(Joined { feed: Feed::join(&config, &names.changes)?, writers: Mutex::default() })
 }
 
 /// The first of all members puts the group at the beginning, explicitly, and leaves a marker that says so. From then on a
@@ -196,7 +196,7 @@ impl Joined {
         let fault = client::fault("commit to", &names.changes);
         let group = self.feed.consumer().group_metadata();
         let group = group.ok_or_else(|| LogError::Revoked { topic: names.changes.clone() })?;
-        let mut held = self.writers.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut held = lock(&self.writers);
         let turn = held.turn;
         let writer = match held.writers[turn].take() {
             Some(writer) => writer,

@@ -19,7 +19,7 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{BorrowedMessage, Headers};
 use tokio::sync::Notify;
 
-use super::super::{LogError, Partition, Stored};
+use super::super::{LogError, Partition, Stored, lock};
 use super::client;
 use crate::event::Record;
 
@@ -126,10 +126,6 @@ fn partitions(list: &TopicPartitionList) -> Vec<Partition> {
     list.elements().iter().filter_map(|element| Partition::try_from(element.partition()).ok()).collect()
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 impl Feed {
     /// Joins the configured group and reads the partitions that it gets, from the group's positions on.
     pub fn join(config: &ClientConfig, topic: &str) -> Result<Feed, LogError> {
@@ -142,8 +138,7 @@ impl Feed {
         topic: &str,
         positions: &BTreeMap<Partition, u64>,
     ) -> Result<Feed, LogError> {
-        let feed = Feed::start(config, topic, |consumer| consumer.assign(&client::offsets(topic, positions)?))?;
-        Ok(feed)
+        Feed::start(config, topic, |consumer| consumer.assign(&client::offsets(topic, positions)?))
     }
 
     fn start(

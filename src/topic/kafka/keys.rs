@@ -1,17 +1,23 @@
 //! The keys that a partition of `changes` holds, for a resync that looks for rows that are gone. Held on the disk, so
 //! that memory does not grow with the table.
 
+use std::collections::BTreeMap;
 use std::ops::Bound;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
+use rdkafka::Message;
 use rdkafka::error::KafkaError;
 
 use super::super::{LogError, Partition};
 use super::{Settings, client, state};
-use crate::event::{BARRIER_KEY, HEARTBEAT_KEY};
+use crate::event::{BARRIER_KEY, Record};
 
 /// Memory that sled may use for pages, in bytes.
 const CACHE: u64 = 16 << 20;
+
+/// Partitions that this process has read.
+static READ: AtomicU64 = AtomicU64::new(0);
 
 /// Keys of a partition, each with the offset of its last record, if that is a row's.
 pub(super) struct LiveKeys {
@@ -38,23 +44,32 @@ impl LiveKeys {
     pub fn read(settings: &Settings, topic: &str, partition: Partition) -> Result<LiveKeys, LogError> {
         let disk = |source| LogError::Storage { operation: "list the keys of", path: topic.to_owned(), source };
         let broker = client::fault("list the keys of", topic);
-        // What a killed process left is of no use to anybody.
-        let _ = std::fs::remove_dir_all(&settings.scratch);
-        let config = sled::Config::new().path(&settings.scratch).temporary(true).cache_capacity(CACHE);
+        let nth = READ.fetch_add(1, Ordering::Relaxed);
+        if nth == 0 {
+            // What a killed process left is of no use to anybody.
+            let _ = std::fs::remove_dir_all(&settings.scratch);
+        }
+        // A folder of its own each: sled's threads remove the last one's files at a time of their own.
+        let config =
+            sled::Config::new().path(settings.scratch.join(nth.to_string())).temporary(true).cache_capacity(CACHE);
         let db = config.open().map_err(disk)?;
         let consumer = client::reader(settings).map_err(&broker)?;
         let (low, high) = client::bounds(&consumer, topic, partition).map_err(&broker)?;
         let mut barrier = 0;
         if low < high {
-            let scanned = state::scan_places(&consumer, topic, partition, low, |offset, key, value| {
-                match value {
-                    Some(_) if key == BARRIER_KEY => barrier = offset,
-                    _ if key == HEARTBEAT_KEY || key.is_empty() => {}
-                    Some(_) => drop(db.insert(key, &offset.to_be_bytes()).map_err(Fault::Disk)?),
-                    None => drop(db.remove(key).map_err(Fault::Disk)?),
-                }
-                Ok(())
-            });
+            // Nothing is appended meanwhile: who asks is the one who appends.
+            let scanned =
+                state::scan_messages(&consumer, topic, &BTreeMap::from([(partition, low..high)]), |message| {
+                    let (offset, key) =
+                        (u64::try_from(message.offset()).unwrap_or_default(), message.key().unwrap_or_default());
+                    match message.payload() {
+                        Some(_) if key == BARRIER_KEY => barrier = offset,
+                        _ if Record::is_reserved(key) || key.is_empty() => {}
+                        Some(_) => drop(db.insert(key, &offset.to_be_bytes()).map_err(Fault::Disk)?),
+                        None => drop(db.remove(key).map_err(Fault::Disk)?),
+                    }
+                    Ok(())
+                });
             scanned.map_err(|fault| match fault {
                 Fault::Kafka(error) => broker(error),
                 Fault::Disk(error) => disk(error),

@@ -53,5 +53,5 @@ pub(super) fn place(settings: &Settings, names: &Names, mut letter: Record) -> P
         letter.key = format!(r#"{{"":"dead-letter {}"}}"#, place.join("/")).into();
     }
     let partition = partition_of(&letter.key, settings.partitions);
-    (names.dead_letters.clone(), partition, letter)
+    (names.dead_letters.as_str().into(), partition, letter)
 }

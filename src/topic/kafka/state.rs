@@ -70,20 +70,6 @@ pub(super) fn read(settings: &Settings, topic: &str, key: &str) -> Result<Option
     Ok(None)
 }
 
-/// Shows offset, key and value of every record of a partition from an offset on, up to where nothing more comes. Blocks.
-pub(super) fn scan_places<E: From<KafkaError>>(
-    consumer: &BaseConsumer<Quiet>,
-    topic: &str,
-    partition: Partition,
-    from: u64,
-    mut visit: impl FnMut(u64, &[u8], Option<&[u8]>) -> Result<(), E>,
-) -> Result<(), E> {
-    scan_messages(consumer, topic, &BTreeMap::from([(partition, from..u64::MAX)]), |message| {
-        let offset = u64::try_from(message.offset()).unwrap_or_default();
-        visit(offset, message.key().unwrap_or_default(), message.payload())
-    })
-}
-
 /// Shows every message of these partitions from offsets on up to others at least; the partitions come mixed, each in its
 /// order. Where something is written all the time, a partition has no end that could be waited for. Blocks.
 pub(super) fn scan_messages<E: From<KafkaError>>(

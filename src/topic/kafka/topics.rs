@@ -24,26 +24,22 @@ pub(super) async fn ensure(settings: &Settings, wanted: &[Wanted<'_>]) -> Result
         client::config(settings).create_with_context(Quiet).map_err(client::fault("connect to", &settings.brokers))?;
     let options = AdminOptions::new().request_timeout(Some(PATIENCE)).operation_timeout(Some(PATIENCE));
     make(settings, &admin, &options, &missing).await?;
-    for topic in wanted {
-        if let Some(partitions) = found.get(topic.name)
-            && *partitions != topic.partitions
-        {
-            return Err(refused(topic.name, &wrong_partitions(*partitions, topic.partitions)));
-        }
-    }
+    refuse_other_numbers(wanted, &found)?;
     let present: Vec<&str> = wanted.iter().map(|topic| topic.name).filter(|name| found.contains_key(*name)).collect();
     check_cleanup(&admin, &options, &present).await
 }
 
 /// Refuses a topic whose number of partitions has changed.
 pub(super) async fn check_partitions(settings: &Settings, wanted: &[Wanted<'_>]) -> Result<(), LogError> {
-    let found = partitions(settings, wanted).await?;
+    refuse_other_numbers(wanted, &partitions(settings, wanted).await?)
+}
+
+fn refuse_other_numbers(wanted: &[Wanted<'_>], found: &HashMap<String, u16>) -> Result<(), LogError> {
     for topic in wanted {
-        match found.get(topic.name) {
-            Some(partitions) if *partitions != topic.partitions => {
-                return Err(refused(topic.name, &wrong_partitions(*partitions, topic.partitions)));
-            }
-            _ => {}
+        if let Some(partitions) = found.get(topic.name)
+            && *partitions != topic.partitions
+        {
+            return Err(refused(topic.name, &wrong_partitions(*partitions, topic.partitions)));
         }
     }
     Ok(())

@@ -1,7 +1,7 @@
 //! A transactional producer: writes records, and where asked a group's positions, all or nothing. Decides nothing.
 
-use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use rdkafka::ClientContext;
@@ -14,7 +14,7 @@ use rdkafka::message::{DeliveryResult, Header, OwnedHeaders};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer, ProducerContext};
 
 use super::super::partition::partition_of;
-use super::super::{Outgoing, Partition};
+use super::super::{Outgoing, Partition, lock};
 use super::Settings;
 use super::client::{self, PATIENCE, RECORD_BYTES_MAX};
 use crate::event::Record;
@@ -32,7 +32,9 @@ const APART: Duration = Duration::from_millis(4);
 const GLANCE: Duration = Duration::from_millis(1);
 
 /// A record with the topic and the partition that it goes to.
-pub(super) type Placed = (String, Partition, Record);
+pub(super) type Placed = (Arc<str>, Partition, Record);
+/// The offset after the last record of each partition, by topic.
+pub(super) type Ends = HashMap<String, BTreeMap<Partition, u64>>;
 
 /// A producer that has been initialised: it has fenced those before it.
 pub(super) struct Writer {
@@ -47,8 +49,7 @@ struct Deliveries(Mutex<Delivered>);
 
 #[derive(Default)]
 struct Delivered {
-    /// The offset after the last record of each partition of each topic.
-    ends: HashMap<(String, Partition), u64>,
+    ends: Ends,
     count: usize,
     fault: Option<KafkaError>,
 }
@@ -67,14 +68,20 @@ impl ProducerContext for Deliveries {
     type DeliveryOpaque = ();
 
     fn delivery(&self, result: &DeliveryResult<'_>, (): ()) {
-        let mut delivered = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut delivered = lock(&self.0);
         delivered.count += 1;
         match result {
             Ok(message) => {
                 let partition = Partition::try_from(message.partition()).unwrap_or_default();
                 let end = u64::try_from(message.offset()).unwrap_or_default() + 1;
-                let known = delivered.ends.entry((message.topic().to_owned(), partition)).or_default();
-                *known = end.max(*known);
+                // Once a record: the name is copied only for the first of its topic.
+                if !delivered.ends.contains_key(message.topic()) {
+                    delivered.ends.insert(message.topic().to_owned(), BTreeMap::new());
+                }
+                if let Some(ends) = delivered.ends.get_mut(message.topic()) {
+                    let known = ends.entry(partition).or_default();
+                    *known = end.max(*known);
+                }
             }
             Err((error, _)) => {
                 delivered.fault.get_or_insert_with(|| error.clone());
@@ -108,7 +115,7 @@ impl Writer {
         &self,
         records: &[Placed],
         positions: Option<(&TopicPartitionList, &ConsumerGroupMetadata)>,
-    ) -> Result<HashMap<(String, Partition), u64>, KafkaError> {
+    ) -> Result<Ends, KafkaError> {
         *self.delivered() = Delivered::default();
         self.keep_apart();
         self.producer.begin_transaction()?;
@@ -119,12 +126,12 @@ impl Writer {
         }
         written?;
         self.producer.commit_transaction(COMMIT_PATIENCE)?;
-        *self.committed.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+        *lock(&self.committed) = Some(Instant::now());
         Ok(std::mem::take(&mut self.delivered().ends))
     }
 
     fn keep_apart(&self) {
-        let committed = *self.committed.lock().unwrap_or_else(PoisonError::into_inner);
+        let committed = *lock(&self.committed);
         if let Some(committed) = committed {
             std::thread::sleep(APART.saturating_sub(committed.elapsed()));
         }
@@ -192,20 +199,21 @@ impl Writer {
         }
     }
 
-    fn delivered(&self) -> std::sync::MutexGuard<'_, Delivered> {
-        self.producer.context().0.lock().unwrap_or_else(PoisonError::into_inner)
+    fn delivered(&self) -> MutexGuard<'_, Delivered> {
+        lock(&self.producer.context().0)
     }
 }
 
 /// Gives each record its place in a topic of `partitions` partitions.
 pub(super) fn place(topic: &str, partitions: u16, outgoing: Vec<Outgoing>) -> Vec<Placed> {
+    let topic: Arc<str> = topic.into();
     let mut placed = Vec::with_capacity(outgoing.len());
     for outgoing in outgoing {
         match outgoing {
-            Outgoing::ByKey(record) => placed.push((topic.to_owned(), partition_of(&record.key, partitions), record)),
-            Outgoing::To(partition, record) => placed.push((topic.to_owned(), partition, record)),
+            Outgoing::ByKey(record) => placed.push((topic.clone(), partition_of(&record.key, partitions), record)),
+            Outgoing::To(partition, record) => placed.push((topic.clone(), partition, record)),
             Outgoing::Everywhere(record) => {
-                placed.extend((0..partitions).map(|partition| (topic.to_owned(), partition, record.clone())));
+                placed.extend((0..partitions).map(|partition| (topic.clone(), partition, record.clone())));
             }
         }
     }
