@@ -1,5 +1,6 @@
 //! Puts the rooms together and owns every task. The only room that knows them all; holds no logic of theirs.
 
+mod commands;
 mod letters;
 mod serving;
 mod watching;
@@ -12,22 +13,22 @@ use std::time::{Duration, Instant};
 
 use metrics_exporter_prometheus::PrometheusHandle;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use serde_json::Value;
 use tokio::net::TcpListener;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinSet, spawn_blocking};
 
 use crate::capture::{self, Capture, CaptureError, ColumnCheck};
 use crate::config::{Config, Database, Role};
-use crate::control::{self, ControlError, Reply, Request};
+use crate::control::{self, ControlError, Door, Reply, Request};
 use crate::embed::{self, Cache, Document, DocumentError, Embedder, LoadError, Worker, WorkerError};
 use crate::freshness::Freshness;
-use crate::index::{Mirror, MirrorError, MirrorSettings, sink};
+use crate::index::{Generations, Index, IndexError, MirrorError, MirrorSettings};
 use crate::metrics::{self, PipelineMetrics};
 use crate::serve::{self, ServeError, Service};
 use crate::shutdown::{self, Shutdown};
-use crate::topic::{EmbedLog, Log, LogError, SnapshotMarker, embedded, kafka};
+use crate::topic::{EmbedLog, Log, LogError, Offsets, SnapshotMarker, embedded, kafka};
 
+use commands::Commands;
 use serving::Shared;
 use watching::Watching;
 
@@ -82,9 +83,9 @@ pub enum AppError {
     /// Embed cannot go on.
     #[error(transparent)]
     Worker(#[from] WorkerError),
-    /// The store's sink cannot go on.
+    /// The store's side cannot go on.
     #[error(transparent)]
-    Sink(#[from] sink::SinkError),
+    Index(#[from] IndexError),
     /// The query server cannot go on.
     #[error(transparent)]
     Serve(#[from] ServeError),
@@ -130,10 +131,12 @@ pub async fn run(config: Config) -> Result<(), AppError> {
         Some(loading) => Some(joined("load the model", loading.await)??),
         None => None,
     };
-    let control = if does(Role::Capture) { Some(control::bind(&config.data_dir)?) } else { None };
-    let mirror = if does(Role::Serve) || does(Role::Index) {
+    let bind = |wanted, door| if wanted { control::bind(&config.data_dir, door).map(Some) } else { Ok(None) };
+    let stores = does(Role::Serve) || does(Role::Index);
+    let doors = [bind(does(Role::Capture), Door::Capture)?, bind(stores, Door::Store)?];
+    let generations = if stores {
         let settings = mirror_settings(&config, &revision);
-        Some(joined("open the mirror", spawn_blocking(move || Mirror::open(settings)).await)??)
+        Some(joined("open the mirror", spawn_blocking(move || Generations::open(settings)).await)??)
     } else {
         None
     };
@@ -143,11 +146,12 @@ pub async fn run(config: Config) -> Result<(), AppError> {
     let pipeline_metrics = PipelineMetrics::new(&config.pipeline.name);
     let shutdown = Shutdown::new();
     let (status_sender, status) = watch::channel(capture::Status::default());
-    let (stored_sender, stored) = watch::channel(mirror.as_ref().map(Mirror::positions).unwrap_or_default());
+    let (stored_sender, stored) = watch::channel(generations.as_ref().map(positions).unwrap_or_default());
     let (request_sender, requests) = mpsc::channel(REQUESTS_WAITING);
+    let (replay_sender, replays) = mpsc::channel(REQUESTS_WAITING);
     let shared = Arc::new(Shared {
         embedder: embedder.clone(),
-        mirror: mirror.clone(),
+        generations: generations.clone(),
         status: does(Role::Capture).then_some(status),
         freshness: Mutex::new(freshness_at_start(&log)?),
         log_fault: Mutex::new(None),
@@ -155,12 +159,15 @@ pub async fn run(config: Config) -> Result<(), AppError> {
     });
 
     let mut tasks: JoinSet<(&'static str, Result<(), AppError>)> = JoinSet::new();
-    if let (Some(control), Some(database)) = (control, &config.database) {
+    if let (true, Some(database)) = (does(Role::Capture), &config.database) {
         let filters = config.pipeline.filters.clone();
         let check_columns = Arc::new(move |columns: &[&str]| document.check_columns(columns, &filters));
         let capture = capture_of(&config, database, check_columns, &log, &pipeline_metrics);
         spawn(&mut tasks, "capture", capture::run(capture, status_sender, requests, shutdown.clone()));
-        let answering = control::run(control, control_handler(log.clone(), request_sender), shutdown.clone());
+    }
+    let commands = Commands { log: log.clone(), captures: request_sender, replays: replay_sender };
+    for door in doors.into_iter().flatten() {
+        let answering = control::run(door, commands.clone().handler(), shutdown.clone());
         spawn(&mut tasks, "control", async {
             answering.await;
             Ok::<(), ControlError>(())
@@ -173,10 +180,14 @@ pub async fn run(config: Config) -> Result<(), AppError> {
         let worker = Worker::new(embedder.clone(), &config.pipeline.document, cache, metrics, &topic)?;
         spawn(&mut tasks, "embed", worker.run(embed_log, shutdown.clone()));
     }
-    if let Some(mirror) = &mirror {
-        let reader = log.vectors(&revision)?;
-        let storing = sink::run(mirror.clone(), reader, pipeline_metrics.clone(), shutdown.clone(), stored_sender);
-        spawn(&mut tasks, "index", storing);
+    if let Some(generations) = &generations {
+        let index = Index {
+            generations: generations.clone(),
+            log: log.clone(),
+            revision: revision.clone(),
+            metrics: pipeline_metrics.clone(),
+        };
+        spawn(&mut tasks, "index", index.run(shutdown.clone(), stored_sender, replays));
     }
     let service = service(&config, &shared, &prometheus);
     spawn(&mut tasks, "serve", serve::run(listener, service, server_settings, shutdown.clone()));
@@ -194,18 +205,20 @@ pub async fn run(config: Config) -> Result<(), AppError> {
         pipeline = config.pipeline.name,
         model = model_name,
         revision,
-        rows = mirror.as_ref().map_or(0, Mirror::rows),
+        rows = shared.mirror().map_or(0, |mirror| mirror.rows()),
         "started in {} ms",
         started.elapsed().as_millis()
     );
 
     let ended = supervise(&mut tasks, &shutdown).await;
     let closed = log.close().await;
-    if let Some(mirror) = mirror {
-        mirror.close().await;
+    if let Some(generations) = generations {
+        generations.current().mirror.close().await;
     }
-    if does(Role::Capture) {
-        let _ = std::fs::remove_file(control::path(&config.data_dir));
+    for (had, door) in [(does(Role::Capture), Door::Capture), (stores, Door::Store)] {
+        if had {
+            let _ = std::fs::remove_file(control::path(&config.data_dir, door));
+        }
     }
     ended?;
     closed?;
@@ -271,29 +284,6 @@ fn freshness_at_start(log: &Log) -> Result<Freshness, AppError> {
         freshness.started_complete(log.changes_ends());
     }
     Ok(freshness)
-}
-
-fn control_handler(log: Log, requests: mpsc::Sender<capture::Request>) -> control::Handler {
-    Arc::new(move |request| {
-        let (log, requests) = (log.clone(), requests.clone());
-        Box::pin(async move {
-            match request {
-                Request::Sync => match resync(&requests).await {
-                    Ok(()) => Reply::Done(Value::Null),
-                    Err(reason) => Reply::Failed(format!("the resync did not begin: {reason}")),
-                },
-                Request::RetryDeadLetters { ids } => letters::retry(&log, &requests, ids).await,
-                reading => letters::answer(&log, reading).await,
-            }
-        })
-    })
-}
-
-async fn resync(requests: &mpsc::Sender<capture::Request>) -> Result<(), String> {
-    let (done, answered) = oneshot::channel();
-    let ended = || "capture has ended".to_owned();
-    requests.send(capture::Request::Resync(done)).await.map_err(|_| ended())?;
-    answered.await.map_err(|_| ended())?
 }
 
 /// Waits for a signal or for a task that ends too early, then for all tasks to drain.
@@ -418,9 +408,13 @@ fn kafka_settings(config: &Config) -> Option<kafka::Settings> {
     })
 }
 
+fn positions(generations: &Generations) -> Offsets {
+    generations.current().mirror.positions()
+}
+
 fn mirror_settings(config: &Config, revision: &str) -> MirrorSettings {
     MirrorSettings {
-        dir: config.data_dir.join("mirror").join(revision),
+        dir: config.data_dir.join("mirror"),
         pipeline: config.pipeline.name.clone(),
         revision: revision.to_owned(),
         partitions: config.topics.partitions,

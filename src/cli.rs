@@ -30,6 +30,18 @@ pub enum Command {
     Search(Search),
     /// Read the whole table again and bring the index in step with it
     Sync,
+    /// Fill the index of a running vecsync again from the log, while it goes on answering
+    Replay {
+        /// What to read again: vectors costs no embedding, changes renders and embeds every row anew
+        #[arg(long, value_enum, default_value = "vectors")]
+        topic: ReplayTopic,
+        /// Fill a new generation and switch to it, or the one that is there
+        #[arg(long, value_enum, default_value = "new")]
+        into: ReplayInto,
+        /// Print one JSON document
+        #[arg(long)]
+        json: bool,
+    },
     /// Show what a running vecsync says of itself
     Status {
         /// Print one JSON document
@@ -60,6 +72,24 @@ pub struct Search {
     /// Print one JSON document
     #[arg(long)]
     pub json: bool,
+}
+
+/// What `vecsync replay` reads again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum ReplayTopic {
+    /// Rows as they were captured
+    Changes,
+    /// Rows as they were embedded
+    Vectors,
+}
+
+/// Where `vecsync replay` goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum ReplayInto {
+    /// A new generation; compared and switched to when it is full
+    New,
+    /// The one that answers; rows that the log does not have stay
+    Current,
 }
 
 /// `vecsync dead-letters`.
@@ -140,6 +170,15 @@ mod tests {
     }
 
     #[test]
+    fn a_replay_fills_a_new_generation_from_vectors_unless_told_otherwise() {
+        let Command::Replay { topic, into, json } = parse(&["replay"]).expect("valid") else { panic!("another") };
+        assert_eq!((topic, into, json), (ReplayTopic::Vectors, ReplayInto::New, false));
+        let words = ["replay", "--topic", "changes", "--into", "current"];
+        let Command::Replay { topic, into, .. } = parse(&words).expect("valid") else { panic!("another") };
+        assert_eq!((topic, into), (ReplayTopic::Changes, ReplayInto::Current));
+    }
+
+    #[test]
     fn dead_letters_are_named_by_their_place() {
         let ids = |words: &[&str]| match parse(&[&["dead-letters", "retry"], words].concat()) {
             Ok(Command::DeadLetters(DeadLetters::Retry { ids, all })) => {
@@ -164,6 +203,8 @@ mod tests {
             &["pipeline", "check"],
             &["sync", "--force"],
             &["verify"],
+            &["replay", "--topic", "dead-letter"],
+            &["replay", "--into", "old"],
             &["dead-letters"],
             &["dead-letters", "show"],
             &["dead-letters", "show", "seven"],

@@ -1,6 +1,7 @@
 //! What the commands beside `run` do: ask a running vecsync, and say what it answers.
 
 pub mod dead_letters;
+pub mod replay;
 
 use std::fmt::Write;
 use std::io::IsTerminal;
@@ -45,7 +46,7 @@ pub async fn status(settings: &Settings, as_json: bool) -> Result<String, Client
 
 /// `vecsync sync`, where a vecsync runs on this data directory. `None`: there is none.
 pub async fn resync(settings: &Settings) -> Result<Option<&'static str>, ControlError> {
-    match control::call(&settings.data_dir, Request::Sync).await {
+    match control::call(&settings.data_dir, Request::Sync, |_, _| ()).await {
         Ok(_) => Ok(Some("The resync has begun; `vecsync status` shows how far it is.\n")),
         Err(ControlError::NotRunning { .. }) => Ok(None),
         Err(error) => Err(error),

@@ -12,10 +12,12 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use crate::shutdown::Shutdown;
 use crate::topic::LetterId;
+use crate::topic::replay::{Source, Target};
 
 /// Longest command that is read.
 const LINE_BYTES_MAX: u64 = 1 << 20;
@@ -46,6 +48,60 @@ pub enum Request {
         /// Which.
         ids: Vec<LetterId>,
     },
+    /// Read a topic again from its beginning.
+    Replay {
+        /// Which.
+        topic: Source,
+        /// Where to.
+        into: Target,
+    },
+}
+
+impl Request {
+    /// Who can do it.
+    fn door(&self) -> Door {
+        match self {
+            Request::Sync | Request::DeadLetters | Request::DeadLetter { .. } | Request::RetryDeadLetters { .. } => {
+                Door::Capture
+            }
+            Request::Replay { .. } => Door::Store,
+        }
+    }
+}
+
+/// Whose socket it is: with a broker the roles of one data directory may be in processes of their own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Door {
+    /// Who captures.
+    Capture,
+    /// Who keeps the store.
+    Store,
+}
+
+impl Door {
+    fn name(self) -> &'static str {
+        match self {
+            Door::Capture => "control",
+            Door::Store => "store",
+        }
+    }
+
+    fn role(self) -> &'static str {
+        match self {
+            Door::Capture => "that captures",
+            Door::Store => "that keeps a store",
+        }
+    }
+}
+
+/// A line of an answer: how far it is any number of times, then what it is.
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Line {
+    /// So much of so much is done.
+    Passed(u64, u64),
+    #[serde(untagged)]
+    Reply(Reply),
 }
 
 /// What it answers.
@@ -59,7 +115,10 @@ pub enum Reply {
 }
 
 /// Answers requests.
-pub type Handler = std::sync::Arc<dyn Fn(Request) -> BoxFuture<'static, Reply> + Send + Sync>;
+pub type Handler = std::sync::Arc<dyn Fn(Request, Passed) -> BoxFuture<'static, Reply> + Send + Sync>;
+
+/// Told how much of how much is done.
+pub type Passed = watch::Sender<(u64, u64)>;
 
 /// The socket cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -72,7 +131,7 @@ pub enum ControlError {
         /// What the system said.
         source: io::Error,
     },
-    /// Another process captures for this data directory.
+    /// Another process does the same for this data directory.
     #[error(
         "use data directory {path}: another vecsync has it; stop that one, or set VECSYNC_DATA_DIR to another folder"
     )]
@@ -81,8 +140,10 @@ pub enum ControlError {
         path: PathBuf,
     },
     /// No vecsync listens.
-    #[error("no vecsync that captures listens at {path}")]
+    #[error("no vecsync {role} listens at {path}")]
     NotRunning {
+        /// What it would be.
+        role: &'static str,
         /// The socket.
         path: PathBuf,
     },
@@ -99,9 +160,9 @@ pub enum ControlError {
     Failed(String),
 }
 
-/// The socket of a data directory.
-pub fn path(data_dir: &Path) -> PathBuf {
-    data_dir.join("control.sock")
+/// A socket of a data directory.
+pub fn path(data_dir: &Path, door: Door) -> PathBuf {
+    data_dir.join(door.name()).with_extension("sock")
 }
 
 /// The socket, held for one process by a lock beside it.
@@ -111,10 +172,10 @@ pub struct Socket {
 }
 
 /// Opens the socket, mode 0600. A socket that is there is a dead one: who listens holds the lock.
-pub fn bind(data_dir: &Path) -> Result<Socket, ControlError> {
-    let path = path(data_dir);
+pub fn bind(data_dir: &Path, door: Door) -> Result<Socket, ControlError> {
+    let path = path(data_dir, door);
     let failed = |source| ControlError::Bind { path: path.clone(), source };
-    let lock = File::options().create(true).truncate(false).write(true).open(data_dir.join("control.lock"));
+    let lock = File::options().create(true).truncate(false).write(true).open(path.with_extension("lock"));
     let lock = lock.map_err(failed)?;
     match lock.try_lock() {
         Ok(()) => {}
@@ -176,17 +237,35 @@ async fn answer(mut stream: UnixStream, handler: Handler) -> io::Result<()> {
     let (read, mut write) = stream.split();
     let mut limited = BufReader::new(read.take(LINE_BYTES_MAX));
     tokio::time::timeout(REQUEST_PATIENCE, limited.read_line(&mut line)).await??;
-    let reply = match serde_json::from_str(&line) {
-        Ok(request) => handler(request).await,
-        Err(error) => Reply::Failed(format!("read the command: {error}")),
+    let (passed, mut told) = watch::channel((0, 0));
+    let mut answering = match serde_json::from_str(&line) {
+        Ok(request) => handler(request, passed),
+        Err(error) => {
+            let reply = Reply::Failed(format!("read the command: {error}"));
+            Box::pin(async move { reply })
+        }
     };
-    write.write_all(format!("{}\n", serde_json::to_string(&reply)?).as_bytes()).await?;
+    let mut say = async |line: &Line| -> io::Result<()> {
+        write.write_all(format!("{}\n", serde_json::to_string(line)?).as_bytes()).await
+    };
+    let reply = loop {
+        tokio::select! {
+            biased;
+            reply = &mut answering => break reply,
+            Ok(()) = told.changed() => {
+                let (done, total) = *told.borrow_and_update();
+                say(&Line::Passed(done, total)).await?;
+            }
+        }
+    };
+    say(&Line::Reply(reply)).await?;
     write.shutdown().await
 }
 
-/// Sends a command to the vecsync that runs on this data directory.
-pub async fn call(data_dir: &Path, request: Request) -> Result<Value, ControlError> {
-    let path = path(data_dir);
+/// Sends a command to the vecsync that runs on this data directory. `passed` is told how much of how much is done.
+pub async fn call(data_dir: &Path, request: Request, mut passed: impl FnMut(u64, u64)) -> Result<Value, ControlError> {
+    let door = request.door();
+    let path = path(data_dir, door);
     let connected = match reachable(&path) {
         Ok((_folder, reachable)) => UnixStream::connect(reachable).await,
         Err(error) => Err(error),
@@ -194,21 +273,24 @@ pub async fn call(data_dir: &Path, request: Request) -> Result<Value, ControlErr
     let mut stream = match connected {
         Ok(stream) => stream,
         Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {
-            return Err(ControlError::NotRunning { path });
+            return Err(ControlError::NotRunning { role: door.role(), path });
         }
         Err(source) => return Err(ControlError::Talk { path, source }),
     };
     let talk = async {
         stream.write_all(format!("{}\n", serde_json::to_string(&request)?).as_bytes()).await?;
-        let mut line = String::new();
-        BufReader::new((&mut stream).take(REPLY_BYTES_MAX)).read_line(&mut line).await?;
-        serde_json::from_str(&line).map_err(io::Error::from)
+        let mut answers = BufReader::new(&mut stream);
+        loop {
+            let mut line = String::new();
+            (&mut answers).take(REPLY_BYTES_MAX).read_line(&mut line).await?;
+            match serde_json::from_str(&line)? {
+                Line::Passed(done, total) => passed(done, total),
+                Line::Reply(Reply::Done(value)) => return Ok(Ok(value)),
+                Line::Reply(Reply::Failed(reason)) => return Ok(Err(ControlError::Failed(reason))),
+            }
+        }
     };
-    match talk.await {
-        Ok(Reply::Done(value)) => Ok(value),
-        Ok(Reply::Failed(reason)) => Err(ControlError::Failed(reason)),
-        Err(source) => Err(ControlError::Talk { path, source }),
-    }
+    talk.await.unwrap_or_else(|source| Err(ControlError::Talk { path, source }))
 }
 
 #[cfg(test)]
@@ -217,14 +299,14 @@ mod tests {
     use serde_json::json;
 
     fn answering(reply: Reply) -> Handler {
-        std::sync::Arc::new(move |_| {
+        std::sync::Arc::new(move |_, _| {
             let reply = reply.clone();
             Box::pin(async move { reply })
         })
     }
 
     async fn refused_by_nobody(data_dir: &Path) {
-        let refused = call(data_dir, Request::Sync).await.expect_err("nobody listens");
+        let refused = call(data_dir, Request::Sync, |_, _| ()).await.expect_err("nobody listens");
         assert!(matches!(refused, ControlError::NotRunning { .. }), "{refused}");
     }
 
@@ -235,12 +317,12 @@ mod tests {
 
         let long = "x".repeat(2 * LINE_BYTES_MAX as usize);
         for reply in [Reply::Done(json!({"rows": 3})), Reply::Done(json!(long)), Reply::Failed("no".into())] {
-            let listener = bind(dir.path()).expect("a dead socket is replaced");
-            let mode = std::fs::metadata(path(dir.path())).expect("there").permissions().mode();
+            let listener = bind(dir.path(), Door::Capture).expect("a dead socket is replaced");
+            let mode = std::fs::metadata(path(dir.path(), Door::Capture)).expect("there").permissions().mode();
             assert_eq!(mode & 0o777, 0o600);
             let shutdown = Shutdown::new();
             let server = tokio::spawn(run(listener, answering(reply.clone()), shutdown.clone()));
-            let answered = call(dir.path(), Request::Sync).await.map_err(|error| error.to_string());
+            let answered = call(dir.path(), Request::Sync, |_, _| ()).await.map_err(|error| error.to_string());
             let wanted = match reply {
                 Reply::Done(value) => Ok(value),
                 Reply::Failed(reason) => Err(reason),
@@ -258,10 +340,10 @@ mod tests {
         let dir = tempfile::tempdir().expect("a folder");
         let deep = dir.path().join("a-folder-with-a-long-name".repeat(6));
         std::fs::create_dir(&deep).expect("made");
-        let listener = bind(&deep).expect("a socket");
+        let listener = bind(&deep, Door::Capture).expect("a socket");
         let shutdown = Shutdown::new();
         let server = tokio::spawn(run(listener, answering(Reply::Done(Value::Null)), shutdown.clone()));
-        assert_eq!(call(&deep, Request::Sync).await.expect("an answer"), Value::Null);
+        assert_eq!(call(&deep, Request::Sync, |_, _| ()).await.expect("an answer"), Value::Null);
         shutdown.raise();
         server.await.expect("it ends");
     }
@@ -269,10 +351,10 @@ mod tests {
     #[tokio::test]
     async fn what_is_no_command_is_refused_by_name() {
         let dir = tempfile::tempdir().expect("a folder");
-        let listener = bind(dir.path()).expect("a socket");
+        let listener = bind(dir.path(), Door::Capture).expect("a socket");
         let shutdown = Shutdown::new();
         let server = tokio::spawn(run(listener, answering(Reply::Done(Value::Null)), shutdown.clone()));
-        let mut stream = UnixStream::connect(path(dir.path())).await.expect("a connection");
+        let mut stream = UnixStream::connect(path(dir.path(), Door::Capture)).await.expect("a connection");
         stream.write_all(b"{\"command\":\"dance\"}\n").await.expect("written");
         let mut answer = String::new();
         stream.read_to_string(&mut answer).await.expect("read");

@@ -103,6 +103,9 @@ pub const BARRIER_KEY: &[u8] = br#"{"":"barrier"}"#;
 /// The reserved key of a heartbeat record.
 pub const HEARTBEAT_KEY: &[u8] = br#"{"":"heartbeat"}"#;
 
+/// The reserved key of a replay record.
+pub const REPLAY_KEY: &[u8] = br#"{"":"replay"}"#;
+
 /// Header of a tombstone in `vectors`: the version of the delete, decimal.
 const VERSION_HEADER: &str = "vecsync.version";
 /// Header of a tombstone: when the delete was committed, milliseconds since the Unix epoch, decimal.
@@ -253,18 +256,25 @@ pub enum ChangeEvent {
         /// The moment, milliseconds since the Unix epoch.
         as_of_ms: i64,
     },
+    /// This partition is to be embedded again from its beginning up to this record.
+    Replay {
+        /// Which replay: a later one has a greater number.
+        id: u64,
+    },
 }
 
-/// A heartbeat's value. `m` is the letter of the Debezium envelope for what concerns no row.
+/// What concerns no row; `m` is the letter of the Debezium envelope for that.
 #[derive(Serialize, Deserialize)]
-struct Heartbeat {
-    source: HeartbeatSource,
+struct Envelope {
+    source: EnvelopeSource,
     op: String,
     ts_ms: i64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    replay: Option<u64>,
 }
 
 #[derive(Serialize, Deserialize)]
-struct HeartbeatSource {
+struct EnvelopeSource {
     ts_ms: i64,
 }
 
@@ -288,16 +298,8 @@ impl ChangeEvent {
                 headers: vec![],
                 timestamp_ms: now_ms,
             },
-            ChangeEvent::Heartbeat { as_of_ms } => {
-                let source = HeartbeatSource { ts_ms: *as_of_ms };
-                let value = serde_json::to_vec(&Heartbeat { source, op: "m".to_owned(), ts_ms: now_ms });
-                Record {
-                    key: Bytes::from_static(HEARTBEAT_KEY),
-                    value: Some(value.expect("a heartbeat has string keys only").into()),
-                    headers: vec![],
-                    timestamp_ms: now_ms,
-                }
-            }
+            ChangeEvent::Heartbeat { as_of_ms } => message(HEARTBEAT_KEY, *as_of_ms, None, now_ms),
+            ChangeEvent::Replay { id } => message(REPLAY_KEY, now_ms, Some(*id), now_ms),
         }
     }
 
@@ -306,12 +308,16 @@ impl ChangeEvent {
         let change = |value: &[u8]| {
             serde_json::from_slice::<Box<Change>>(value).map_err(|source| EventError::Json { part: "value", source })
         };
+        let message = |value: &[u8]| {
+            serde_json::from_slice::<Envelope>(value).map_err(|source| EventError::Json { part: "value", source })
+        };
         match &record.value {
             Some(value) if record.key == BARRIER_KEY => Ok(ChangeEvent::Barrier { change: change(value)? }),
             Some(value) if record.key == HEARTBEAT_KEY => {
-                let read = serde_json::from_slice::<Heartbeat>(value);
-                let heartbeat = read.map_err(|source| EventError::Json { part: "value", source })?;
-                Ok(ChangeEvent::Heartbeat { as_of_ms: heartbeat.source.ts_ms })
+                Ok(ChangeEvent::Heartbeat { as_of_ms: message(value)?.source.ts_ms })
+            }
+            Some(value) if record.key == REPLAY_KEY => {
+                Ok(ChangeEvent::Replay { id: message(value)?.replay.unwrap_or_default() })
             }
             Some(value) => {
                 let (key, change) = (RowKey::from_bytes(&record.key)?, change(value)?);
@@ -393,6 +399,11 @@ pub enum VectorEvent {
         /// The moment, milliseconds since the Unix epoch.
         as_of_ms: i64,
     },
+    /// The partition was embedded again from its beginning, and all of it stands before this record.
+    Replayed {
+        /// Which replay.
+        id: u64,
+    },
 }
 
 impl VectorEvent {
@@ -418,6 +429,9 @@ impl VectorEvent {
                 let row = EmbeddedRow { commit_ts_ms: *as_of_ms, ..EmbeddedRow::default() };
                 reserved(HEARTBEAT_KEY, &row, now_ms)
             }
+            VectorEvent::Replayed { id } => {
+                reserved(REPLAY_KEY, &EmbeddedRow { version: *id, ..EmbeddedRow::default() }, now_ms)
+            }
         }
     }
 
@@ -431,6 +445,9 @@ impl VectorEvent {
                 }
                 if record.key == HEARTBEAT_KEY {
                     return Ok(VectorEvent::Heartbeat { as_of_ms: row.commit_ts_ms });
+                }
+                if record.key == REPLAY_KEY {
+                    return Ok(VectorEvent::Replayed { id: row.version });
                 }
                 Ok(VectorEvent::Upsert { key: RowKey::from_bytes(&record.key)?, row })
             }
@@ -471,6 +488,12 @@ pub enum EventError {
     /// Not the protobuf message that was wanted.
     #[error("read embedded row")]
     Protobuf(#[source] prost::DecodeError),
+}
+
+fn message(key: &'static [u8], ts_ms: i64, replay: Option<u64>, now_ms: i64) -> Record {
+    let envelope = Envelope { source: EnvelopeSource { ts_ms }, op: "m".to_owned(), ts_ms: now_ms, replay };
+    let value = serde_json::to_vec(&envelope).expect("an envelope has string keys only");
+    Record { key: Bytes::from_static(key), value: Some(value.into()), headers: vec![], timestamp_ms: now_ms }
 }
 
 fn reserved(key: &'static [u8], row: &EmbeddedRow, now_ms: i64) -> Record {

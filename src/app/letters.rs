@@ -27,8 +27,8 @@ pub(super) async fn answer(log: &Log, request: Request) -> Reply {
     let answered = match request {
         Request::DeadLetters => list(log).await,
         Request::DeadLetter { id } => show(log, id).await,
-        Request::Sync | Request::RetryDeadLetters { .. } => {
-            return Reply::Failed("that takes a vecsync that captures".to_owned());
+        Request::Sync | Request::RetryDeadLetters { .. } | Request::Replay { .. } => {
+            return Reply::Failed("that takes a vecsync that runs".to_owned());
         }
     };
     match answered {

@@ -11,7 +11,7 @@ use crate::capture::{self, Phase};
 use crate::clock::now_ms;
 use crate::embed::{EmbedError, Embedder};
 use crate::freshness::Freshness;
-use crate::index::{self, Filter, Mirror};
+use crate::index::{self, Filter, Generations, Hit, Mirror, MirrorError};
 use crate::retry::Chain;
 use crate::serve::health::{self, Component, Report, Status};
 use crate::serve::{FilterValue, SearchAnswer, SearchError, SearchRequest, SearchResult};
@@ -21,7 +21,7 @@ pub(super) struct Shared {
     /// Where rows or queries are embedded.
     pub embedder: Option<Embedder>,
     /// Where a store is kept.
-    pub mirror: Option<Mirror>,
+    pub generations: Option<Generations>,
     /// Capture's, where it is in this process.
     pub status: Option<watch::Receiver<capture::Status>>,
     pub freshness: Mutex<Freshness>,
@@ -34,8 +34,13 @@ pub(super) struct Shared {
 const LATE_MS: i64 = 30_000;
 
 impl Shared {
+    /// The store that answers.
+    pub fn mirror(&self) -> Option<Mirror> {
+        self.generations.as_ref().map(|generations| generations.current().mirror)
+    }
+
     pub async fn search(&self, request: SearchRequest) -> Result<SearchAnswer, SearchError> {
-        let (Some(embedder), Some(mirror)) = (&self.embedder, &self.mirror) else {
+        let (Some(embedder), Some(mirror)) = (&self.embedder, self.mirror()) else {
             return Err(SearchError::Internal("this process does not serve".to_owned()));
         };
         let known = mirror.fields();
@@ -50,15 +55,20 @@ impl Shared {
             Err(EmbedError::Busy { .. }) => return Err(SearchError::Overloaded),
             Err(error) => return Err(SearchError::Internal(Chain(&error).to_string())),
         };
-        let searched = mirror.clone();
-        let found = spawn_blocking(move || searched.search(&query, request.limit, request.min_score, &filter)).await;
-        let hits = match found {
-            Ok(Ok(hits)) => hits,
-            Ok(Err(error)) => {
-                return Err(SearchError::Unavailable { reason: format!("the local store: {error}"), retry_after_s: 5 });
-            }
-            Err(error) => return Err(SearchError::Internal(error.to_string())),
+        let search = async |mirror: Mirror| {
+            let (query, filter) = (query.clone(), filter.clone());
+            let scan = move || mirror.search(&query, request.limit, request.min_score, &filter);
+            spawn_blocking(scan).await.map_err(|error| SearchError::Internal(error.to_string()))
         };
+        let found = match (search(mirror.clone()).await?, self.mirror()) {
+            // Another generation has taken its place meanwhile.
+            (Err(MirrorError::Closed { .. }), Some(current)) => search(current).await?,
+            (found, _) => found,
+        };
+        let hits: Vec<Hit> = found.map_err(|error| SearchError::Unavailable {
+            reason: format!("the local store: {error}"),
+            retry_after_s: 5,
+        })?;
         let results: Vec<_> = hits
             .into_iter()
             .map(|hit| SearchResult { id: hit.key.id(), score: hit.score, passage: hit.passage, payload: hit.payload })
@@ -104,8 +114,8 @@ impl Shared {
         }
         components.push(Component::new(health::QDRANT, Status::Disabled));
         let mut ready = Ok(());
-        if let Some(mirror) = &self.mirror {
-            components.push(self.local(mirror));
+        if let Some(mirror) = self.mirror() {
+            components.push(self.local(&mirror));
             if !mirror.is_open() {
                 ready = Err("the local store".to_owned());
             }

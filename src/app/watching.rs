@@ -79,7 +79,7 @@ impl Watching {
 
     /// Brings the freshness up to what the store has.
     fn follow(&self, stored: &Offsets, last: &Offsets) -> Result<(), LogError> {
-        match (&self.log, &self.shared.mirror) {
+        match (&self.log, self.shared.mirror()) {
             (Log::Embedded(log), _) => {
                 if stored.iter().zip(last).any(|(now, before)| now < before) {
                     self.shared.freshness().lost(log.changes_ends());
@@ -116,7 +116,7 @@ impl Watching {
     }
 
     fn show_load(&self, status: &capture::Status, bar: &mut Option<Progress>) {
-        let Some(mirror) = &self.shared.mirror else { return };
+        let Some(mirror) = self.shared.mirror() else { return };
         let (loaded, expected) = (self.shared.freshness().is_loaded(), status.snapshot.expected);
         match bar {
             Some(progress) => {
@@ -135,7 +135,7 @@ impl Watching {
 
     async fn measure(&self) {
         self.registry.run_upkeep();
-        let (mirror, data_dir) = (self.shared.mirror.clone(), self.data_dir.clone());
+        let (mirror, data_dir) = (self.shared.mirror(), self.data_dir.clone());
         let size = move || mirror.map(|mirror| (mirror.points(), mirror.size_on_disk().unwrap_or(0)));
         let measured = spawn_blocking(move || (size(), free_bytes(&data_dir))).await;
         if let Ok((stored, free)) = measured {

@@ -383,7 +383,7 @@ impl Session<'_> {
                 let records = events
                     .iter()
                     .map(|event| match event {
-                        ChangeEvent::Barrier { .. } | ChangeEvent::Heartbeat { .. } => {
+                        ChangeEvent::Barrier { .. } | ChangeEvent::Heartbeat { .. } | ChangeEvent::Replay { .. } => {
                             Outgoing::Everywhere(event.to_record(now))
                         }
                         ChangeEvent::Row { .. } | ChangeEvent::Tombstone { .. } => {

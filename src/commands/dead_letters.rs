@@ -41,7 +41,7 @@ pub enum DeadLettersError {
 
 /// What a running vecsync answers. `None`: none runs on this data directory, or none that captures.
 pub async fn ask(settings: &Settings, request: Request) -> Result<Option<Value>, DeadLettersError> {
-    match control::call(&settings.data_dir, request.clone()).await {
+    match control::call(&settings.data_dir, request.clone(), |_, _| ()).await {
         Ok(value) => Ok(Some(value)),
         Err(ControlError::NotRunning { .. }) => Ok(None),
         Err(ControlError::Failed(reason)) => Err(refused(request, reason)),
@@ -71,7 +71,7 @@ pub async fn retry(
     settings: &Settings,
     ids: Vec<LetterId>,
 ) -> Result<(String, Option<DeadLettersError>), DeadLettersError> {
-    let done = control::call(&settings.data_dir, Request::RetryDeadLetters { ids }).await?;
+    let done = control::call(&settings.data_dir, Request::RetryDeadLetters { ids }, |_, _| ()).await?;
     Ok(outcomes(&done))
 }
 

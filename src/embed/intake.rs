@@ -44,6 +44,8 @@ pub enum Event {
     Barrier,
     /// Everything before this moment, milliseconds since the Unix epoch, stands before it.
     Heartbeat(i64),
+    /// Everything before it in the partition was embedded again, for this replay.
+    Replayed(u64),
 }
 
 /// Reads a batch, in the order in which the log gave it.
@@ -52,6 +54,7 @@ pub fn intake(batch: Vec<Stored>) -> Intake {
     let mut latest: HashMap<(Partition, RowKey), Item> = HashMap::new();
     let mut barriers: BTreeMap<Partition, Item> = BTreeMap::new();
     let mut heartbeats: BTreeMap<Partition, Item> = BTreeMap::new();
+    let mut replays: BTreeMap<Partition, Item> = BTreeMap::new();
     for stored in batch {
         intake.ends.insert(stored.partition, stored.offset + 1);
         let event = match ChangeEvent::from_record(&stored.record) {
@@ -73,9 +76,11 @@ pub fn intake(batch: Vec<Stored>) -> Intake {
                 barriers.insert(partition, item);
             }
             Event::Heartbeat(_) => drop(heartbeats.insert(partition, item)),
+            Event::Replayed(_) => drop(replays.insert(partition, item)),
         }
     }
-    intake.items.extend(barriers.into_values().chain(heartbeats.into_values()).chain(latest.into_values()));
+    let marks = [barriers, heartbeats, replays].into_iter().flat_map(BTreeMap::into_values);
+    intake.items.extend(marks.chain(latest.into_values()));
     intake.items.sort_by_key(|item| (item.partition, item.version));
     intake
 }
@@ -92,6 +97,7 @@ fn read(event: ChangeEvent) -> (&'static str, Option<i64>, Event) {
         ChangeEvent::Tombstone { key, commit_ts_ms } => ("tombstone", commit_ts_ms, Event::Gone(key)),
         ChangeEvent::Barrier { change } => (Op::Truncate.as_label(), Some(change.source.ts_ms), Event::Barrier),
         ChangeEvent::Heartbeat { as_of_ms } => ("heartbeat", None, Event::Heartbeat(as_of_ms)),
+        ChangeEvent::Replay { id } => ("replay", None, Event::Replayed(id)),
     }
 }
 
@@ -102,7 +108,7 @@ mod tests {
     use bytes::Bytes;
 
     /// One record: `c7`, `u7`, `d7` (a change of row 7), `t7` (its tombstone), `b` (a barrier),
-    /// `h7` (a heartbeat of moment 7), `x7` (unreadable).
+    /// `h7` (a heartbeat of moment 7), `p7` (replay 7), `x7` (unreadable).
     fn record(text: &str) -> Record {
         let (kind, id) = text.split_at(1);
         let change = |op: &str, after: &str| {
@@ -115,6 +121,7 @@ mod tests {
             "t" => (row, None),
             "b" => (String::from_utf8_lossy(BARRIER_KEY).into_owned(), change("t", "null")),
             "h" => return ChangeEvent::Heartbeat { as_of_ms: id.parse().expect("a moment") }.to_record(0),
+            "p" => return ChangeEvent::Replay { id: id.parse().expect("a number") }.to_record(0),
             _ => (row, Some("{".to_owned())),
         };
         Record { key: key.into(), value: value.map(Bytes::from), headers: vec![], timestamp_ms: 0 }
@@ -137,6 +144,7 @@ mod tests {
                 Event::Gone(key) => format!("gone{}", key.id()),
                 Event::Barrier => "barrier".to_owned(),
                 Event::Heartbeat(as_of_ms) => format!("heartbeat{as_of_ms}"),
+                Event::Replayed(id) => format!("replayed{id}"),
             };
             format!("{}:{event}@{}", item.partition, item.version.0)
         });
@@ -163,6 +171,7 @@ mod tests {
     fn the_last_heartbeat_of_a_partition_stays_where_it_stands() {
         check("0:h5 0:c1 0:h6 0:c2 1:h6", "0:row1=1@11 0:heartbeat6@12 0:row2=2@13 1:heartbeat6@10");
         check("0:c1 0:h5 0:b", "0:heartbeat5@11 0:barrier@12");
+        check("0:c1 0:p5 0:u1 0:p6 1:p6", "0:row1=1@12 0:replayed6@13 1:replayed6@10");
     }
 
     #[test]

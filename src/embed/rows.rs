@@ -147,6 +147,9 @@ impl Rows {
             Event::Heartbeat(as_of_ms) => {
                 return prepared.outputs.push((partition, version.0, VectorEvent::Heartbeat { as_of_ms }));
             }
+            Event::Replayed(id) => {
+                return prepared.outputs.push((partition, version.0, VectorEvent::Replayed { id }));
+            }
         };
         let rendered = match self.document.render(&row) {
             Ok(Some(rendered)) => rendered,
@@ -372,7 +375,7 @@ fn settled((partition, offset, event): &(Partition, u64, VectorEvent)) -> Option
     let key = match event {
         VectorEvent::Upsert { key, .. } | VectorEvent::Delete { key, .. } => Some(key.clone()),
         VectorEvent::Barrier { .. } => None,
-        VectorEvent::Heartbeat { .. } => return None,
+        VectorEvent::Heartbeat { .. } | VectorEvent::Replayed { .. } => return None,
     };
     Some(Settled { partition: *partition, version: Version(*offset), key })
 }

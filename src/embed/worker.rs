@@ -83,6 +83,16 @@ impl Worker {
         let mut give_up_at: Option<Instant> = None;
         let mut letters = Letters::default();
         while give_up_at.is_none() || !under_way.is_empty() {
+            if log.has_replay() && under_way.is_empty() && give_up_at.is_none() {
+                // Nothing of the partitions is under way, so nothing can overtake their beginning.
+                if let Err(fault) = log.begin_replay().await
+                    && !retries.go_back(&mut log, Fault::Log(fault), &shutdown).await?
+                {
+                    return Ok(());
+                }
+                continue;
+            }
+            let reads = give_up_at.is_none() && under_way.len() < DEPTH && !log.has_replay();
             let fault = tokio::select! {
                 biased;
                 // 1. Shutdown ends the intake, not what is under way.
@@ -104,8 +114,9 @@ impl Worker {
                     Err(fault) => Fault::Model(fault),
                 },
                 // 3. What is there is taken as it is: no waiting for a fuller batch.
-                batch = log.next(rows_max, rows_max * BYTES_PER_ROW), if give_up_at.is_none() && under_way.len() < DEPTH => {
+                batch = log.next(rows_max, rows_max * BYTES_PER_ROW), if reads => {
                     match batch {
+                        Ok(batch) if batch.is_empty() => continue,
                         Ok(batch) => {
                             rows_max = if log.lag() > 0 { (rows_max * 2).min(ROWS_MAX) } else { ROWS_MIN };
                             let rows = Arc::clone(&self.rows);

@@ -47,6 +47,13 @@ pub struct Document {
     pub state: State,
 }
 
+impl Document {
+    /// Whether a search can find it.
+    pub fn is_live(&self) -> bool {
+        matches!(self.state, State::Live(_))
+    }
+}
+
 /// Whether a document can be found.
 #[derive(Debug, PartialEq)]
 pub enum State {

@@ -17,6 +17,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
+use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 
 pub use self::error::MirrorError;
@@ -38,7 +39,7 @@ const TRANSACTION_BYTES_MAX: usize = 4 << 20;
 /// What a mirror is made for.
 #[derive(Clone, Debug)]
 pub struct MirrorSettings {
-    /// The mirror's own folder, `<data_dir>/mirror/<revision>`. Its lock and its quarantined predecessors stand beside it.
+    /// The mirror's own folder. Its lock and its quarantined predecessors stand beside it.
     pub dir: PathBuf,
     /// The pipeline's name.
     pub pipeline: String,
@@ -79,11 +80,28 @@ pub struct Applied {
     pub deletes: u64,
     /// Rows and tombstones that a barrier removed.
     pub purged: u64,
-    /// Events that something newer had overtaken, or that were there already.
+    /// Events that something newer had overtaken.
     pub stale: u64,
     /// Rows that cannot be stored: no window, a vector that is not of `DIMENSION` finite numbers, a payload that is
     /// not a JSON object. Logged with their place and stepped over: they will never be different.
     pub refused: u64,
+}
+
+/// Two mirrors row by row: by key, version and stored bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Difference {
+    /// Rows of the newer mirror.
+    pub rows: u64,
+    /// Its points.
+    pub points: u64,
+    /// Rows that are the same in both.
+    pub same: u64,
+    /// Rows in both that differ.
+    pub different: u64,
+    /// Rows that only the older one has.
+    pub only_old: u64,
+    /// Rows that only the newer one has.
+    pub only_new: u64,
 }
 
 /// A row that a search found.
@@ -147,7 +165,20 @@ impl Mirror {
         batch: Vec<(Partition, u64, VectorEvent)>,
         upto: Offsets,
     ) -> Result<Applied, MirrorError> {
-        self.blocking("apply", move |inner| inner.write(|inner, state| inner.apply(state, batch, &upto))).await
+        self.apply_made(move || (batch, ()), upto).await.map(|(applied, ())| applied)
+    }
+
+    /// As `apply_upto`, with events that are made where they are written, off the caller's thread.
+    pub async fn apply_made<T: Send + 'static>(
+        &self,
+        make: impl FnOnce() -> (Vec<(Partition, u64, VectorEvent)>, T) + Send + 'static,
+        upto: Offsets,
+    ) -> Result<(Applied, T), MirrorError> {
+        let apply = move |inner: &Inner| {
+            let (batch, made) = make();
+            inner.write(|inner, state| inner.apply(state, batch, &upto)).map(|applied| (applied, made))
+        };
+        self.blocking("apply", apply).await
     }
 
     /// Forgets tombstones that were stored before this time, milliseconds since the Unix epoch, and says how many.
@@ -206,6 +237,21 @@ impl Mirror {
     /// Windows that can be found.
     pub fn points(&self) -> u64 {
         read(&self.0.matrix).points()
+    }
+
+    /// What `newer` holds otherwise than this one. Takes both out of use for writers meanwhile, for milliseconds.
+    pub fn compare(&self, newer: &Mirror) -> Difference {
+        let (old, new) = (read(&self.0.matrix), read(&newer.0.matrix));
+        let mut difference = Difference { rows: new.rows(), points: new.points(), ..Difference::default() };
+        for document in old.documents().filter(|document| document.is_live()) {
+            match new.get(&document.key).filter(|document| document.is_live()) {
+                None => difference.only_old += 1,
+                Some(other) if other.fingerprint != document.fingerprint => difference.different += 1,
+                Some(_) => difference.same += 1,
+            }
+        }
+        difference.only_new = difference.rows - difference.same - difference.different;
+        difference
     }
 
     /// Bytes that the folder takes on the disk, without quarantined ones. Blocking: looks at every file.
@@ -342,6 +388,7 @@ impl Inner {
                     pending.put(key, version, partition, Stored::Deleted(at_ms), Body::Deleted(at_ms));
                 }
                 VectorEvent::Heartbeat { as_of_ms } => state.heard(partition, as_of_ms),
+                VectorEvent::Replayed { .. } => {}
                 VectorEvent::Barrier { version, .. } if version.0 <= barrier => applied.stale += 1,
                 VectorEvent::Barrier { version, .. } => {
                     // The barrier and its position first: what a kill leaves below it is purged on the next open.
@@ -361,10 +408,11 @@ impl Inner {
         Ok(applied)
     }
 
-    /// Whether this version of a key is below the barrier, or not newer than what is known of the key.
+    /// Whether this version of a key is below the barrier, or older than what is known of the key. The same version again
+    /// takes its place: embedding it anew is how a row is mended.
     fn overtaken(&self, pending: &Pending, barrier: u64, key: &RowKey, version: u64) -> bool {
         let known = pending.version(key).or_else(|| read(&self.matrix).get(key).map(|document| document.version));
-        version < barrier || known.is_some_and(|known| Version(version) <= known)
+        version < barrier || known.is_some_and(|known| Version(version) < known)
     }
 
     /// Removes every record below its partition's barrier.

@@ -4,10 +4,14 @@
 //! version wins, in whatever order the versions come; nothing here reads `changes` or PostgreSQL.
 
 pub mod filter;
+pub mod generations;
 pub mod matrix;
 pub mod mirror;
+mod run;
 pub mod scan;
 pub mod sink;
 
 pub use filter::{Filter, FilterValue};
-pub use mirror::{Applied, Hit, Mirror, MirrorError, MirrorSettings};
+pub use generations::Generations;
+pub use mirror::{Applied, Difference, Hit, Mirror, MirrorError, MirrorSettings};
+pub use run::{Index, IndexError, ReplayRequest, Replayed};

@@ -1,7 +1,9 @@
 //! Keeps the mirror up with `vectors`: reads, applies, tells how far it is. Decides nothing about versions.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
+use futures_util::future::BoxFuture;
 use tokio::sync::watch;
 
 use super::mirror::{Mirror, MirrorError};
@@ -16,6 +18,8 @@ use crate::topic::{LogError, Offsets, Partition, Stored, VectorsReader};
 const BATCH_RECORDS_MAX: usize = 512;
 /// Bytes taken from the log at once, held in memory about three times over (record, row, vectors).
 const BATCH_BYTES_MAX: usize = 4 << 20;
+/// How often a run that has an end looks whether it is reached.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
 /// Between two prunings of tombstones.
 const PRUNE_EVERY: Duration = Duration::from_secs(3600);
 /// Tombstones are kept this long. The mirror has one reader, which reads in order, so an older upsert can come after a
@@ -62,20 +66,69 @@ impl From<MirrorError> for Fault {
     }
 }
 
-/// Runs until shutdown. `progress` has the mirror's positions whenever they move; they are durable. Faults of the disk
-/// and of the log are tried again for ever, with the mirror opened and checked anew and the log taken up at its
-/// positions. A mirror that is ahead of the log belongs to another one: it is emptied and filled again.
+/// What of the log a run takes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Span {
+    /// From the mirror's positions on, until shutdown.
+    Follow,
+    /// From the mirror's positions up to these, and nothing behind them.
+    UpTo(Offsets),
+    /// From the beginning up to these, over what is there.
+    Again(Offsets),
+}
+
+impl Span {
+    fn until(&self) -> Option<&Offsets> {
+        match self {
+            Span::Follow => None,
+            Span::UpTo(until) | Span::Again(until) => Some(until),
+        }
+    }
+}
+
+/// Who is told of what is durable.
+#[derive(Clone, Debug, Default)]
+pub struct Told {
+    /// The positions up to which all is.
+    pub positions: watch::Sender<Offsets>,
+    /// What came by; of a run that follows only.
+    pub seen: watch::Sender<Seen>,
+}
+
+/// What came by in `vectors`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Seen {
+    /// Rows.
+    pub upserts: u64,
+    /// The last replay that each partition has the whole of.
+    pub replayed: BTreeMap<Partition, u64>,
+}
+
+impl Seen {
+    /// Says whether there was anything.
+    fn take(&mut self, counts: &Counts) -> bool {
+        self.upserts += counts.upserts;
+        self.replayed.extend(counts.replayed.iter().copied());
+        counts.upserts > 0 || !counts.replayed.is_empty()
+    }
+}
+
+/// Runs until shutdown or to the end of its span. `told` has the positions up to which all is durable whenever they
+/// move; a run from the beginning starts at 0 there. Faults of the disk and of the log are tried again for ever, with the
+/// mirror opened and checked anew and the log taken up at its positions. A mirror that is ahead of the log belongs to
+/// another one: it is emptied and filled again.
 ///
 /// A record that cannot be read is logged with its place, counted as a dead letter and stepped over. It will never be
 /// readable; `vectors` is derived, so its row comes right with the row's next change, a resync or a repair.
 pub async fn run(
     mirror: Mirror,
     reader: VectorsReader,
+    span: Span,
     metrics: PipelineMetrics,
     shutdown: Shutdown,
-    progress: watch::Sender<Offsets>,
+    told: Told,
 ) -> Result<(), SinkError> {
-    let mut sink = Sink { mirror, reader, metrics, progress, pruned: Instant::now() };
+    let mut sink = Sink { mirror, reader, span, metrics, told, pruned: Instant::now() };
     let mut retry = Retry::new("mirror");
     loop {
         let fault = match sink.follow(&mut retry, &shutdown).await {
@@ -97,28 +150,49 @@ pub async fn run(
 struct Sink {
     mirror: Mirror,
     reader: VectorsReader,
+    span: Span,
     metrics: PipelineMetrics,
-    progress: watch::Sender<Offsets>,
+    told: Told,
     pruned: Instant,
 }
 
+/// A batch that is being applied, and the positions behind it.
+type Applying = BoxFuture<'static, (Result<Counts, MirrorError>, Duration, Offsets)>;
+
 impl Sink {
-    /// Takes the log up at the mirror's positions and follows it until shutdown or a fault. A batch that is being
-    /// applied is finished first.
+    /// Takes the log up where the span begins and follows it until shutdown, the span's end or a fault. While a batch is
+    /// being applied the next one is read; what is being applied is finished first.
     async fn follow(&mut self, retry: &mut Retry, shutdown: &Shutdown) -> Result<(), Fault> {
         self.take_up().await?;
+        let mut applying: Option<Applying> = None;
+        let mut read: Option<Vec<Stored>> = None;
         loop {
-            self.report_lag();
-            self.prune().await?;
-            let stored = tokio::select! {
+            if applying.is_none() {
+                self.report_lag();
+                self.prune().await?;
+                match read.take() {
+                    Some(stored) => applying = Some(self.apply(stored)),
+                    None if self.is_done() => return self.finish().await,
+                    None => {}
+                }
+            }
+            tokio::select! {
                 biased;
-                () = shutdown.raised() => return Ok(()),
+                Some(applied) = next(&mut applying) => {
+                    self.applied(applied)?;
+                    retry.reset();
+                }
+                () = shutdown.raised() => break,
                 // A search found damage, and there may be nothing to write for hours: mend it now.
                 fault = self.mirror.faulted() => return Err(fault.into()),
-                stored = self.reader.next(BATCH_RECORDS_MAX, BATCH_BYTES_MAX) => stored?,
-            };
-            self.take(stored).await?;
-            retry.reset();
+                stored = self.reader.next(BATCH_RECORDS_MAX, BATCH_BYTES_MAX), if read.is_none() => read = Some(stored?),
+                // Nothing may come any more, and then the log's end is the span's.
+                () = tokio::time::sleep(LOOK_EVERY), if self.span.until().is_some() => {}
+            }
+        }
+        match applying {
+            Some(applying) => self.applied(applying.await),
+            None => Ok(()),
         }
     }
 
@@ -127,6 +201,13 @@ impl Sink {
         if log != mirror {
             return Err(Fault::Fatal(SinkError::Partitions { log, mirror }));
         }
+        if let Span::Again(_) = self.span {
+            // After a fault it begins again: what was applied once more is there, and nothing is lost by it.
+            let beginning = vec![0; log];
+            self.reader.seek(&beginning).await?;
+            self.told.positions.send_replace(beginning);
+            return Ok(());
+        }
         match self.reader.seek(&self.mirror.positions()).await {
             Err(error @ (LogError::Ahead { .. } | LogError::Expired { .. })) => {
                 self.mirror.reset(&error.to_string()).await?;
@@ -134,24 +215,66 @@ impl Sink {
             }
             sought => sought?,
         }
-        self.progress.send_replace(self.mirror.positions());
+        self.told.positions.send_replace(self.mirror.positions());
         Ok(())
     }
 
-    /// Applies what was read and counts it.
-    async fn take(&mut self, stored: Vec<Stored>) -> Result<(), Fault> {
-        let since = Instant::now();
-        let (events, counts) = decode(stored, &self.metrics);
-        let result = self.mirror.apply_upto(events, self.reader.positions()).await;
-        self.metrics.store_request(STORE, "upsert", result.is_ok(), since.elapsed());
-        result?;
-        counts.report(&self.metrics);
-        self.progress.send_replace(self.mirror.positions());
+    /// Whether the span's end is reached: a partition whose log ends earlier has nothing more to give.
+    fn is_done(&self) -> bool {
+        let Some(until) = self.span.until() else { return false };
+        let (positions, ends) = (self.reader.positions(), self.reader.ends());
+        let places = positions.iter().zip(until).zip(&ends);
+        places.into_iter().all(|((position, until), end)| position >= until || position >= end)
+    }
+
+    async fn finish(&mut self) -> Result<(), Fault> {
+        if let Span::UpTo(until) = &self.span {
+            self.mirror.apply_upto(vec![], until.clone()).await?;
+        }
+        if let Some(until) = self.span.until() {
+            self.told.positions.send_replace(until.clone());
+        }
+        Ok(())
+    }
+
+    /// Begins to apply what was read.
+    fn apply(&self, mut stored: Vec<Stored>) -> Applying {
+        let mut positions = self.reader.positions();
+        if let Some(until) = self.span.until() {
+            stored.retain(|stored| until.get(usize::from(stored.partition)).is_some_and(|end| stored.offset < *end));
+            positions = positions.iter().zip(until).map(|(position, end)| *position.min(end)).collect();
+        }
+        let (mirror, metrics, upto) = (self.mirror.clone(), self.metrics.clone(), positions.clone());
+        Box::pin(async move {
+            let since = Instant::now();
+            let applied = mirror.apply_made(move || decode(stored, &metrics), upto).await;
+            (applied.map(|(_, counts)| counts), since.elapsed(), positions)
+        })
+    }
+
+    /// Counts what was applied.
+    fn applied(
+        &self,
+        (result, took, positions): (Result<Counts, MirrorError>, Duration, Offsets),
+    ) -> Result<(), Fault> {
+        self.metrics.store_request(STORE, "upsert", result.is_ok(), took);
+        let counts = result?;
+        match self.span {
+            Span::Follow => {
+                counts.report(&self.metrics);
+                self.told.seen.send_if_modified(|seen| seen.take(&counts));
+                self.told.positions.send_replace(self.mirror.positions());
+            }
+            // These rows were counted when they came first.
+            Span::UpTo(_) | Span::Again(_) => drop(self.told.positions.send_replace(positions)),
+        }
         Ok(())
     }
 
     fn report_lag(&self) {
-        self.metrics.sink_lag(STORE, lag(&self.reader.ends(), &self.mirror.positions()));
+        if self.span == Span::Follow {
+            self.metrics.sink_lag(STORE, lag(&self.reader.ends(), &self.mirror.positions()));
+        }
     }
 
     async fn prune(&mut self) -> Result<(), Fault> {
@@ -163,6 +286,13 @@ impl Sink {
         }
         Ok(())
     }
+}
+
+/// Waits for what is being applied; `None`: nothing is. Cancel-safe.
+async fn next(applying: &mut Option<Applying>) -> Option<(Result<Counts, MirrorError>, Duration, Offsets)> {
+    let applied = applying.as_mut()?.await;
+    *applying = None;
+    Some(applied)
 }
 
 /// Records between positions and ends.
@@ -177,6 +307,7 @@ struct Counts {
     deletes: u64,
     barriers: u64,
     commits_ms: Vec<i64>,
+    replayed: Vec<(Partition, u64)>,
 }
 
 type Events = Vec<(Partition, u64, VectorEvent)>;
@@ -196,6 +327,11 @@ fn decode(stored: Vec<Stored>, metrics: &PipelineMetrics) -> (Events, Counts) {
         };
         let (count, commit_ts_ms) = match &event {
             VectorEvent::Heartbeat { .. } => {
+                events.push((partition, offset, event));
+                continue;
+            }
+            VectorEvent::Replayed { id } => {
+                counts.replayed.push((partition, *id));
                 events.push((partition, offset, event));
                 continue;
             }
@@ -300,10 +436,11 @@ mod tests {
     impl Running {
         fn start(dir: &Path, log: &Log) -> Self {
             let (mirror, shutdown) = (mirror(dir), Shutdown::new());
-            let (sender, progress) = watch::channel(Offsets::new());
+            let told = Told::default();
+            let progress = told.positions.subscribe();
             let reader = VectorsReader::Embedded(log.vectors(REVISION).expect("a reader"));
             let metrics = PipelineMetrics::new("faq");
-            let task = tokio::spawn(run(mirror.clone(), reader, metrics, shutdown.clone(), sender));
+            let task = tokio::spawn(run(mirror.clone(), reader, Span::Follow, metrics, shutdown.clone(), told));
             Running { mirror, progress, shutdown, task }
         }
 

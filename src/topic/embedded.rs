@@ -113,8 +113,14 @@ impl Log {
     /// If the future is dropped, the transaction may be written all the same.
     pub async fn append_changes(&self, records: Vec<Outgoing>, state: &CaptureState) -> Result<(), LogError> {
         self.inner.shared.ensure_room()?;
-        let state = state.clone();
+        let state = Some(state.clone());
         self.inner.ask(|done| Command::Append { records, state, done }).await
+    }
+
+    /// Appends to `changes` what is no event of the source; returns when it is durable.
+    pub async fn append_marks(&self, records: Vec<Outgoing>) -> Result<(), LogError> {
+        self.inner.shared.ensure_room()?;
+        self.inner.ask(|done| Command::Append { records, state: None, done }).await
     }
 
     /// The durable ends of `changes`.

@@ -110,6 +110,16 @@ impl Log {
         self.blocking(move |inner| inner.append(records, value.into())).await
     }
 
+    /// Appends to `changes` what is no event of the source, outside of capture's transactions; returns when it is durable.
+    pub async fn append_marks(&self, records: Vec<Outgoing>) -> Result<(), LogError> {
+        ensure(&self.0).await?;
+        self.blocking(|inner| {
+            let placed = writer::place(&inner.names.changes, inner.settings.partitions, records);
+            writer::write(&inner.settings, &placed).map_err(client::fault("append to", &inner.names.changes))
+        })
+        .await
+    }
+
     /// See [`super::Log::changes_ends`].
     pub fn changes_ends(&self) -> Offsets {
         lock(&self.0.ends).clone()

@@ -9,7 +9,8 @@ use super::letter::{Newest, Sought};
 use super::{
     CaptureState, LetterId, Letters, LogError, Offsets, OpenLetters, Outgoing, Partition, Stored, embedded, kafka,
 };
-use crate::event::Record;
+use crate::clock::now_ms;
+use crate::event::{ChangeEvent, Record};
 
 /// An open log. Clones are the same log.
 #[derive(Clone)]
@@ -103,6 +104,16 @@ impl Log {
         matches!(self, Log::Kafka(_))
     }
 
+    /// Has embed read `changes` again from its beginning, each partition up to a record that says so, of every revision
+    /// that had begun before.
+    pub async fn ask_replay(&self, id: u64) -> Result<(), LogError> {
+        let record = Outgoing::Everywhere(ChangeEvent::Replay { id }.to_record(now_ms()));
+        match self {
+            Log::Embedded(log) => log.append_marks(vec![record]).await,
+            Log::Kafka(log) => log.append_marks(vec![record]).await,
+        }
+    }
+
     /// A store's side for a revision, at the beginning of topic `vectors.<revision>`, which is made if there is none.
     pub fn vectors(&self, revision: &str) -> Result<VectorsReader, LogError> {
         match self {
@@ -139,6 +150,24 @@ impl EmbedLog {
         match self {
             EmbedLog::Embedded(log) => log.next(max_records, max_bytes).await,
             EmbedLog::Kafka(log) => log.next(max_records, max_bytes).await,
+        }
+    }
+
+    /// Whether a replay was found: `next` gives what stands before it, which may be nothing, and nothing behind it until
+    /// [`EmbedLog::begin_replay`].
+    pub fn has_replay(&self) -> bool {
+        match self {
+            EmbedLog::Embedded(log) => log.has_replay(),
+            EmbedLog::Kafka(log) => log.has_replay(),
+        }
+    }
+
+    /// Puts the partitions of the replay that was found back to their beginning, durably. To be called when nothing that
+    /// was read is under way.
+    pub async fn begin_replay(&mut self) -> Result<(), LogError> {
+        match self {
+            EmbedLog::Embedded(log) => log.begin_replay().await,
+            EmbedLog::Kafka(log) => log.begin_replay().await,
         }
     }
 

@@ -8,6 +8,7 @@ pub mod kafka;
 pub mod letter;
 mod log;
 pub mod partition;
+pub mod replay;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 

@@ -16,17 +16,17 @@ use crate::support::table::{category, expect_equal, insert, values};
 use crate::support::vecsync::{COMMAND, Vecsync};
 use crate::writer::{Writer, fill};
 
-const CAUGHT_UP: Duration = Duration::from_secs(180);
+pub const CAUGHT_UP: Duration = Duration::from_secs(180);
 
 /// A site whose log is on a broker. `site.vecsync` has all roles, or those that a test starts it with.
-struct Cluster {
+pub struct Cluster {
     prefix: String,
-    site: Site,
+    pub site: Site,
     kafka: Arc<Kafka>,
 }
 
 impl Cluster {
-    fn prepare(kafka: Arc<Kafka>, rows: i64) -> Cluster {
+    pub fn prepare(kafka: Arc<Kafka>, rows: i64) -> Cluster {
         Cluster::prepare_with(kafka, rows, &[])
     }
 
@@ -52,7 +52,7 @@ impl Cluster {
         vecsync
     }
 
-    fn started(&self, roles: &str) -> Vecsync {
+    pub fn started(&self, roles: &str) -> Vecsync {
         let mut vecsync = self.process(roles);
         vecsync.start();
         vecsync
@@ -83,7 +83,7 @@ impl Cluster {
 
     /// A mirror that is filled from the topics alone equals the table.
     #[track_caller]
-    fn expect_rebuilt(&self) {
+    pub fn expect_rebuilt(&self) {
         let mut fresh = self.process("serve");
         fresh.start_ready();
         expect_equal(&mut fresh, &self.site.sql, CAUGHT_UP);

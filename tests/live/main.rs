@@ -9,6 +9,7 @@ mod dead_letters;
 mod http;
 mod kafka;
 mod refusals;
+mod replay;
 mod restart;
 mod schema;
 mod servers;

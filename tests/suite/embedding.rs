@@ -280,6 +280,7 @@ async fn a_batch_becomes_rows_deletes_barriers_and_dead_letters() {
                 VectorEvent::Delete { key, version, .. } => format!("delete {}@{}", key.id(), version.0),
                 VectorEvent::Barrier { version, .. } => format!("barrier@{}", version.0),
                 VectorEvent::Heartbeat { as_of_ms } => format!("heartbeat@{as_of_ms}"),
+                VectorEvent::Replayed { id } => format!("replayed {id}"),
             },
             other => panic!("{other:?}"),
         })

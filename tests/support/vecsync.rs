@@ -207,6 +207,11 @@ impl Vecsync {
         Ended { code: status.code(), stdout: text(stdout), stderr: text(stderr) }
     }
 
+    /// Another process with the same settings, at work. It reads nothing and is heard by nobody.
+    pub fn spawn(&self, arguments: &[&str]) -> Child {
+        self.command(arguments).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("start vecsync")
+    }
+
     fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_vecsync"));
         // The folder has no `.env`, and no setting of this machine goes along.

@@ -61,6 +61,7 @@ pub(super) mod kind {
     pub const BARRIER: u8 = b'B';
     pub const PRUNED: u8 = b'X';
     pub const BEGAN: u8 = b'G';
+    pub const REPLAYED: u8 = b'A';
 }
 
 pub(super) fn format_key() -> Vec<u8> {

@@ -1,11 +1,12 @@
 //! Reads the log: embed's side and the stores' side. Gives durable records only; writes through the writer.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use tokio::sync::watch;
 
-use super::super::{LogError, Offsets, OpenLetters, Outgoing, Partition, Stored, lock};
+use super::super::{LogError, Offsets, OpenLetters, Outgoing, Partition, Stored, lock, replay};
 use super::layout::kind;
 use super::shared::{Shared, Topic};
 use super::writer::Command;
@@ -19,6 +20,8 @@ pub struct EmbedLog {
     topic: Arc<Topic>,
     epoch: u64,
     cursor: Cursor,
+    /// A replay that was found and is not begun: the offsets of its records.
+    replay: BTreeMap<Partition, u64>,
 }
 
 impl EmbedLog {
@@ -30,7 +33,7 @@ impl EmbedLog {
         check_expired(&shared, &shared.changes, &committed, &began.collect::<Result<_, _>>()?)?;
         let epoch = topic.epoch.fetch_add(1, Ordering::SeqCst) + 1;
         let cursor = Cursor::new(shared.clone(), shared.changes.clone(), committed);
-        Ok(EmbedLog { inner, topic, epoch, cursor })
+        Ok(EmbedLog { inner, topic, epoch, cursor, replay: BTreeMap::new() })
     }
 
     /// The records of `changes` after the last ones given, whether those were committed or not: at least one, at most
@@ -39,7 +42,24 @@ impl EmbedLog {
     ///
     /// Cancel-safe: if the future is dropped, the next call gives the same records.
     pub async fn next(&mut self, max_records: usize, max_bytes: usize) -> Result<Vec<Stored>, LogError> {
-        self.cursor.next(max_records, max_bytes).await
+        let mut batch = self.cursor.next(max_records, max_bytes).await?;
+        let (shared, topic) = (&self.inner.shared, self.topic.id);
+        let done = |partition, offset| Ok(offset < shared.number(kind::REPLAYED, topic, partition)?);
+        self.replay = replay::cut(&mut batch, done)?;
+        Ok(batch)
+    }
+
+    /// See [`super::super::EmbedLog::has_replay`].
+    pub fn has_replay(&self) -> bool {
+        !self.replay.is_empty()
+    }
+
+    /// See [`super::super::EmbedLog::begin_replay`].
+    pub async fn begin_replay(&mut self) -> Result<(), LogError> {
+        let (topic, epoch, replays) = (self.topic.clone(), self.epoch, std::mem::take(&mut self.replay));
+        self.inner.ask(|done| Command::Replay { topic, epoch, replays, done }).await?;
+        self.rewind();
+        Ok(())
     }
 
     /// Offsets after the last record given: an upper bound of the records, as compaction leaves gaps.
@@ -91,6 +111,7 @@ impl EmbedLog {
     /// Goes back to the committed positions.
     pub fn rewind(&mut self) {
         self.cursor.positions = self.committed();
+        self.replay.clear();
     }
 }
 

@@ -59,15 +59,17 @@ impl Shared {
             return Ok(topic.clone());
         }
         let topic = make_topic(&self.db, &self.path, &mut topics, name, self.partitions)?;
-        // Who begins at the beginning has missed nothing of what was dropped before.
-        for partition in 0..self.partitions {
+        // Who begins at the beginning has missed nothing of what was dropped before, and has no need of a replay that was
+        // asked for before.
+        for (partition, end) in (0..self.partitions).zip(self.changes.ends()) {
             let pruned = self.number(kind::PRUNED, self.changes.id, partition)?;
-            if pruned == 0 {
-                continue;
+            for (kind, number) in [(kind::BEGAN, pruned), (kind::REPLAYED, end)] {
+                if number > 0 {
+                    let mark = layout::partition_key(kind, topic.id, partition);
+                    let value = layout::number(&mark, number);
+                    self.db.insert(mark, value).map_err(self.storage("add topic to"))?;
+                }
             }
-            let mark = layout::partition_key(kind::BEGAN, topic.id, partition);
-            let value = layout::number(&mark, pruned);
-            self.db.insert(mark, value).map_err(self.storage("add topic to"))?;
         }
         Ok(topic)
     }

@@ -285,8 +285,8 @@ async fn a_barrier_removes_what_is_below_it_also_after_a_restart() {
     assert_eq!(log.live_keys_below(0, 9999, None, 10).expect("readable"), [(3002, Bytes::from("k2999"))]);
     let mut reader = log.vectors("r").expect("opens");
     assert_eq!(keys(&reader.next(99, 1 << 20).await.expect("reads")), ["{\"\":\"barrier\"}", "after"]);
-    // Besides records and index: format, 3 topics, state, 2 ends, 1 position, 2 barriers to expire.
-    assert_eq!(log.inner.shared.db.len(), 4 + 4 + 10);
+    // Besides records and index: format, 3 topics, state, 2 ends, 1 position, 1 end of replays, 2 barriers to expire.
+    assert_eq!(log.inner.shared.db.len(), 4 + 4 + 11);
 }
 
 #[tokio::test]

@@ -27,9 +27,10 @@ pub(super) const PRUNE_STEP: usize = 256;
 pub(super) type Done<T> = oneshot::Sender<Result<T, LogError>>;
 
 pub(super) enum Command {
+    /// Without a state, capture's stays as it is.
     Append {
         records: Vec<Outgoing>,
-        state: CaptureState,
+        state: Option<CaptureState>,
         done: Done<()>,
     },
     Commit {
@@ -38,6 +39,13 @@ pub(super) enum Command {
         vectors: Vec<Outgoing>,
         dead_letters: Vec<Record>,
         upto: Offsets,
+        done: Done<()>,
+    },
+    /// Puts partitions back to their beginning for the replay whose record stands at this offset.
+    Replay {
+        topic: Arc<Topic>,
+        epoch: u64,
+        replays: BTreeMap<Partition, u64>,
         done: Done<()>,
     },
     /// Removes at most [`PRUNE_STEP`] tombstones and barriers that are older than `before_ms` and stand below `below`.
@@ -55,7 +63,7 @@ pub(super) enum Command {
 
 /// A transaction that is written and not yet durable, and what is to happen when it is.
 enum Written {
-    Append(CaptureState, Done<()>),
+    Append(Option<CaptureState>, Done<()>),
     Commit(Arc<Topic>, Offsets, Done<()>),
     Prune(u64, Done<u64>),
     Close(Done<()>),
@@ -141,7 +149,7 @@ impl Writer {
 
     fn write(&mut self, command: Command, written: &mut Vec<Written>) -> Result<(), LogError> {
         match command {
-            Command::Append { records, state, done } => match self.append(records, &state) {
+            Command::Append { records, state, done } => match self.append(records, state.as_ref()) {
                 Ok(()) => written.push(Written::Append(state, done)),
                 Err(error) => return refuse(&self.shared, error, done),
             },
@@ -151,6 +159,10 @@ impl Writer {
                     Err(error) => return refuse(&self.shared, error, done),
                 }
             }
+            Command::Replay { topic, epoch, replays, done } => match self.replay(&topic, epoch, &replays) {
+                Ok(upto) => written.push(Written::Commit(topic, upto, done)),
+                Err(error) => return refuse(&self.shared, error, done),
+            },
             Command::Prune { topic, partition, below, before_ms, done } => {
                 match self.prune(&topic, partition, below, before_ms) {
                     Ok(count) => written.push(Written::Prune(count, done)),
@@ -172,7 +184,9 @@ impl Writer {
         for one in written {
             match one {
                 Written::Append(state, done) => {
-                    *lock(&self.shared.state) = Some(state);
+                    if let Some(state) = state {
+                        *lock(&self.shared.state) = Some(state);
+                    }
                     let _ = done.send(Ok(()));
                 }
                 Written::Commit(topic, upto, done) => {
@@ -189,16 +203,42 @@ impl Writer {
         closed
     }
 
-    fn append(&mut self, records: Vec<Outgoing>, state: &CaptureState) -> Result<(), LogError> {
+    fn append(&mut self, records: Vec<Outgoing>, state: Option<&CaptureState>) -> Result<(), LogError> {
         let changes = self.shared.changes.clone();
         let mut plan = Plan::default();
         self.place(&mut plan, &changes, records)?;
-        let key = layout::state_key(changes.id);
-        let json = serde_json::to_vec(state)
-            .map_err(|error| self.shared.refused("append to", format!("capture's state: {error}")))?;
-        let value = layout::sealed(&key, &json);
-        plan.batch.insert(key, value);
+        if let Some(state) = state {
+            let key = layout::state_key(changes.id);
+            let json = serde_json::to_vec(state)
+                .map_err(|error| self.shared.refused("append to", format!("capture's state: {error}")))?;
+            let value = layout::sealed(&key, &json);
+            plan.batch.insert(key, value);
+        }
         self.apply(plan)
+    }
+
+    /// Gives the positions as they are then.
+    fn replay(
+        &mut self,
+        topic: &Arc<Topic>,
+        epoch: u64,
+        replays: &BTreeMap<Partition, u64>,
+    ) -> Result<Offsets, LogError> {
+        if topic.epoch.load(Ordering::SeqCst) != epoch {
+            return Err(LogError::Fenced { topic: topic.name.clone() });
+        }
+        let mut positions = lock(&topic.committed).clone();
+        let mut plan = Plan::default();
+        for (&partition, &offset) in replays {
+            for (kind, number) in [(kind::POSITION, 0), (kind::REPLAYED, offset + 1)] {
+                let key = layout::partition_key(kind, topic.id, partition);
+                let value = layout::number(&key, number);
+                plan.batch.insert(key, value);
+            }
+            positions[usize::from(partition)] = 0;
+        }
+        self.apply(plan)?;
+        Ok(positions)
     }
 
     fn commit(

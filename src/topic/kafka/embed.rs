@@ -6,9 +6,10 @@ use std::sync::{Arc, Mutex};
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::{Offset, TopicPartitionList};
+use serde::{Deserialize, Serialize};
 use tokio::task::spawn_blocking;
 
-use super::super::{LogError, OpenLetters, Outgoing, Partition, Stored, lock};
+use super::super::{LogError, Offsets, OpenLetters, Outgoing, Partition, Stored, lock, replay};
 use super::client::{self, Names, PATIENCE, Quiet};
 use super::feed::Feed;
 use super::topics::{self, Wanted};
@@ -28,6 +29,10 @@ pub struct EmbedLog {
     revocations: u64,
     /// Whether a commit failed, so that the group's positions may be ahead of what is known here.
     uncertain: bool,
+    /// A replay that was found and is not begun: the offsets of its records.
+    replay: BTreeMap<Partition, u64>,
+    /// Up to where replays are done, as far as was asked.
+    replayed: BTreeMap<Partition, u64>,
 }
 
 /// What a member has open.
@@ -48,7 +53,17 @@ impl EmbedLog {
     pub(super) fn new(settings: Settings, names: Names, revision: &str) -> EmbedLog {
         let transactional_id = format!("{}.{}", names.embedders(revision), unique());
         let revision = revision.to_owned();
-        EmbedLog { settings, names, revision, transactional_id, joined: None, revocations: 0, uncertain: false }
+        EmbedLog {
+            settings,
+            names,
+            revision,
+            transactional_id,
+            joined: None,
+            revocations: 0,
+            uncertain: false,
+            replay: BTreeMap::new(),
+            replayed: BTreeMap::new(),
+        }
     }
 
     /// See [`super::super::EmbedLog::next`]. Joins the group the first time. [`LogError::Revoked`] where a partition was
@@ -56,7 +71,30 @@ impl EmbedLog {
     pub async fn next(&mut self, max_records: usize, max_bytes: usize) -> Result<Vec<Stored>, LogError> {
         let revocations = self.revocations;
         let joined = self.joined().await?;
-        joined.feed.next(max_records, max_bytes, revocations).await
+        let mut batch = joined.feed.next(max_records, max_bytes, revocations).await?;
+        let replayed = &self.replayed;
+        let done = |partition, offset| Ok(replayed.get(&partition).is_some_and(|replayed| offset <= *replayed));
+        self.replay = replay::cut(&mut batch, done)?;
+        Ok(batch)
+    }
+
+    /// See [`super::super::EmbedLog::has_replay`]. It may turn out to be done.
+    pub fn has_replay(&self) -> bool {
+        !self.replay.is_empty()
+    }
+
+    /// See [`super::super::EmbedLog::begin_replay`].
+    pub async fn begin_replay(&mut self) -> Result<(), LogError> {
+        let joined = self.joined().await?;
+        let (settings, names, revision) = (self.settings.clone(), self.names.clone(), self.revision.clone());
+        let (replay, revocations) = (std::mem::take(&mut self.replay), self.revocations);
+        self.replayed.extend(&replay);
+        let begin = move || joined.begin_replay(&settings, &names, &revision, &replay, revocations);
+        let begun = spawn_blocking(begin).await.unwrap_or_else(|fault| Err(LogError::Task(fault)));
+        if begun.is_err() {
+            self.replayed.clear();
+        }
+        begun
     }
 
     /// See [`super::super::EmbedLog::lag`].
@@ -101,6 +139,7 @@ impl EmbedLog {
     /// See [`super::super::EmbedLog::rewind`].
     pub async fn rewind(&mut self) -> Result<(), LogError> {
         let Some(joined) = self.joined.clone() else { return Ok(()) };
+        self.replay.clear();
         self.revocations = joined.feed.revocations();
         if self.uncertain {
             let changes = self.names.changes.clone();
@@ -148,10 +187,23 @@ fn join(settings: &Settings, names: &Names, revision: &str) -> Result<Joined, Lo
     Ok(Joined { feed: Feed::join(&config, &names.changes)?, writers: Mutex::default() })
 }
 
+/// The marker that a revision has begun at the beginning.
+#[derive(Default, Serialize, Deserialize)]
+struct Begun {
+    begun: bool,
+    /// Where `changes` ended then.
+    #[serde(default)]
+    ends: Offsets,
+}
+
+fn begun_key(revision: &str) -> String {
+    format!("embed.{revision}")
+}
+
 /// The first of all members puts the group at the beginning, explicitly, and leaves a marker that says so. From then on a
 /// missing position is a fault and never a beginning.
 fn begin(settings: &Settings, names: &Names, revision: &str) -> Result<(), LogError> {
-    let marker = format!("embed.{revision}");
+    let marker = begun_key(revision);
     if state::read(settings, &names.state, &marker)?.is_some() {
         return Ok(());
     }
@@ -174,7 +226,10 @@ fn begin(settings: &Settings, names: &Names, revision: &str) -> Result<(), LogEr
             Err(error) => return Err(fault(error)),
         }
     }
-    state::write(settings, &names.state, &marker, br#"{"begun":true}"#)?;
+    let ends = (0..settings.partitions).map(|partition| Ok(client::bounds(&consumer, &names.changes, partition)?.1));
+    let begun = Begun { begun: true, ends: ends.collect::<Result<_, _>>().map_err(&fault)? };
+    let value = serde_json::to_vec(&begun).expect("a marker has string keys only");
+    state::write(settings, &names.state, &marker, &value)?;
     tracing::info!(topic = names.changes, revision, "embedding begins at the beginning");
     Ok(())
 }
@@ -208,6 +263,49 @@ impl Joined {
         held.writers[turn] = Some(writer);
         held.turn = 1 - turn;
         self.feed.forget_below(ends);
+        Ok(())
+    }
+
+    /// Puts partitions back to their beginning for the replays whose records stand at these offsets, those that are done
+    /// excepted; what is read goes on from the committed positions.
+    fn begin_replay(
+        &self,
+        settings: &Settings,
+        names: &Names,
+        revision: &str,
+        replays: &BTreeMap<Partition, u64>,
+        revocations: u64,
+    ) -> Result<(), LogError> {
+        let _no_rebalance = self.feed.transaction();
+        if self.feed.revocations() != revocations || !self.feed.owns(replays.keys()) {
+            return Err(LogError::Revoked { topic: names.changes.clone() });
+        }
+        let fault = client::fault("put at the beginning", &names.changes);
+        let begun = state::read(settings, &names.state, &begun_key(revision))?;
+        let began: Begun = begun.and_then(|value| serde_json::from_slice(&value).ok()).unwrap_or_default();
+        let (reader, mut beginnings) = (client::reader(settings).map_err(&fault)?, BTreeMap::new());
+        let key = |partition: Partition| format!("replay.{revision}.{partition}");
+        for (&partition, &offset) in replays {
+            let done = state::read(settings, &names.state, &key(partition))?;
+            let done = done.and_then(|value| serde_json::from_slice::<u64>(&value).ok()).map_or(0, |done| done + 1);
+            // Who began later has read all of it anyway.
+            let began = began.ends.get(usize::from(partition)).copied().unwrap_or_default();
+            if offset >= done.max(began) {
+                let (low, _) = client::bounds(&reader, &names.changes, partition).map_err(&fault)?;
+                beginnings.insert(partition, low);
+            }
+        }
+        if !beginnings.is_empty() {
+            let offsets = client::offsets(&names.changes, &beginnings).map_err(&fault)?;
+            self.feed.consumer().commit(&offsets, CommitMode::Sync).map_err(&fault)?;
+            // After the position: a kill between the two begins once more, and loses no replay.
+            for &partition in beginnings.keys() {
+                state::write(settings, &names.state, &key(partition), replays[&partition].to_string().as_bytes())?;
+            }
+            tracing::info!(topic = names.changes, partitions = ?beginnings.keys(), "embedding once more from the beginning");
+        }
+        self.feed.seek(beginnings);
+        self.feed.rewind();
         Ok(())
     }
 

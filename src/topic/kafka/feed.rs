@@ -10,13 +10,11 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use bytes::Bytes;
-use rdkafka::ClientContext;
-use rdkafka::Message;
-use rdkafka::TopicPartitionList;
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext, Rebalance};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{BorrowedMessage, Headers};
+use rdkafka::{ClientContext, Message, Offset, TopicPartitionList};
 use tokio::sync::Notify;
 
 use super::super::{LogError, Partition, Stored, lock};
@@ -63,6 +61,8 @@ struct Buffer {
     tenures: u64,
     paused: bool,
     fault: Option<LogError>,
+    /// Partitions that are to be read from these offsets on instead.
+    seeks: BTreeMap<Partition, u64>,
     /// The partition that the next batch begins after.
     turn: Partition,
 }
@@ -235,6 +235,18 @@ impl Feed {
         self.shared.room.notify_one();
     }
 
+    /// Goes on at these offsets in these partitions; of what was read of them nothing more is given.
+    pub fn seek(&self, offsets: BTreeMap<Partition, u64>) {
+        let mut buffer = lock(&self.shared.buffer);
+        for (partition, offset) in offsets {
+            if buffer.lanes.contains_key(&partition) {
+                buffer.drop_lane(partition);
+                buffer.lanes.insert(partition, Lane::default());
+                buffer.seeks.insert(partition, offset);
+            }
+        }
+    }
+
     /// Gives what was given and is not forgotten once more.
     pub fn rewind(&self) {
         for lane in lock(&self.shared.buffer).lanes.values_mut() {
@@ -262,9 +274,13 @@ impl Buffer {
         if let Some(lane) = self.lanes.remove(&partition) {
             self.bytes -= lane.records.iter().map(size).sum::<usize>();
         }
+        self.seeks.remove(&partition);
     }
 
     fn push(&mut self, stored: Stored) {
+        if self.seeks.contains_key(&stored.partition) {
+            return;
+        }
         self.bytes += size(&stored);
         let lane = self.lanes.entry(stored.partition).or_default();
         lane.at_end = false;
@@ -348,6 +364,19 @@ fn poll(consumer: &BaseConsumer<Context>, shared: &Shared) {
             }
         }
         wait = regulate(consumer, shared);
+        seek(consumer, shared);
+    }
+}
+
+/// Does what was asked of `Feed::seek`, here, so that nothing of before is polled after it.
+fn seek(consumer: &BaseConsumer<Context>, shared: &Shared) {
+    let wanted = lock(&shared.buffer).seeks.clone();
+    for (partition, offset) in wanted {
+        let to = Offset::Offset(i64::try_from(offset).unwrap_or(i64::MAX));
+        match consumer.seek(&shared.topic, i32::from(partition), to, client::PATIENCE) {
+            Ok(()) => drop(lock(&shared.buffer).seeks.remove(&partition)),
+            Err(error) => tracing::debug!("go back in partition {partition} of {}: {error}", shared.topic),
+        }
     }
 }
 

@@ -5,16 +5,15 @@ use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use futures_util::FutureExt;
 use rdkafka::Message;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::KafkaError;
 use rdkafka::message::BorrowedMessage;
-use rdkafka::producer::{FutureProducer, FutureRecord, Producer};
 
 use super::super::{LogError, Partition};
 use super::Settings;
 use super::client::{self, PATIENCE, Quiet};
+use super::writer;
 use crate::clock::now_ms;
 use crate::event::Record;
 
@@ -32,18 +31,8 @@ pub(super) fn record(key: &str, value: Bytes) -> Record {
 /// Writes a record by itself, outside of any transaction: one that was left open would hide capture's state, which
 /// stands behind it, from the next capture. Blocks.
 pub(super) fn write(settings: &Settings, topic: &str, key: &str, value: &[u8]) -> Result<(), LogError> {
-    let fault = client::fault("write", topic);
-    let mut config = client::config(settings);
-    config.set("enable.idempotence", "true").set("message.timeout.ms", PATIENCE.as_millis().to_string());
-    let producer: FutureProducer<Quiet> = config.create_with_context(Quiet).map_err(&fault)?;
-    let sent = producer.send_result(FutureRecord::to(topic).partition(0).key(key).payload(value));
-    let delivered = sent.map_err(|(error, _)| fault(error))?;
-    producer.flush(PATIENCE).map_err(&fault)?;
-    match delivered.now_or_never() {
-        Some(Ok(Ok(_))) => Ok(()),
-        Some(Ok(Err((error, _)))) => Err(fault(error)),
-        None | Some(Err(_)) => Err(fault(KafkaError::Canceled)),
-    }
+    let placed = [(topic.into(), 0, record(key, Bytes::copy_from_slice(value)))];
+    writer::write(settings, &placed).map_err(client::fault("write", topic))
 }
 
 /// The last value of a key. Blocks.

@@ -204,6 +204,15 @@ impl Writer {
     }
 }
 
+/// Writes records outside of any transaction; returns when all are durable. Blocks.
+pub(super) fn write(settings: &Settings, records: &[Placed]) -> Result<(), KafkaError> {
+    let mut config = client::config(settings);
+    config.set("enable.idempotence", "true").set("message.timeout.ms", PATIENCE.as_millis().to_string());
+    let producer: BaseProducer<Deliveries> = config.create_with_context(Deliveries::default())?;
+    let writer = Writer { producer, committed: Mutex::new(None) };
+    writer.fill(records, None)
+}
+
 /// Gives each record its place in a topic of `partitions` partitions.
 pub(super) fn place(topic: &str, partitions: u16, outgoing: Vec<Outgoing>) -> Vec<Placed> {
     let topic: Arc<str> = topic.into();
