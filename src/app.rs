@@ -141,6 +141,13 @@ pub async fn run(config: Config) -> Result<(), AppError> {
         None
     };
 
+    // Who has nothing to search yet ends with the reason; who has goes on, and health names it.
+    if let (Log::Kafka(log), true) =
+        (&log, generations.as_ref().is_none_or(|generations| generations.current().mirror.rows() == 0))
+    {
+        log.check_login().await?;
+    }
+
     let model_name = embedder.as_ref().map_or("none", Embedder::model_name);
     let prometheus = metrics::install(env!("CARGO_PKG_VERSION"), model_name)?;
     let pipeline_metrics = PipelineMetrics::new(&config.pipeline.name);

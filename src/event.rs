@@ -110,6 +110,8 @@ pub const REPLAY_KEY: &[u8] = br#"{"":"replay"}"#;
 const VERSION_HEADER: &str = "vecsync.version";
 /// Header of a tombstone: when the delete was committed, milliseconds since the Unix epoch, decimal.
 const COMMIT_HEADER: &str = "vecsync.commit_ts_ms";
+/// Header of a record in `changes` without its row, which was too large: the bytes that it would have had, decimal.
+const TOO_LARGE_HEADER: &str = "vecsync.too-large";
 
 /// One record of a topic, before it has a place in it.
 #[derive(Clone, Debug, PartialEq)]
@@ -128,6 +130,11 @@ impl Record {
     /// Whether a key is one of those that no row can have, such as [`BARRIER_KEY`]: its column has no name.
     pub fn is_reserved(key: &[u8]) -> bool {
         key.starts_with(br#"{"":"#)
+    }
+
+    /// Bytes of key and value.
+    pub fn bytes(&self) -> usize {
+        self.key.len() + self.value.as_ref().map_or(0, Bytes::len)
     }
 
     /// A header's value.
@@ -263,6 +270,22 @@ pub enum ChangeEvent {
     },
 }
 
+/// What stands in `changes` for a change that is too large for it: a message of the Debezium envelope, which those who
+/// follow rows leave aside.
+#[derive(Serialize)]
+struct Stub<'a> {
+    source: &'a Source,
+    op: &'static str,
+    ts_ms: i64,
+    message: StubMessage,
+}
+
+#[derive(Serialize)]
+struct StubMessage {
+    prefix: &'static str,
+    content: &'static str,
+}
+
 /// What concerns no row; `m` is the letter of the Debezium envelope for that.
 #[derive(Serialize, Deserialize)]
 struct Envelope {
@@ -303,8 +326,32 @@ impl ChangeEvent {
         }
     }
 
+    /// As `to_record`, for a log that takes records of so many bytes. What is larger goes without the row before; where
+    /// that is not enough, a record stands in its place that has no row but says how large it is: see
+    /// [`EventError::TooLarge`].
+    pub fn to_record_within(&self, bytes_max: usize, now_ms: i64) -> Record {
+        let record = self.to_record(now_ms);
+        let ChangeEvent::Row { key, change } = self else { return record };
+        let bytes = record.bytes();
+        if bytes <= bytes_max {
+            return record;
+        }
+        if change.before.is_some() {
+            let change = Box::new(Change { before: None, ..(**change).clone() });
+            return ChangeEvent::Row { key: key.clone(), change }.to_record_within(bytes_max, now_ms);
+        }
+        let message = StubMessage { prefix: TOO_LARGE_HEADER, content: "" };
+        let stub = Stub { source: &change.source, op: "m", ts_ms: change.ts_ms, message };
+        let value = serde_json::to_vec(&stub).expect("a stub has string keys only");
+        let headers = vec![number_header(TOO_LARGE_HEADER, bytes)];
+        Record { key: key.to_bytes(), value: Some(value.into()), headers, timestamp_ms: now_ms }
+    }
+
     /// Reads a record of `changes`. An error is poison: this record will never be readable.
     pub fn from_record(record: &Record) -> Result<Self, EventError> {
+        if let Some(bytes) = record.header_number(TOO_LARGE_HEADER) {
+            return Err(EventError::TooLarge(bytes));
+        }
         let change = |value: &[u8]| {
             serde_json::from_slice::<Box<Change>>(value).map_err(|source| EventError::Json { part: "value", source })
         };
@@ -482,6 +529,9 @@ pub enum EventError {
     /// A change without the row it is about.
     #[error("read record value: a change with op {0} has no `after`")]
     NoRow(&'static str),
+    /// The row was too large for the log, and only its key is there.
+    #[error("the change is too large for the log: {0} bytes")]
+    TooLarge(u64),
     /// A tombstone without its version.
     #[error("read tombstone: header {VERSION_HEADER} is missing or not a number")]
     NoVersion,
@@ -565,6 +615,33 @@ mod tests {
         for event in events {
             assert_eq!(ChangeEvent::from_record(&event.to_record(1)).expect("readable"), event);
         }
+    }
+
+    #[test]
+    fn a_change_that_is_too_large_goes_without_the_row_before_or_leaves_its_key() {
+        let row =
+            |length: usize| Some(json!({"id": 1, "t": "x".repeat(length)}).as_object().expect("an object").clone());
+        let check = |before: usize, after: Option<usize>, wanted: &str| {
+            let source = r#"{"ts_ms":5,"commit_lsn":7,"ordinal":0}"#;
+            let source: Source = serde_json::from_str(source).expect("a source");
+            let op = if after.is_some() { Op::Update } else { Op::Delete };
+            let change = Change { before: row(before), after: after.and_then(row), source, op, ts_ms: 6 };
+            let event = ChangeEvent::Row { key: key(json!({"id": 1})), change: Box::new(change) };
+            let record = event.to_record_within(1_000, 8);
+            assert!(record.bytes() <= 1_000 && record.key == event.to_record(8).key);
+            let read = match ChangeEvent::from_record(&record) {
+                Ok(ChangeEvent::Row { change, .. }) if change.before.is_some() => "whole".to_owned(),
+                Ok(ChangeEvent::Row { .. }) => "without before".to_owned(),
+                Ok(other) => format!("{other:?}"),
+                Err(EventError::TooLarge(bytes)) => format!("too large, {}", bytes > 2_000),
+                Err(error) => error.to_string(),
+            };
+            assert_eq!(read, wanted, "{before}, {after:?}");
+        };
+        check(100, Some(100), "whole");
+        check(2_000, Some(100), "without before");
+        check(2_000, None, "without before");
+        check(100, Some(2_000), "too large, true");
     }
 
     #[test]

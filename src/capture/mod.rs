@@ -40,6 +40,8 @@ pub type ColumnCheck = Arc<dyn Fn(&[&str]) -> Vec<String> + Send + Sync>;
 
 /// SQLSTATE `undefined_object`.
 const UNDEFINED_OBJECT: &str = "42704";
+/// SQLSTATE of a slot that is there already.
+const DUPLICATE_OBJECT: &str = "42710";
 
 /// What capture follows and where it writes.
 #[derive(Clone)]
@@ -236,6 +238,8 @@ impl CaptureError {
         let by = |transient| if transient { Outcome::Passing } else { Outcome::Configuration };
         match self {
             CaptureError::Connect(error) => by(error.is_transient()),
+            // Another capture that starts at the same moment has made the slot.
+            CaptureError::Command(error) if error.code() == Some(DUPLICATE_OBJECT) => Outcome::Passing,
             CaptureError::Command(error) => by(error.is_transient()),
             CaptureError::Catalog(error) => by(error.is_transient()),
             CaptureError::Columns(_) => Outcome::Configuration,

@@ -379,7 +379,7 @@ impl Session<'_> {
                 let events = reselect::complete(sql, table, batch.events).await;
                 let events = events.map_err(|source| CaptureError::Reselect { table: table.name.clone(), source })?;
                 count(capture, &events);
-                let now = now_ms();
+                let (now, bytes_max) = (now_ms(), capture.log.record_bytes_max());
                 let records = events
                     .iter()
                     .map(|event| match event {
@@ -387,7 +387,7 @@ impl Session<'_> {
                             Outgoing::Everywhere(event.to_record(now))
                         }
                         ChangeEvent::Row { .. } | ChangeEvent::Tombstone { .. } => {
-                            Outgoing::ByKey(event.to_record(now))
+                            Outgoing::ByKey(event.to_record_within(bytes_max, now))
                         }
                     })
                     .collect();

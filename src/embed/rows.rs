@@ -1,6 +1,7 @@
 //! A batch of `changes` to records of `vectors`: renders, looks up, splits, embeds, mixes. Reads and writes no log.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -10,14 +11,20 @@ use sha2::{Digest, Sha256};
 use super::cache::{Cache, Key, Layout};
 use super::document::{Document, Rendered};
 use super::intake::{Event, Intake, Item, intake};
-use super::model::{EmbedError, Vector, normalise};
+use super::model::{DIMENSION, EmbedError, Vector, normalise};
 use super::tokens::{self, SPECIAL_TOKENS, Token, TokenIds};
 use super::{Embedder, window};
 use crate::clock::now_ms;
 use crate::config;
-use crate::event::{EmbeddedRow, Record, RowKey, VectorEvent, Version, Window};
+use crate::event::{EmbeddedRow, EventError, Record, RowKey, VectorEvent, Version, Window};
 use crate::retry::Chain;
 use crate::topic::{Outgoing, Partition, Settled, Stored, letter};
+
+/// What a window has in a record besides its text and its vector, and a row besides its windows and its payload.
+const WINDOW_BYTES: usize = 32;
+const ROW_BYTES: usize = 128;
+/// Changes below this size are taken for their payload.
+const SMALL_BYTES: usize = 256 << 10;
 
 /// Why a record was put aside, as the header `vecsync.reason` and the metrics' label `reason` say it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,11 +35,13 @@ pub enum Reason {
     Template,
     /// The model or the tokenizer refuses its text.
     Embedding,
+    /// The log does not take records as large as this row's.
+    TooLarge,
 }
 
 impl Reason {
     /// All of them.
-    pub const ALL: [Reason; 3] = [Reason::Unreadable, Reason::Template, Reason::Embedding];
+    pub const ALL: [Reason; 4] = [Reason::Unreadable, Reason::Template, Reason::Embedding, Reason::TooLarge];
 
     /// The label.
     pub fn as_label(self) -> &'static str {
@@ -40,6 +49,7 @@ impl Reason {
             Reason::Unreadable => "unreadable",
             Reason::Template => "template",
             Reason::Embedding => "embedding",
+            Reason::TooLarge => "too_large",
         }
     }
 }
@@ -82,6 +92,13 @@ pub(super) struct Rows {
     topic: String,
 }
 
+/// Why a rendered row cannot be embedded.
+enum Unfit {
+    Text(EmbedError),
+    /// Its record would have so many bytes.
+    TooLarge(usize),
+}
+
 /// A row on its way: rendered and split.
 struct Ready {
     item: Item,
@@ -94,6 +111,8 @@ struct Ready {
 /// A batch of which nothing but missing vectors is still to be computed.
 #[derive(Default)]
 struct Prepared {
+    /// The most bytes that the log takes in a record.
+    bytes_max: usize,
     processed: Processed,
     outputs: Vec<(Partition, u64, VectorEvent)>,
     rows: Vec<Ready>,
@@ -117,15 +136,16 @@ impl Rows {
     }
 
     /// Reads, renders, looks up and splits. Blocks: up to milliseconds a row.
-    fn prepare(&self, batch: Vec<Stored>) -> Prepared {
-        let mut prepared = Prepared::default();
+    fn prepare(&self, batch: Vec<Stored>, bytes_max: usize) -> Prepared {
+        let mut prepared = Prepared { bytes_max, ..Prepared::default() };
         let Intake { items, unreadable, counts, ends } = intake(batch);
         prepared.processed.ends = ends;
         prepared.processed.counts = counts;
         for (stored, fault) in unreadable {
             let Stored { partition, offset, record } = stored;
-            let letter = self.dead_letter(record, partition, offset, Reason::Unreadable, &Chain(&fault).to_string());
-            prepared.put_aside(letter, Reason::Unreadable);
+            let reason = if let EventError::TooLarge(_) = fault { Reason::TooLarge } else { Reason::Unreadable };
+            let letter = self.dead_letter(record, partition, offset, reason, &Chain(&fault).to_string());
+            prepared.put_aside(letter, reason);
         }
         for item in items {
             prepared.processed.commit_ts_ms = prepared.processed.commit_ts_ms.max(item.commit_ts_ms);
@@ -157,13 +177,24 @@ impl Rows {
             Err(fault) => return self.put_aside(item, Reason::Template, &Chain(&fault).to_string(), prepared),
         };
         let text_hash = text_hash(&self.revision, &rendered);
-        let known = self.cache.layout(&text_hash).filter(|layout| self.look_up(layout, &rendered.text, prepared));
+        let fits = |layout: &Layout| {
+            record_bytes(&item, &rendered, layout.windows.iter().map(|(bytes, _)| bytes)) <= prepared.bytes_max
+        };
+        let known = self.cache.layout(&text_hash).filter(fits);
+        let known = known.filter(|layout| self.look_up(layout, &rendered.text, prepared));
         let is_new = known.is_none();
         let layout = match known {
             Some(layout) => Some(layout),
-            None => match self.lay_out(&rendered, prepared) {
+            None => match self.lay_out(&item, &rendered, prepared) {
                 Ok(layout) => layout,
-                Err(fault) => return self.put_aside(item, Reason::Embedding, &fault.to_string(), prepared),
+                Err(Unfit::Text(fault)) => {
+                    return self.put_aside(item, Reason::Embedding, &fault.to_string(), prepared);
+                }
+                Err(Unfit::TooLarge(bytes)) => {
+                    let what =
+                        format!("its embedded row would have {bytes} bytes, {} are the most", prepared.bytes_max);
+                    return self.put_aside(item, Reason::TooLarge, &what, prepared);
+                }
             },
         };
         // Nothing in the row has a meaning that could be found.
@@ -188,11 +219,11 @@ impl Rows {
     }
 
     /// Splits a document into windows and notes the vectors that are missing. None: there is nothing to embed.
-    fn lay_out(&self, rendered: &Rendered, prepared: &mut Prepared) -> Result<Option<Layout>, EmbedError> {
+    fn lay_out(&self, item: &Item, rendered: &Rendered, prepared: &mut Prepared) -> Result<Option<Layout>, Unfit> {
         let limit = self.settings.window_tokens;
         let tokens = self.embedder.tokens();
-        let title = tokens.of(rendered.title.as_deref().unwrap_or_default())?;
-        let text = tokens.of(&rendered.text)?;
+        let title = tokens.of(rendered.title.as_deref().unwrap_or_default()).map_err(Unfit::Text)?;
+        let text = tokens.of(&rendered.text).map_err(Unfit::Text)?;
         if title.is_empty() && text.is_empty() {
             return Ok(None);
         }
@@ -203,6 +234,11 @@ impl Rows {
         let mut windows = window::split(&rendered.text, &text, capacity, self.settings.overlap_tokens);
         if windows.is_empty() {
             windows.push(window::Window { tokens: 0..0, bytes: 0..rendered.text.len() });
+        }
+        // Before anything is embedded for it: it could be minutes of work for nothing.
+        let bytes = record_bytes(item, rendered, windows.iter().map(|window| &window.bytes));
+        if bytes > prepared.bytes_max {
+            return Err(Unfit::TooLarge(bytes));
         }
         let mut layout = Layout::default();
         if self.settings.title_weight > 0.0 && !title.is_empty() {
@@ -293,7 +329,7 @@ impl Rows {
             let passage = ready.rendered.text.get(bytes.clone()).unwrap_or_default().trim().to_owned();
             windows.push(Window { vector, passage });
         }
-        let payload = Value::Object(ready.rendered.payload.clone()).to_string();
+        let payload = payload(&ready.rendered);
         Ok(EmbeddedRow {
             version: ready.item.version.0,
             row_hash: row_hash(&ready.text_hash, &payload).as_bytes().to_vec(),
@@ -333,9 +369,9 @@ impl Rows {
 
 /// Turns a batch into what is to be committed. An error says that the model is out of order and nothing was done; a
 /// text that the model refuses is a dead letter and no error.
-pub(super) async fn process(rows: &Arc<Rows>, batch: Vec<Stored>) -> Result<Processed, EmbedError> {
+pub(super) async fn process(rows: &Arc<Rows>, batch: Vec<Stored>, bytes_max: usize) -> Result<Processed, EmbedError> {
     let shared = Arc::clone(rows);
-    let mut prepared = blocking(move || shared.prepare(batch)).await?;
+    let mut prepared = blocking(move || shared.prepare(batch, bytes_max)).await?;
     let texts: Vec<TokenIds> = prepared.missing.iter_mut().map(|(_, ids)| std::mem::take(ids)).collect();
     let results = if texts.is_empty() { vec![] } else { rows.embedder.embed(texts).await };
     if let Some(fault) = results.iter().filter_map(|result| result.as_ref().err()).find(|fault| !fault.is_of_the_text())
@@ -368,6 +404,19 @@ impl Layout {
     fn keys(&self) -> impl Iterator<Item = &Key> {
         self.title.iter().chain(self.windows.iter().map(|(_, key)| key))
     }
+}
+
+/// The bytes of a row's record in `vectors`, or somewhat more.
+fn record_bytes<'a>(item: &Item, rendered: &Rendered, windows: impl IntoIterator<Item = &'a Range<usize>>) -> usize {
+    let windows = windows.into_iter().map(|bytes| bytes.len() + DIMENSION * size_of::<f32>() + WINDOW_BYTES);
+    let around = item.record.key.len() + ROW_BYTES + windows.sum::<usize>();
+    // Columns of the row are in the payload as they are in the change, and mostly that is all there is to know.
+    let change = item.record.value.as_ref().map_or(0, Bytes::len);
+    if change < SMALL_BYTES { around + change } else { around + payload(rendered).len() }
+}
+
+fn payload(rendered: &Rendered) -> String {
+    Value::Object(rendered.payload.clone()).to_string()
 }
 
 /// What an output is about; a heartbeat is about nothing.

@@ -69,9 +69,9 @@ impl Worker {
         Ok(Worker { rows: Arc::new(rows), metrics })
     }
 
-    /// What a batch becomes. Touches no log. An error says that the model is out of order.
+    /// What a batch becomes, for a log that takes records of any size. Touches no log. An error says that the model is out of order.
     pub async fn process(&self, batch: Vec<Stored>) -> Result<Processed, EmbedError> {
-        rows::process(&self.rows, batch).await
+        rows::process(&self.rows, batch, usize::MAX).await
     }
 
     /// Embeds until shutdown; then finishes the batches that are under way. A model that is out of order, a full disk and
@@ -119,8 +119,8 @@ impl Worker {
                         Ok(batch) if batch.is_empty() => continue,
                         Ok(batch) => {
                             rows_max = if log.lag() > 0 { (rows_max * 2).min(ROWS_MAX) } else { ROWS_MIN };
-                            let rows = Arc::clone(&self.rows);
-                            let task = tokio::spawn(async move { rows::process(&rows, batch).await });
+                            let (rows, bytes_max) = (Arc::clone(&self.rows), log.record_bytes_max());
+                            let task = tokio::spawn(async move { rows::process(&rows, batch, bytes_max).await });
                             under_way.push_back(AbortOnDropHandle::new(task));
                             continue;
                         }

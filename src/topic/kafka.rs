@@ -25,7 +25,7 @@ use tokio::task::spawn_blocking;
 use super::{CaptureState, LogError, Offsets, Outgoing, Partition, lock};
 use crate::config::Secret;
 use crate::event::Record;
-use client::Names;
+use client::{Limits, Names};
 use keys::LiveKeys;
 use topics::Wanted;
 use writer::Writer;
@@ -64,6 +64,8 @@ pub struct Log(Arc<Inner>);
 struct Inner {
     settings: Settings,
     names: Names,
+    /// What the topics ask for, as far as this capture has asked them.
+    limits: Mutex<Limits>,
     /// Capture's; none before it has taken over and after a fault.
     writer: Mutex<Option<Writer>>,
     /// Ends of `changes`, as far as this capture knows them.
@@ -76,6 +78,7 @@ impl Log {
     pub fn new(settings: Settings) -> Log {
         Log(Arc::new(Inner {
             names: Names::new(&settings),
+            limits: Mutex::new(Limits::new(&settings)),
             writer: Mutex::new(None),
             ends: Mutex::new(vec![0; usize::from(settings.partitions)]),
             live_keys: Mutex::new(None),
@@ -173,6 +176,16 @@ impl Log {
         topics::check_partitions(settings, &wanted).await
     }
 
+    /// Refuses to start where the brokers do not let us in.
+    pub async fn check_login(&self) -> Result<(), LogError> {
+        topics::check_login(&self.0.settings).await
+    }
+
+    /// See [`super::Log::record_bytes_max`].
+    pub fn record_bytes_max(&self) -> usize {
+        lock(&self.0.limits).record_bytes_max()
+    }
+
     /// Ends capture's connections.
     pub async fn close(&self) {
         // Only a writer that hangs in a call to its broker is left to the end of the process.
@@ -244,5 +257,6 @@ async fn ensure(inner: &Inner) -> Result<(), LogError> {
         Wanted { name: &names.dead_letters, partitions },
         Wanted { name: &names.state, partitions: 1 },
     ];
-    topics::ensure(settings, &wanted).await
+    *lock(&inner.limits) = topics::ensure(settings, &wanted).await?;
+    Ok(())
 }

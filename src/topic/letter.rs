@@ -21,6 +21,8 @@ pub const PARTITION: &str = "vecsync.partition";
 pub const OFFSET: &str = "vecsync.offset";
 /// See [`REASON`].
 pub const ERROR: &str = "vecsync.error";
+/// Where the record's end had to be cut off: how many bytes its value had.
+pub const CUT: &str = "vecsync.cut";
 
 /// A dead letter's name: the place of its record in `changes`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

@@ -47,6 +47,14 @@ impl Log {
         }
     }
 
+    /// The most bytes that key and value of a record may have to be taken.
+    pub fn record_bytes_max(&self) -> usize {
+        match self {
+            Log::Embedded(_) => usize::MAX,
+            Log::Kafka(log) => log.record_bytes_max(),
+        }
+    }
+
     /// The ends of `changes`, as far as the capture in this process knows them.
     pub fn changes_ends(&self) -> Offsets {
         match self {
@@ -168,6 +176,14 @@ impl EmbedLog {
         match self {
             EmbedLog::Embedded(log) => log.begin_replay().await,
             EmbedLog::Kafka(log) => log.begin_replay().await,
+        }
+    }
+
+    /// See [`Log::record_bytes_max`]; to be asked when records were given.
+    pub fn record_bytes_max(&self) -> usize {
+        match self {
+            EmbedLog::Embedded(_) => usize::MAX,
+            EmbedLog::Kafka(log) => log.record_bytes_max(),
         }
     }
 

@@ -198,6 +198,14 @@ pub enum LogError {
         /// What librdkafka said.
         source: Box<rdkafka::error::KafkaError>,
     },
+    /// The brokers do not let us in.
+    #[error("log in to the brokers {brokers}: {what}")]
+    Login {
+        /// The brokers.
+        brokers: String,
+        /// What they refuse and what to check.
+        what: &'static str,
+    },
     /// A topic has settings that would lose rows or their order.
     #[error("use topic {topic}: {what}")]
     Topic {
@@ -246,11 +254,15 @@ pub enum LogError {
 }
 
 impl LogError {
-    /// Whether the same may succeed later without anybody's help.
+    /// Whether the same may succeed later. A login may: a password that was changed too early must not end searches.
     pub fn is_passing(&self) -> bool {
         matches!(
             self,
-            LogError::Full { .. } | LogError::Broker { .. } | LogError::Revoked { .. } | LogError::NotTaken { .. }
+            LogError::Full { .. }
+                | LogError::Broker { .. }
+                | LogError::Login { .. }
+                | LogError::Revoked { .. }
+                | LogError::NotTaken { .. }
         )
     }
 }

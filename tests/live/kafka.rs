@@ -1,14 +1,16 @@
 //! Kafka as the log: roles in processes of their own, killed, joined, cut off; afterwards every mirror equals the table.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
 use serde_json::{Value, json};
+use vecsync::event::{Record, VectorEvent};
 
 use crate::dead_letters::{dividing_pipeline, expect_listed, listed, retry};
 use crate::support::dice::Dice;
-use crate::support::kafka::Kafka;
+use crate::support::kafka::{Entry, Kafka};
 use crate::support::postgres::{PASSWORD, USER};
 use crate::support::process::wait_until;
 use crate::support::site::Site;
@@ -20,9 +22,9 @@ pub const CAUGHT_UP: Duration = Duration::from_secs(180);
 
 /// A site whose log is on a broker. `site.vecsync` has all roles, or those that a test starts it with.
 pub struct Cluster {
-    prefix: String,
+    pub prefix: String,
     pub site: Site,
-    kafka: Arc<Kafka>,
+    pub kafka: Arc<Kafka>,
 }
 
 impl Cluster {
@@ -31,8 +33,11 @@ impl Cluster {
     }
 
     /// With settings of PostgreSQL.
-    fn prepare_with(kafka: Arc<Kafka>, rows: i64, settings: &[(&str, &str)]) -> Cluster {
-        let site = Site::prepare_with(settings);
+    pub fn prepare_with(kafka: Arc<Kafka>, rows: i64, settings: &[(&str, &str)]) -> Cluster {
+        Cluster::of(kafka, rows, Site::prepare_with(settings))
+    }
+
+    pub fn of(kafka: Arc<Kafka>, rows: i64, site: Site) -> Cluster {
         fill(&site.sql, rows);
         // A port is taken once at a time, so it makes a name that no other test has.
         let prefix = format!("t{}", site.postgres.port);
@@ -44,7 +49,7 @@ impl Cluster {
     }
 
     /// A process with some roles and a data directory of its own, not started.
-    fn process(&self, roles: &str) -> Vecsync {
+    pub fn process(&self, roles: &str) -> Vecsync {
         let mut vecsync = Vecsync::prepare(&self.site.postgres.url(USER, PASSWORD));
         vecsync.set("KAFKA_BROKERS", self.kafka.brokers());
         vecsync.set("VECSYNC_TOPIC_PREFIX", &self.prefix);
@@ -60,7 +65,7 @@ impl Cluster {
 
     /// Each event of the stream stands in `changes` once: a key that was moved is two records of one event.
     #[track_caller]
-    fn expect_published_once(&self) {
+    pub fn expect_published_once(&self) {
         let mut places: Vec<String> = vec![];
         for entry in self.kafka.read(&self.topic("changes")) {
             let Some(value) = &entry.value else { continue };
@@ -77,7 +82,7 @@ impl Cluster {
         assert_eq!(places.len(), all, "events were published twice");
     }
 
-    fn topic(&self, name: &str) -> String {
+    pub fn topic(&self, name: &str) -> String {
         format!("{}.faq.{name}", self.prefix)
     }
 
@@ -88,6 +93,65 @@ impl Cluster {
         fresh.start_ready();
         expect_equal(&mut fresh, &self.site.sql, CAUGHT_UP);
     }
+
+    /// Has the broker compact a topic until a new reader sees neither a row twice nor a tombstone; tombstones are kept for
+    /// no time meanwhile, and then for a day again. Nobody may write rows; heartbeats must go on, since only a record that
+    /// is appended closes a segment.
+    #[track_caller]
+    pub fn compact(&self, topic: &str) {
+        self.configure(topic, "segment.ms=500,min.cleanable.dirty.ratio=0.001,delete.retention.ms=1");
+        let was = superseded(&self.kafka.read(topic));
+        wait_until(&format!("{topic} to be compacted"), CAUGHT_UP, || match superseded(&self.kafka.read(topic)) {
+            (_, 0, 0) => Ok(()),
+            left => Err(format!("records, of them older ones and tombstones: {left:?}, were {was:?}")),
+        });
+        eprintln!(
+            "{topic}: of {was:?} records, older ones, tombstones {:?} are left",
+            superseded(&self.kafka.read(topic))
+        );
+    }
+
+    /// Sets settings of a topic.
+    pub fn configure(&self, topic: &str, settings: &str) {
+        let arguments = ["--alter", "--entity-type", "topics", "--entity-name", topic, "--add-config", settings];
+        self.kafka.tool("kafka.admin.ConfigCommand", &arguments);
+    }
+
+    /// No record of `vectors` shows an older version of a row than one before it, nor one version twice.
+    #[track_caller]
+    pub fn expect_in_order(&self, revision: &str) {
+        let mut last: BTreeMap<Vec<u8>, u64> = BTreeMap::new();
+        let (mut records, topic) = (0, self.topic(&format!("vectors.{revision}")));
+        for entry in self.kafka.read(&topic) {
+            let version = match VectorEvent::from_record(&entry.record()).unwrap() {
+                VectorEvent::Upsert { row, .. } => row.version,
+                VectorEvent::Delete { version, .. } => version.0,
+                _ => continue,
+            };
+            records += 1;
+            let (key, place) = (String::from_utf8_lossy(&entry.key).into_owned(), (entry.partition, entry.offset));
+            if let Some(before) = last.insert(entry.key, version) {
+                assert!(before != version, "{key} has version {version} twice, again at {place:?}");
+                assert!(before < version, "{key} has version {before} and then {version} at {place:?}");
+            }
+        }
+        assert!(records > 100, "only {records} records in {topic}");
+        eprintln!("{records} records of {} rows in {topic}", last.len());
+    }
+}
+
+/// How many records there are, how many of them are older ones of a row, and how many are tombstones.
+fn superseded(entries: &[Entry]) -> (usize, usize, usize) {
+    let rows: Vec<&Entry> = entries.iter().filter(|entry| !Record::is_reserved(&entry.key)).collect();
+    let keys: BTreeSet<&[u8]> = rows.iter().map(|entry| &entry.key[..]).collect();
+    (entries.len(), rows.len() - keys.len(), rows.iter().filter(|entry| entry.value.is_none()).count())
+}
+
+/// The revision that this vecsync has said it embeds.
+pub fn revision(vecsync: &Vecsync) -> String {
+    let log = vecsync.log();
+    let named = log.split("revision=\"").nth(1).and_then(|rest| rest.split('"').next());
+    named.expect("it names its revision").to_owned()
 }
 
 #[test]
@@ -282,10 +346,7 @@ fn positions_that_are_gone_are_refused_and_more_partitions_are_noticed() {
     let mut embed = cluster.started("embed");
     all.start_ready();
     assert_eq!(embed.terminate().code, Some(0), "{}", embed.log());
-    let log = embed.log();
-    let revision =
-        log.split("revision=\"").nth(1).and_then(|rest| rest.split('"').next()).expect("it names its revision");
-    let group = format!("{}.faq.embed.{revision}", cluster.prefix);
+    let group = format!("{}.faq.embed.{}", cluster.prefix, revision(&embed));
     let groups = "org.apache.kafka.tools.consumer.group.ConsumerGroupCommand";
     cluster.kafka.tool(groups, &["--delete", "--group", &group]);
     embed.start();
@@ -400,7 +461,7 @@ fn rows_that_are_retried_under_load_do_not_go_back_in_time() {
         found => Err(found.to_string()),
     });
     cluster.site.expect_equal(CAUGHT_UP);
-    let (mut last, mut read_again) = (std::collections::BTreeMap::new(), 0);
+    let (mut last, mut read_again) = (BTreeMap::new(), 0);
     for entry in cluster.kafka.read(&cluster.topic("changes")) {
         let Some(value) = entry.value.filter(|_| !entry.key.starts_with(br#"{"":"#)) else { continue };
         let event: Value = serde_json::from_slice(&value).unwrap();

@@ -11,9 +11,11 @@ use rdkafka::ClientConfig;
 use rdkafka::Message;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::KafkaError;
+use rdkafka::message::{BorrowedHeaders, BorrowedMessage, Headers};
 use rdkafka::producer::{BaseProducer, BaseRecord, FutureProducer, FutureRecord, Producer};
 use rdkafka::{Offset, TopicPartitionList};
 use tempfile::TempDir;
+use vecsync::event::Record;
 
 use super::process::{free_port, signal, wait_for_exit, wait_until};
 
@@ -35,6 +37,29 @@ pub struct Entry {
     pub offset: i64,
     pub key: Vec<u8>,
     pub value: Option<Vec<u8>>,
+    pub headers: Vec<(String, Vec<u8>)>,
+}
+
+impl Entry {
+    /// As vecsync's own rooms have it.
+    pub fn record(&self) -> Record {
+        let headers = self.headers.iter().map(|(name, value)| (name.clone(), value.clone().into())).collect();
+        let (key, value) = (self.key.clone().into(), self.value.clone().map(Into::into));
+        Record { key, value, headers, timestamp_ms: 0 }
+    }
+}
+
+/// What a broker has that others have not.
+#[derive(Default)]
+pub struct Special {
+    /// Where its log is; nothing: in its folder.
+    pub data: Option<PathBuf>,
+    /// More listeners, such as `,SASL_SSL://127.0.0.1:9093`. What they are called is what they do.
+    pub listeners: String,
+    /// More lines of its settings.
+    pub properties: String,
+    /// More arguments for the making of its folder.
+    pub format: Vec<String>,
 }
 
 impl Kafka {
@@ -52,16 +77,22 @@ impl Kafka {
 
     /// A broker of one's own, to be harmed.
     pub fn start() -> Kafka {
+        Kafka::start_with(Special::default())
+    }
+
+    pub fn start_with(special: Special) -> Kafka {
         let folder = tempfile::Builder::new().prefix("vecsync-kafka-").tempdir().expect("make a folder");
-        let (port, controller) = (free_port(), free_port());
+        let (port, controller, more) = (free_port(), free_port(), special.listeners);
         let properties = format!(
             "process.roles=broker,controller\n\
              node.id=1\n\
-             listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller}\n\
-             advertised.listeners=PLAINTEXT://127.0.0.1:{port}\n\
+             listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller}{more}\n\
+             advertised.listeners=PLAINTEXT://127.0.0.1:{port}{more}\n\
+             inter.broker.listener.name=PLAINTEXT\n\
              controller.listener.names=CONTROLLER\n\
              controller.quorum.voters=1@127.0.0.1:{controller}\n\
-             listener.security.protocol.map=CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT\n\
+             listener.security.protocol.map=CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT,SSL:SSL,\
+             SASL_PLAINTEXT:SASL_PLAINTEXT,SASL_SSL:SASL_SSL\n\
              log.dirs={}\n\
              offsets.topic.replication.factor=1\n\
              transaction.state.log.replication.factor=1\n\
@@ -70,15 +101,17 @@ impl Kafka {
              transaction.state.log.num.partitions=4\n\
              group.initial.rebalance.delay.ms=0\n\
              transaction.abort.timed.out.transaction.cleanup.interval.ms=1000\n\
-             auto.create.topics.enable=false\n",
-            folder.path().join("data").display()
+             log.cleaner.backoff.ms=500\n\
+             auto.create.topics.enable=false\n\
+             {}\n",
+            special.data.unwrap_or_else(|| folder.path().join("data")).display(),
+            special.properties
         );
         fs::write(folder.path().join("server.properties"), properties).expect("write the broker's settings");
         let mut kafka = Kafka { port, folder, server: None };
-        let formatted = kafka
-            .java("kafka.tools.StorageTool", &["format", "-t", "4L6g3nShT-eMCtK--X86sw", "-c", "server.properties"])
-            .status()
-            .expect("start java");
+        let mut format = vec!["format", "-t", "4L6g3nShT-eMCtK--X86sw", "-c", "server.properties"];
+        format.extend(special.format.iter().map(String::as_str));
+        let formatted = kafka.java("kafka.tools.StorageTool", &format).status().expect("start java");
         assert!(formatted.success(), "the broker's folder could not be made: {}", kafka.log());
         kafka.launch();
         kafka
@@ -109,6 +142,17 @@ impl Kafka {
     /// What a crash leaves behind.
     pub fn crash(&mut self) {
         self.end("KILL");
+    }
+
+    /// Stops it where it stands (`STOP`), lets it go on (`CONT`).
+    pub fn signal(&self, name: &str) {
+        signal(self.server.as_ref().expect("it was started"), name);
+    }
+
+    /// Waits until it ends by itself.
+    pub fn wait_for_end(&mut self, limit: Duration) {
+        let mut server = self.server.take().expect("it was started");
+        wait_for_exit(&mut server, limit);
     }
 
     fn end(&mut self, name: &str) {
@@ -213,6 +257,7 @@ impl Kafka {
                         offset: message.offset(),
                         key: message.key().unwrap_or_default().to_vec(),
                         value: message.payload().map(<[u8]>::to_vec),
+                        headers: headers(&message),
                     }),
                     Err(KafkaError::PartitionEOF(_)) => break,
                     Err(error) => panic!("read {topic}: {error}"),
@@ -221,6 +266,11 @@ impl Kafka {
         }
         entries
     }
+}
+
+fn headers(message: &BorrowedMessage<'_>) -> Vec<(String, Vec<u8>)> {
+    let all = message.headers().into_iter().flat_map(BorrowedHeaders::iter);
+    all.map(|header| (header.key.to_owned(), header.value.unwrap_or_default().to_vec())).collect()
 }
 
 impl Drop for Kafka {

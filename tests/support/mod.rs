@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "each target uses a part of it")]
 
 pub mod dice;
+pub mod disk;
 pub mod http;
 pub mod kafka;
 pub mod postgres;

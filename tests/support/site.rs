@@ -16,7 +16,7 @@ pub struct Site {
     pub vecsync: Vecsync,
     pub sql: Sql,
     pub postgres: Postgres,
-    _place: Place,
+    _place: Option<Place>,
 }
 
 impl Site {
@@ -27,7 +27,15 @@ impl Site {
 
     /// With settings of PostgreSQL.
     pub fn prepare_with(settings: &[(&str, &str)]) -> Self {
-        let place = Place::take();
+        Self::at(Some(Place::take()), settings)
+    }
+
+    /// Beside the few: for the one test that takes minutes, whatever else there is to do.
+    pub fn prepare_beside() -> Self {
+        Self::at(None, &[])
+    }
+
+    fn at(place: Option<Place>, settings: &[(&str, &str)]) -> Self {
         let postgres = Postgres::start_with(settings);
         let vecsync = Vecsync::prepare(&postgres.url(USER, PASSWORD));
         Site { vecsync, sql: postgres.client(), postgres, _place: place }

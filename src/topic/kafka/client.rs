@@ -1,12 +1,13 @@
 //! How every client of the brokers is set up, and what the topics are called. Sends and reads nothing itself.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rdkafka::ClientContext;
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
-use rdkafka::error::KafkaError;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::metadata::Metadata;
 
 use super::super::{LogError, Partition};
 use super::Settings;
@@ -15,6 +16,12 @@ use super::Settings;
 pub(super) const PATIENCE: Duration = Duration::from_secs(10);
 /// The largest record, in bytes: topics are made with this limit, and writers hold themselves to it.
 pub(super) const RECORD_BYTES_MAX: usize = 16 << 20;
+/// What a broker puts around a record, and headers that are added to one that is put aside.
+const ENVELOPE_BYTES: usize = 64 << 10;
+/// How long a broker is asked before it is looked whether it has let us in at all.
+const GLANCE: Duration = Duration::from_secs(2);
+/// Events of a client that are looked at for the reason why it is not let in.
+const EVENTS_MAX: usize = 100;
 
 /// The topics of a pipeline.
 #[derive(Clone, Debug)]
@@ -120,6 +127,71 @@ pub(super) fn reading(settings: &Settings, group: &str) -> ClientConfig {
 pub(super) fn reader(settings: &Settings) -> Result<BaseConsumer<Quiet>, KafkaError> {
     let group = format!("{}.{}.reader", settings.prefix, settings.pipeline);
     reading(settings, &group).create_with_context(Quiet)
+}
+
+/// What writers and readers of some topics have to keep to: the strictest of them.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Limits {
+    /// The largest batch of records that a broker takes, in bytes.
+    pub batch_bytes_max: usize,
+    /// How long tombstones are kept at least.
+    pub tombstone_retention: Duration,
+}
+
+impl Limits {
+    /// Those of topics as they are made here.
+    pub fn new(settings: &Settings) -> Limits {
+        Limits { batch_bytes_max: RECORD_BYTES_MAX, tombstone_retention: settings.tombstone_retention }
+    }
+
+    /// The most bytes of a record, key and value, that leave room for all that comes with them.
+    pub fn record_bytes_max(&self) -> usize {
+        self.batch_bytes_max - ENVELOPE_BYTES.min(self.batch_bytes_max / 2)
+    }
+}
+
+/// The brokers' topics. Who is not let in is told at once; that nobody answers, after `PATIENCE`. Blocks.
+pub(super) fn metadata(settings: &Settings) -> Result<Metadata, LogError> {
+    let deadline = Instant::now() + PATIENCE;
+    let connect = fault("connect to", &settings.brokers);
+    let consumer = reader(settings).map_err(&connect)?;
+    loop {
+        // Asked for all of them: to ask for one may create it.
+        let error = match consumer.fetch_metadata(None, GLANCE) {
+            Ok(metadata) => return Ok(metadata),
+            Err(error) => error,
+        };
+        if let Some(what) = refusal(&consumer) {
+            return Err(LogError::Login { brokers: settings.brokers.clone(), what });
+        }
+        if Instant::now() > deadline {
+            return Err(connect(error));
+        }
+    }
+}
+
+/// Why the brokers have not let this client in, if that is what happened.
+fn refusal(consumer: &BaseConsumer<Quiet>) -> Option<&'static str> {
+    for _ in 0..EVENTS_MAX {
+        // None is no end: it stands for a line of librdkafka's log, too.
+        let event = consumer.poll(Duration::from_millis(1));
+        match event.and_then(Result::err).and_then(|error| error.rdkafka_error_code()) {
+            Some(RDKafkaErrorCode::Authentication | RDKafkaErrorCode::SaslAuthenticationFailed) => {
+                return Some(
+                    "they refuse the name or the password; check KAFKA_SASL_USERNAME, KAFKA_SASL_PASSWORD and \
+                     KAFKA_SASL_MECHANISM",
+                );
+            }
+            Some(RDKafkaErrorCode::SSL) => {
+                return Some(
+                    "TLS failed: their certificate is not trusted or names another host, or they do not speak TLS \
+                     there; check KAFKA_SSL_CA_LOCATION, KAFKA_BROKERS and KAFKA_SECURITY_PROTOCOL",
+                );
+            }
+            _ => {}
+        }
+    }
+    None
 }
 
 /// First and next offset of a partition.

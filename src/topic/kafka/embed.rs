@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use tokio::task::spawn_blocking;
 
 use super::super::{LogError, Offsets, OpenLetters, Outgoing, Partition, Stored, lock, replay};
-use super::client::{self, Names, PATIENCE, Quiet};
+use super::client::{self, Limits, Names, PATIENCE, Quiet};
 use super::feed::Feed;
 use super::topics::{self, Wanted};
 use super::writer::{self, Placed, Writer};
@@ -25,6 +25,8 @@ pub struct EmbedLog {
     /// Names this member's transactions. The group's generation decides who may commit, so any name will do.
     transactional_id: String,
     joined: Option<Arc<Joined>>,
+    /// What the topics ask for.
+    limits: Limits,
     /// Revocations that the caller knows of.
     revocations: u64,
     /// Whether a commit failed, so that the group's positions may be ahead of what is known here.
@@ -53,12 +55,14 @@ impl EmbedLog {
     pub(super) fn new(settings: Settings, names: Names, revision: &str) -> EmbedLog {
         let transactional_id = format!("{}.{}", names.embedders(revision), unique());
         let revision = revision.to_owned();
+        let limits = Limits::new(&settings);
         EmbedLog {
             settings,
             names,
             revision,
             transactional_id,
             joined: None,
+            limits,
             revocations: 0,
             uncertain: false,
             replay: BTreeMap::new(),
@@ -71,11 +75,27 @@ impl EmbedLog {
     pub async fn next(&mut self, max_records: usize, max_bytes: usize) -> Result<Vec<Stored>, LogError> {
         let revocations = self.revocations;
         let joined = self.joined().await?;
-        let mut batch = joined.feed.next(max_records, max_bytes, revocations).await?;
+        let given = joined.feed.next(max_records, max_bytes, revocations).await;
+        drop(joined);
+        if let Err(LogError::Broker { .. }) = &given {
+            self.leave();
+        }
+        let mut batch = given?;
         let replayed = &self.replayed;
         let done = |partition, offset| Ok(replayed.get(&partition).is_some_and(|replayed| offset <= *replayed));
         self.replay = replay::cut(&mut batch, done)?;
         Ok(batch)
+    }
+
+    /// Leaves the group; the next call joins it anew. librdkafka does not ask for a partition's position again when that has
+    /// failed once, and would read nothing from it for ever.
+    fn leave(&mut self) {
+        if let Some(joined) = self.joined.take() {
+            // It waits for its thread, and for a broker that may be away.
+            drop(spawn_blocking(move || drop(joined)));
+        }
+        // The positions that it begins at are those that were committed.
+        (self.revocations, self.uncertain) = (0, false);
     }
 
     /// See [`super::super::EmbedLog::has_replay`]. It may turn out to be done.
@@ -112,12 +132,18 @@ impl EmbedLog {
         let joined = self.joined().await?;
         let (settings, names) = (self.settings.clone(), self.names.clone());
         let mut records = writer::place(&names.vectors(&self.revision), settings.partitions, vectors);
-        records.extend(dead_letters.into_iter().map(|letter| letters::place(&settings, &names, letter)));
+        let bytes_max = self.limits.record_bytes_max();
+        records.extend(dead_letters.into_iter().map(|letter| letters::place(&settings, &names, letter, bytes_max)));
         let (ends, revocations, id) = (ends.clone(), self.revocations, self.transactional_id.clone());
         let commit = move || joined.commit(&settings, &names, &id, &records, &ends, revocations);
         let committed = spawn_blocking(commit).await.unwrap_or_else(|fault| Err(LogError::Task(fault)));
         self.uncertain |= committed.is_err();
         committed
+    }
+
+    /// See [`super::super::EmbedLog::record_bytes_max`].
+    pub fn record_bytes_max(&self) -> usize {
+        self.limits.record_bytes_max()
     }
 
     /// See [`super::super::EmbedLog::tenures`].
@@ -166,7 +192,7 @@ impl EmbedLog {
             Wanted { name: &names.dead_letters, partitions },
             Wanted { name: &names.state, partitions: 1 },
         ];
-        topics::ensure(&settings, &wanted).await?;
+        self.limits = topics::ensure(&settings, &wanted).await?;
         let join = move || join(&settings, &names, &revision);
         let joined = spawn_blocking(join).await.unwrap_or_else(|fault| Err(LogError::Task(fault)))?;
         let joined = Arc::new(joined);

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
@@ -29,6 +29,10 @@ const ROOM_PATIENCE: Duration = Duration::from_secs(2);
 const POLL: Duration = Duration::from_millis(100);
 /// How long a poll waits while partitions are paused: they go on soon after there is room.
 const POLL_PAUSED: Duration = Duration::from_millis(5);
+
+/// How long a partition that was taken on may bring neither a record nor its end. Longer than a transaction may hold its
+/// position back.
+const SILENCE_MAX: Duration = Duration::from_secs(30);
 
 /// What a record costs in memory besides its own bytes.
 const RECORD_OVERHEAD: usize = 200;
@@ -63,6 +67,8 @@ struct Buffer {
     fault: Option<LogError>,
     /// Partitions that are to be read from these offsets on instead.
     seeks: BTreeMap<Partition, u64>,
+    /// Since when a partition that was taken on has been silent.
+    silent_since: Option<Instant>,
     /// The partition that the next batch begins after.
     turn: Partition,
 }
@@ -74,6 +80,8 @@ struct Lane {
     given: usize,
     /// Nothing stands behind the last record but markers of transactions.
     at_end: bool,
+    /// A record or its end has come since it was taken on.
+    heard: bool,
 }
 
 /// Follows the group: what is taken away is dropped, between two transactions.
@@ -283,8 +291,21 @@ impl Buffer {
         }
         self.bytes += size(&stored);
         let lane = self.lanes.entry(stored.partition).or_default();
-        lane.at_end = false;
+        (lane.at_end, lane.heard) = (false, true);
         lane.records.push_back(stored);
+    }
+
+    /// Whether a partition that was taken on has been silent for too long: not even its end has come. Says so once.
+    fn is_silent(&mut self, now: Instant) -> bool {
+        if self.paused || self.lanes.values().all(|lane| lane.heard) {
+            self.silent_since = None;
+            return false;
+        }
+        let is_silent = now.duration_since(*self.silent_since.get_or_insert(now)) > SILENCE_MAX;
+        if is_silent {
+            self.silent_since = None;
+        }
+        is_silent
     }
 
     /// Records from the partitions in turn, each partition's own in order.
@@ -348,7 +369,9 @@ fn poll(consumer: &BaseConsumer<Context>, shared: &Shared) {
             None => {}
             Some(Err(KafkaError::PartitionEOF(partition))) => {
                 let partition = Partition::try_from(partition).unwrap_or_default();
-                lock(&shared.buffer).lanes.entry(partition).or_default().at_end = true;
+                let mut buffer = lock(&shared.buffer);
+                let lane = buffer.lanes.entry(partition).or_default();
+                (lane.at_end, lane.heard) = (true, true);
             }
             Some(Ok(message)) => {
                 if let Some(stored) = stored(&message) {
@@ -362,6 +385,11 @@ fn poll(consumer: &BaseConsumer<Context>, shared: &Shared) {
                     shared.arrived.notify_one();
                 }
             }
+        }
+        if lock(&shared.buffer).is_silent(Instant::now()) {
+            let silence = KafkaError::MessageConsumption(RDKafkaErrorCode::OperationTimedOut);
+            lock(&shared.buffer).fault = Some(client::fault("read", &shared.topic)(silence));
+            shared.arrived.notify_one();
         }
         wait = regulate(consumer, shared);
         seek(consumer, shared);
@@ -484,6 +512,28 @@ mod tests {
         assert_eq!(given(&mut buffer, 9), [(0, 2), (0, 3)]);
         buffer.forget_below(&BTreeMap::from([(0, 9), (7, 1)]));
         assert_eq!((buffer.bytes, given(&mut buffer, 9).len()), (0, 0));
+    }
+
+    #[test]
+    fn a_partition_that_was_taken_on_and_stays_silent_is_noticed_once() {
+        let (mut buffer, begun) = (Buffer::default(), Instant::now());
+        let check = |buffer: &mut Buffer, after_s: u64, wanted: bool| {
+            assert_eq!(buffer.is_silent(begun + Duration::from_secs(after_s)), wanted, "after {after_s} s");
+        };
+        buffer.push(stored(0, 1));
+        check(&mut buffer, 100, false);
+        buffer.lanes.insert(1, Lane::default());
+        check(&mut buffer, 101, false);
+        check(&mut buffer, 131, false);
+        check(&mut buffer, 132, true);
+        check(&mut buffer, 133, false);
+        // While everything is paused nothing is to be heard.
+        buffer.paused = true;
+        check(&mut buffer, 200, false);
+        buffer.paused = false;
+        check(&mut buffer, 201, false);
+        buffer.push(stored(1, 1));
+        check(&mut buffer, 300, false);
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use rdkafka::error::KafkaError;
 
-use super::super::letter::{OFFSET, PARTITION};
+use super::super::letter::{CUT, OFFSET, PARTITION};
 use super::super::partition::partition_of;
 use super::super::{LogError, Partition};
 use super::client::{self, Names};
@@ -42,8 +42,9 @@ pub(super) fn visit(
 }
 
 /// A dead letter keeps its key, so that a newer one of the same row takes its place; one without a key gets a name of
-/// its own, since a compacted topic takes none without.
-pub(super) fn place(settings: &Settings, names: &Names, mut letter: Record) -> Placed {
+/// its own, since a compacted topic takes none without. Bytes that the topic would not take are cut off, and a header
+/// says how many there were.
+pub(super) fn place(settings: &Settings, names: &Names, mut letter: Record, bytes_max: usize) -> Placed {
     if letter.key.is_empty() {
         let place: Vec<String> = [PARTITION, OFFSET]
             .iter()
@@ -51,6 +52,13 @@ pub(super) fn place(settings: &Settings, names: &Names, mut letter: Record) -> P
             .map(|value| String::from_utf8_lossy(value).into_owned())
             .collect();
         letter.key = format!(r#"{{"":"dead-letter {}"}}"#, place.join("/")).into();
+    }
+    let room = bytes_max.saturating_sub(letter.key.len());
+    if let Some(value) = &mut letter.value
+        && value.len() > room
+    {
+        letter.headers.push((CUT.to_owned(), value.len().to_string().into()));
+        value.truncate(room);
     }
     let partition = partition_of(&letter.key, settings.partitions);
     (names.dead_letters.as_str().into(), partition, letter)

@@ -1,14 +1,14 @@
 //! Makes the topics, and refuses those that are there with other settings. Reads and writes no record.
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, ResourceSpecifier, TopicReplication};
-use rdkafka::consumer::Consumer;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 
 use super::super::LogError;
 use super::Settings;
-use super::client::{self, PATIENCE, Quiet, RECORD_BYTES_MAX};
+use super::client::{self, Limits, PATIENCE, Quiet, RECORD_BYTES_MAX};
 
 /// A topic that is there, or has to be.
 pub(super) struct Wanted<'a> {
@@ -16,8 +16,8 @@ pub(super) struct Wanted<'a> {
     pub partitions: u16,
 }
 
-/// Makes the topics that are missing and checks the others.
-pub(super) async fn ensure(settings: &Settings, wanted: &[Wanted<'_>]) -> Result<(), LogError> {
+/// Makes the topics that are missing and checks the others. Gives what all of them ask for.
+pub(super) async fn ensure(settings: &Settings, wanted: &[Wanted<'_>]) -> Result<Limits, LogError> {
     let found = partitions(settings, wanted).await?;
     let missing: Vec<&Wanted> = wanted.iter().filter(|topic| !found.contains_key(topic.name)).collect();
     let admin: AdminClient<Quiet> =
@@ -26,7 +26,15 @@ pub(super) async fn ensure(settings: &Settings, wanted: &[Wanted<'_>]) -> Result
     make(settings, &admin, &options, &missing).await?;
     refuse_other_numbers(wanted, &found)?;
     let present: Vec<&str> = wanted.iter().map(|topic| topic.name).filter(|name| found.contains_key(*name)).collect();
-    check_cleanup(&admin, &options, &present).await
+    check_settings(&admin, &options, &present, Limits::new(settings)).await
+}
+
+/// Asks the brokers whether they let us in. Whether they are there at all is not asked.
+pub(super) async fn check_login(settings: &Settings) -> Result<(), LogError> {
+    match partitions(settings, &[]).await {
+        Err(refused @ LogError::Login { .. }) => Err(refused),
+        _ => Ok(()),
+    }
 }
 
 /// Refuses a topic whose number of partitions has changed.
@@ -58,10 +66,7 @@ async fn partitions(settings: &Settings, wanted: &[Wanted<'_>]) -> Result<HashMa
     let names: Vec<String> = wanted.iter().map(|topic| topic.name.to_owned()).collect();
     let settings = settings.clone();
     let ask = move || {
-        let fault = client::fault("connect to", &settings.brokers);
-        let consumer = client::reader(&settings).map_err(&fault)?;
-        // Asked for all of them: to ask for one may create it.
-        let metadata = consumer.fetch_metadata(None, PATIENCE).map_err(&fault)?;
+        let metadata = client::metadata(&settings)?;
         let topics = metadata.topics().iter().filter(|topic| topic.error().is_none());
         let counted = topics.map(|topic| (topic.name().to_owned(), topic.partitions().len()));
         let known = counted.filter(|(name, _)| names.contains(name));
@@ -109,9 +114,14 @@ async fn make(
     Ok(())
 }
 
-async fn check_cleanup(admin: &AdminClient<Quiet>, options: &AdminOptions, names: &[&str]) -> Result<(), LogError> {
+async fn check_settings(
+    admin: &AdminClient<Quiet>,
+    options: &AdminOptions,
+    names: &[&str],
+    mut limits: Limits,
+) -> Result<Limits, LogError> {
     if names.is_empty() {
-        return Ok(());
+        return Ok(limits);
     }
     let asked: Vec<ResourceSpecifier> = names.iter().map(|name| ResourceSpecifier::Topic(name)).collect();
     let described = admin.describe_configs(&asked, options).await;
@@ -137,8 +147,15 @@ async fn check_cleanup(admin: &AdminClient<Quiet>, options: &AdminOptions, names
             );
             return Err(refused(name, &what));
         }
+        let number = |setting| resource.get(setting)?.value.as_deref()?.parse::<u64>().ok();
+        if let Some(bytes) = number("max.message.bytes").and_then(|bytes| usize::try_from(bytes).ok()) {
+            limits.batch_bytes_max = limits.batch_bytes_max.min(bytes);
+        }
+        if let Some(ms) = number("delete.retention.ms") {
+            limits.tombstone_retention = limits.tombstone_retention.min(Duration::from_millis(ms));
+        }
     }
-    Ok(())
+    Ok(limits)
 }
 
 fn refused(topic: &str, what: &str) -> LogError {

@@ -1,6 +1,7 @@
 //! A store's side of the log on Kafka: reads all partitions of `vectors.<revision>`, as a member of no group.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::KafkaError;
@@ -40,9 +41,10 @@ impl VectorsReader {
             closing.await.map_err(LogError::Task)?;
         }
         let wanted = [Wanted { name: &self.topic, partitions: self.settings.partitions }];
-        topics::ensure(&self.settings, &wanted).await?;
+        // The topic's own setting counts: somebody may have made it, or changed it since.
+        let tombstone_retention = topics::ensure(&self.settings, &wanted).await?.tombstone_retention;
         let (settings, topic, wanted) = (self.settings.clone(), self.topic.clone(), positions.clone());
-        let open = move || open(&settings, &topic, &wanted);
+        let open = move || open(&settings, &topic, &wanted, tombstone_retention);
         let (feed, ends) = spawn_blocking(open).await.unwrap_or_else(|fault| Err(LogError::Task(fault)))?;
         (self.feed, self.ends) = (Some(feed), ends);
         self.positions.clone_from(positions);
@@ -82,10 +84,15 @@ impl VectorsReader {
     }
 }
 
-fn open(settings: &Settings, topic: &str, positions: &Offsets) -> Result<(Feed, Offsets), LogError> {
+fn open(
+    settings: &Settings,
+    topic: &str,
+    positions: &Offsets,
+    tombstone_retention: Duration,
+) -> Result<(Feed, Offsets), LogError> {
     let fault = client::fault("read", topic);
     let consumer = client::reader(settings).map_err(&fault)?;
-    let half_ms = i64::try_from(settings.tombstone_retention.as_millis() / 2).unwrap_or(i64::MAX);
+    let half_ms = i64::try_from(tombstone_retention.as_millis() / 2).unwrap_or(i64::MAX);
     let young = first_after(&consumer, topic, positions.len(), now_ms() - half_ms).map_err(&fault)?;
     let (mut from, mut ends) = (BTreeMap::new(), Offsets::new());
     for (partition, &position) in (0..).zip(positions) {
