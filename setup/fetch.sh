@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Fetches what pins.txt names and the Debian packages read as data, once, into a cache; builds and starts nothing.
-# usage: fetch.sh [model] [postgres] [faq] [kafka] [checks]
+# usage: fetch.sh [model] [postgres] [faq] [kafka] [debezium] [checks]
 set -euo pipefail
 . "$(dirname "$0")/places.sh"
 
@@ -136,20 +136,25 @@ fetch_faq() {
   fi
 }
 
-fetch_kafka() { # all its jars, each with the sha256 that it must have
-  [ -d "$KAFKA" ] && return
-  local sums=$ROOT/setup/kafka/jars.sha256
-  say "Fetching Apache Kafka 4.1.0 ($(wc -l <"$sums") jars)"
+jars() { # jars NAME TARGET: what setup/NAME/pom.xml asks for, each with the sha256 that it must have
+  [ -d "$2" ] && return
+  local sums=$ROOT/setup/$1/jars.sha256
+  say "Fetching $(basename "$2") ($(wc -l <"$sums") jars)"
+  rm -rf "$WORK/jars"
   mkdir "$WORK/jars"
-  mvn -B -q -C -ntp -Dstyle.color=never -f "$ROOT/setup/kafka/pom.xml" \
+  mvn -B -q -C -ntp -Dstyle.color=never -f "$ROOT/setup/$1/pom.xml" \
     org.apache.maven.plugins:maven-dependency-plugin:3.8.1:copy-dependencies \
     -DincludeScope=runtime -DoutputDirectory="$WORK/jars" >"$WORK/mvn.log" 2>&1 || {
       grep -m 1 -F '[ERROR]' "$WORK/mvn.log" | cut -c1-500 >&2
-      die "maven could not fetch Apache Kafka: check the network and try again"
+      die "maven could not fetch $1: check the network and try again"
     }
   (cd "$WORK/jars" && sha256sum --quiet --strict -c "$sums" >&2) || die "wrong sha256: the jars named above. Not used."
-  mv "$WORK/jars" "$KAFKA"
+  mv "$WORK/jars" "$2"
 }
+
+fetch_kafka() { jars kafka "$KAFKA"; }
+
+fetch_debezium() { jars debezium "$DEBEZIUM"; }
 
 fetch_checks() { # promtool and shellcheck run unpacked: installing the first would start a Prometheus server
   unpacked_package prometheus
@@ -166,7 +171,7 @@ fetch_checks() { # promtool and shellcheck run unpacked: installing the first wo
 [ $# -gt 0 ] || set -- model postgres faq
 for what in "$@"; do
   case $what in
-  model | postgres | faq | kafka | checks) "fetch_$what" ;;
-  *) die "fetch.sh: '$what' is none of model, postgres, faq, kafka, checks" ;;
+  model | postgres | faq | kafka | debezium | checks) "fetch_$what" ;;
+  *) die "fetch.sh: '$what' is none of model, postgres, faq, kafka, debezium, checks" ;;
   esac
 done

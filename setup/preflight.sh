@@ -37,8 +37,8 @@ list_debian_packages() {
   need curl "asks a running vecsync for its health" command -v curl
   need python3 "reads the FAQ text" python3 --version
   need python3-pip "downloads ONNX Runtime" python3 -c "import pip"
-  need default-jre-headless "Java, for Maven and the tests' Kafka" command -v java
-  need maven "downloads the model and Kafka" command -v mvn
+  need default-jre-headless "Java, for Maven and the tests' Kafka and Debezium" command -v java
+  need maven "downloads the model, Kafka and Debezium" command -v mvn
   if [ "$(id -u)" = 0 ]; then
     need postgresql-15 "the private database" "$PG_BIN/postgres" --version
   else

@@ -3,4 +3,4 @@
 set -euo pipefail
 cd "$(dirname "$0")"
 ./preflight.sh
-./fetch.sh model postgres faq kafka checks
+./fetch.sh model postgres faq kafka debezium checks

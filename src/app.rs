@@ -1,6 +1,7 @@
 //! Puts the rooms together and owns every task. The only room that knows them all; holds no logic of theirs.
 
 mod commands;
+pub mod foreign;
 mod letters;
 mod serving;
 mod watching;
@@ -92,6 +93,9 @@ pub enum AppError {
     /// The control socket cannot be used.
     #[error(transparent)]
     Control(#[from] ControlError),
+    /// It takes a capture, and Debezium captures.
+    #[error("{0}")]
+    Foreign(&'static str),
     /// A task ended abnormally.
     #[error("the task {task} ended abnormally: {fault}")]
     Task {
@@ -181,10 +185,21 @@ pub async fn run(config: Config) -> Result<(), AppError> {
         });
     }
     if let (true, Some(embedder)) = (does(Role::Embed), &embedder) {
-        let topic = format!("{}.{}.changes", config.topics.prefix, config.pipeline.name);
+        let ours = || format!("{}.{}.changes", config.topics.prefix, config.pipeline.name);
+        let topic = config.pipeline.source.topic.clone().unwrap_or_else(ours);
         let cache = Cache::open(&config.data_dir.join("embeddings"));
         let metrics = pipeline_metrics.clone();
-        let worker = Worker::new(embedder.clone(), &config.pipeline.document, cache, metrics, &topic)?;
+        let mut worker = Worker::new(embedder.clone(), &config.pipeline.document, cache, metrics, &topic)?;
+        let (held_log, held_revision) = (log.clone(), revision.clone());
+        let held = generations.clone().map(|generations| foreign::Held {
+            generations,
+            stored: stored.clone(),
+            log: held_log,
+            revision: held_revision,
+        });
+        if let Some(completion) = foreign::completion(&config, held, &shutdown).await? {
+            worker = worker.completed_by(completion);
+        }
         spawn(&mut tasks, "embed", worker.run(embed_log, shutdown.clone()));
     }
     if let Some(generations) = &generations {
@@ -234,6 +249,9 @@ pub async fn run(config: Config) -> Result<(), AppError> {
 
 /// Prepares a resync for the next `run` on this data directory. None may be running on it.
 pub async fn prepare_resync(config: Config) -> Result<(), AppError> {
+    if config.pipeline.source.topic.is_some() {
+        return Err(AppError::Foreign(foreign::NO_SYNC));
+    }
     make_data_dir(&config)?;
     let Some(database) = &config.database else {
         return Err(AppError::Task { task: "resync", fault: "DATABASE_URL is not set".into() });
@@ -347,6 +365,11 @@ fn joined<T>(task: &'static str, ended: Result<T, tokio::task::JoinError>) -> Re
 /// Opens the log, embed's side of it, and names the revision.
 async fn open_log_for_run(config: &Config) -> Result<(Log, EmbedLog, String), AppError> {
     let revision = embed::revision(&config.model, &config.pipeline.document);
+    // Offsets of another topic are other versions.
+    let revision = match &config.pipeline.source.topic {
+        Some(topic) => embed::revision_of_topic(&revision, topic),
+        None => revision,
+    };
     let log = open_log(config).await?;
     let (revision, embed_log) = match &log {
         Log::Embedded(log) => {
@@ -408,6 +431,7 @@ fn kafka_settings(config: &Config) -> Option<kafka::Settings> {
         security: kafka.security.clone(),
         prefix: config.topics.prefix.clone(),
         pipeline: config.pipeline.name.clone(),
+        source_topic: config.pipeline.source.topic.clone(),
         partitions: config.topics.partitions,
         replication: config.topics.replication,
         tombstone_retention: TOMBSTONE_RETENTION,

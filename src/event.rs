@@ -1,7 +1,11 @@
 //! The values that flow through vecsync and how they are written in records. No I/O.
 
+mod debezium;
+
 use std::fmt;
 use std::str::FromStr;
+
+pub use debezium::is_unavailable;
 
 use bytes::Bytes;
 use prost::Message;
@@ -66,6 +70,7 @@ impl RowKey {
     /// Reads a record's key.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, EventError> {
         let columns: Row = serde_json::from_slice(bytes).map_err(|source| EventError::Json { part: "key", source })?;
+        let columns = debezium::unwrapped_key(columns);
         if columns.is_empty() {
             return Err(EventError::EmptyKey);
         }
@@ -100,6 +105,8 @@ impl RowKey {
 /// The reserved key of a barrier record. Compacted topics need a key; no row can have this one,
 /// because a row's key names columns and PostgreSQL's catalog cannot hold an empty column name.
 pub const BARRIER_KEY: &[u8] = br#"{"":"barrier"}"#;
+/// What the reserved keys of barriers in `vectors` begin with whose truncate stands in another partition.
+const BARRIER_OF: &str = r#"{"":"barrier of "#;
 /// The reserved key of a heartbeat record.
 pub const HEARTBEAT_KEY: &[u8] = br#"{"":"heartbeat"}"#;
 
@@ -108,6 +115,8 @@ pub const REPLAY_KEY: &[u8] = br#"{"":"replay"}"#;
 
 /// Header of a tombstone in `vectors`: the version of the delete, decimal.
 const VERSION_HEADER: &str = "vecsync.version";
+/// Header of a truncate that stands in one partition for all: in each of them the first offset that is not before it.
+const FENCES_HEADER: &str = "vecsync.fences";
 /// Header of a tombstone: when the delete was committed, milliseconds since the Unix epoch, decimal.
 const COMMIT_HEADER: &str = "vecsync.commit_ts_ms";
 /// Header of a record in `changes` without its row, which was too large: the bytes that it would have had, decimal.
@@ -258,6 +267,15 @@ pub enum ChangeEvent {
         /// The truncate.
         change: Box<Change>,
     },
+    /// The table was truncated, and this record alone says so, in one partition for all: Debezium's way.
+    Truncate {
+        /// The truncate.
+        change: Box<Change>,
+        /// In each partition the first offset that is not before it, where that was found out.
+        fences: Vec<u64>,
+    },
+    /// Something that concerns no row: a logical message.
+    Nothing,
     /// All that was committed in the source before this moment stands before this record.
     Heartbeat {
         /// The moment, milliseconds since the Unix epoch.
@@ -321,6 +339,18 @@ impl ChangeEvent {
                 headers: vec![],
                 timestamp_ms: now_ms,
             },
+            ChangeEvent::Truncate { change, fences } => Record {
+                key: Bytes::new(),
+                value: Some(json(change)),
+                headers: vec![(FENCES_HEADER.to_owned(), serde_json::to_vec(fences).expect("numbers").into())],
+                timestamp_ms: now_ms,
+            },
+            ChangeEvent::Nothing => Record {
+                key: Bytes::new(),
+                value: Some(Bytes::from_static(br#"{"op":"m"}"#)),
+                headers: vec![],
+                timestamp_ms: now_ms,
+            },
             ChangeEvent::Heartbeat { as_of_ms } => message(HEARTBEAT_KEY, *as_of_ms, None, now_ms),
             ChangeEvent::Replay { id } => message(REPLAY_KEY, now_ms, Some(*id), now_ms),
         }
@@ -355,6 +385,14 @@ impl ChangeEvent {
         let change = |value: &[u8]| {
             serde_json::from_slice::<Box<Change>>(value).map_err(|source| EventError::Json { part: "value", source })
         };
+        // None: it concerns no row.
+        let any = |value: &[u8]| {
+            let read = if debezium::is_wrapped(value) { debezium::change(value) } else { change(value) };
+            match read {
+                Err(_) if debezium::is_message(value) => Ok(None),
+                read => read.map(Some),
+            }
+        };
         let message = |value: &[u8]| {
             serde_json::from_slice::<Envelope>(value).map_err(|source| EventError::Json { part: "value", source })
         };
@@ -367,7 +405,12 @@ impl ChangeEvent {
                 Ok(ChangeEvent::Replay { id: message(value)?.replay.unwrap_or_default() })
             }
             Some(value) => {
-                let (key, change) = (RowKey::from_bytes(&record.key)?, change(value)?);
+                let Some(change) = any(value)? else { return Ok(ChangeEvent::Nothing) };
+                if change.op == Op::Truncate && record.key.is_empty() {
+                    let fences = record.header(FENCES_HEADER).and_then(|fences| serde_json::from_slice(fences).ok());
+                    return Ok(ChangeEvent::Truncate { change, fences: fences.unwrap_or_default() });
+                }
+                let key = RowKey::from_bytes(&record.key)?;
                 if change.after.is_none() && change.op != Op::Delete {
                     return Err(EventError::NoRow(change.op.as_label()));
                 }
@@ -440,6 +483,9 @@ pub enum VectorEvent {
         version: Version,
         /// When the truncate was committed, milliseconds since the Unix epoch.
         commit_ts_ms: i64,
+        /// The partition of `changes` whose truncate it is, where that is another one. It has a key of its own: a barrier of
+        /// one must not push out one of another that reaches further.
+        of: Option<u16>,
     },
     /// All that was committed in the source before this moment and belongs into this partition stands before this record.
     Heartbeat {
@@ -468,9 +514,13 @@ impl VectorEvent {
                 headers.extend(commit_ts_ms.map(|ms| number_header(COMMIT_HEADER, ms)));
                 Record { key: key.to_bytes(), value: None, headers, timestamp_ms: now_ms }
             }
-            VectorEvent::Barrier { version, commit_ts_ms } => {
+            VectorEvent::Barrier { version, commit_ts_ms, of } => {
                 let row = EmbeddedRow { version: version.0, commit_ts_ms: *commit_ts_ms, ..EmbeddedRow::default() };
-                reserved(BARRIER_KEY, &row, now_ms)
+                let record = reserved(BARRIER_KEY, &row, now_ms);
+                match of {
+                    Some(of) => Record { key: format!("{BARRIER_OF}{of}\"}}").into(), ..record },
+                    None => record,
+                }
             }
             VectorEvent::Heartbeat { as_of_ms } => {
                 let row = EmbeddedRow { commit_ts_ms: *as_of_ms, ..EmbeddedRow::default() };
@@ -487,8 +537,11 @@ impl VectorEvent {
         match &record.value {
             Some(value) => {
                 let row = EmbeddedRow::decode(value.clone()).map_err(EventError::Protobuf)?;
-                if record.key == BARRIER_KEY {
-                    return Ok(VectorEvent::Barrier { version: Version(row.version), commit_ts_ms: row.commit_ts_ms });
+                let of = record.key.strip_prefix(BARRIER_OF.as_bytes()).and_then(|of| of.strip_suffix(b"\"}"));
+                if record.key == BARRIER_KEY || of.is_some() {
+                    let of = of.and_then(|of| std::str::from_utf8(of).ok()?.parse().ok());
+                    let (version, commit_ts_ms) = (Version(row.version), row.commit_ts_ms);
+                    return Ok(VectorEvent::Barrier { version, commit_ts_ms, of });
                 }
                 if record.key == HEARTBEAT_KEY {
                     return Ok(VectorEvent::Heartbeat { as_of_ms: row.commit_ts_ms });
@@ -556,131 +609,4 @@ fn number_header(name: &str, number: impl fmt::Display) -> (String, Bytes) {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use serde_json::json;
-
-    fn key(value: Value) -> RowKey {
-        RowKey::from_bytes(value.to_string().as_bytes()).expect("an object")
-    }
-
-    #[test]
-    fn lsn_reads_and_prints_what_postgres_prints() {
-        for text in ["0/0", "0/16B3748", "16/B374D848", "FFFFFFFF/FFFFFFFF"] {
-            assert_eq!(text.parse::<Lsn>().expect("an LSN").to_string(), text);
-        }
-        for text in ["", "1", "/", "1/2/3", "g/0", "100000000/0"] {
-            assert!(text.parse::<Lsn>().is_err(), "{text}");
-        }
-    }
-
-    #[test]
-    fn row_id_is_the_value_of_a_single_key_and_the_object_of_a_composite_one() {
-        assert_eq!(key(json!({"id": 7})).id(), json!(7));
-        assert_eq!(key(json!({"slug": "a"})).id(), json!("a"));
-        assert_eq!(key(json!({"b": 1, "a": 2})).id(), json!({"b": 1, "a": 2}));
-        assert_eq!(key(json!({"b": 1, "a": 2})).as_str(), r#"{"b":1,"a":2}"#);
-        assert!(RowKey::from_bytes(b"{}").is_err());
-        assert!(RowKey::from_bytes(b"7").is_err());
-    }
-
-    #[test]
-    fn change_events_survive_a_round_trip() {
-        let change = Change {
-            before: None,
-            after: Some(json!({"id": 1, "answer": "x"}).as_object().expect("object").clone()),
-            source: Source {
-                version: "0".into(),
-                connector: "postgresql".into(),
-                name: "faq".into(),
-                db: "d".into(),
-                schema: "public".into(),
-                table: "faq_faq".into(),
-                lsn: Some(5),
-                tx_id: Some(6),
-                ts_ms: 7,
-                snapshot: Some("false".into()),
-                commit_lsn: Some(Lsn(8)),
-                ordinal: Some(1),
-            },
-            op: Op::Create,
-            ts_ms: 9,
-        };
-        let events = [
-            ChangeEvent::Row { key: key(json!({"id": 1})), change: Box::new(change.clone()) },
-            ChangeEvent::Tombstone { key: key(json!({"id": 1})), commit_ts_ms: Some(7) },
-            ChangeEvent::Barrier { change: Box::new(Change { op: Op::Truncate, after: None, ..change }) },
-            ChangeEvent::Heartbeat { as_of_ms: 12 },
-        ];
-        for event in events {
-            assert_eq!(ChangeEvent::from_record(&event.to_record(1)).expect("readable"), event);
-        }
-    }
-
-    #[test]
-    fn a_change_that_is_too_large_goes_without_the_row_before_or_leaves_its_key() {
-        let row =
-            |length: usize| Some(json!({"id": 1, "t": "x".repeat(length)}).as_object().expect("an object").clone());
-        let check = |before: usize, after: Option<usize>, wanted: &str| {
-            let source = r#"{"ts_ms":5,"commit_lsn":7,"ordinal":0}"#;
-            let source: Source = serde_json::from_str(source).expect("a source");
-            let op = if after.is_some() { Op::Update } else { Op::Delete };
-            let change = Change { before: row(before), after: after.and_then(row), source, op, ts_ms: 6 };
-            let event = ChangeEvent::Row { key: key(json!({"id": 1})), change: Box::new(change) };
-            let record = event.to_record_within(1_000, 8);
-            assert!(record.bytes() <= 1_000 && record.key == event.to_record(8).key);
-            let read = match ChangeEvent::from_record(&record) {
-                Ok(ChangeEvent::Row { change, .. }) if change.before.is_some() => "whole".to_owned(),
-                Ok(ChangeEvent::Row { .. }) => "without before".to_owned(),
-                Ok(other) => format!("{other:?}"),
-                Err(EventError::TooLarge(bytes)) => format!("too large, {}", bytes > 2_000),
-                Err(error) => error.to_string(),
-            };
-            assert_eq!(read, wanted, "{before}, {after:?}");
-        };
-        check(100, Some(100), "whole");
-        check(2_000, Some(100), "without before");
-        check(2_000, None, "without before");
-        check(100, Some(2_000), "too large, true");
-    }
-
-    #[test]
-    fn vector_events_survive_a_round_trip() {
-        let row = EmbeddedRow {
-            version: 3,
-            row_hash: vec![1; 16],
-            text_hash: vec![2; 16],
-            payload: r#"{"id":1}"#.into(),
-            windows: vec![Window { vector: vec![0.6, 0.8], passage: "p".into() }],
-            commit_ts_ms: 4,
-        };
-        let events = [
-            VectorEvent::Upsert { key: key(json!({"id": 1})), row },
-            VectorEvent::Delete { key: key(json!({"id": 1})), version: Version(9), commit_ts_ms: None },
-            VectorEvent::Barrier { version: Version(10), commit_ts_ms: 11 },
-            VectorEvent::Heartbeat { as_of_ms: 12 },
-        ];
-        for event in events {
-            assert_eq!(VectorEvent::from_record(&event.to_record(1)).expect("readable"), event);
-        }
-    }
-
-    #[test]
-    fn poison_is_an_error_that_names_the_part() {
-        let record = |key: &'static [u8], value: Option<&'static [u8]>| Record {
-            key: Bytes::from_static(key),
-            value: value.map(Bytes::from_static),
-            headers: vec![],
-            timestamp_ms: 0,
-        };
-        let no_row = br#"{"before":null,"after":null,"source":{"ts_ms":1},"op":"u","ts_ms":1}"#;
-        for (record, wanted) in [
-            (record(b"1", None), "key"),
-            (record(br#"{"id":1}"#, Some(b"{")), "value"),
-            (record(br#"{"id":1}"#, Some(no_row)), "update"),
-        ] {
-            let error = ChangeEvent::from_record(&record).expect_err("poison").to_string();
-            assert!(error.contains(wanted), "{error}");
-        }
-    }
-}
+mod tests;

@@ -10,6 +10,7 @@ mod login;
 pub mod pgoutput;
 pub mod progress;
 pub mod publication;
+pub mod reread;
 pub mod reselect;
 pub mod sequencer;
 mod session;
@@ -232,6 +233,11 @@ impl CaptureError {
             return CaptureError::Refused(Refusal::PublicationMissing { publication: publication.to_owned() });
         }
         self
+    }
+
+    /// Whether settings or the database must be changed by a person.
+    pub fn is_for_a_person(&self) -> bool {
+        self.outcome() == Outcome::Configuration
     }
 
     fn outcome(&self) -> Outcome {

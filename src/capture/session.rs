@@ -25,6 +25,7 @@ use crate::retry::Retry;
 use crate::shutdown::Shutdown;
 use crate::topic::{CaptureState, Offsets, Outgoing, SnapshotMarker};
 use republish::Republish;
+pub(super) use republish::key_text;
 
 /// Events of one append: enough to share one fsync well, few enough to stay small in memory.
 const EVENTS_PER_APPEND: usize = 2_000;
@@ -383,12 +384,11 @@ impl Session<'_> {
                 let records = events
                     .iter()
                     .map(|event| match event {
-                        ChangeEvent::Barrier { .. } | ChangeEvent::Heartbeat { .. } | ChangeEvent::Replay { .. } => {
-                            Outgoing::Everywhere(event.to_record(now))
-                        }
                         ChangeEvent::Row { .. } | ChangeEvent::Tombstone { .. } => {
                             Outgoing::ByKey(event.to_record_within(bytes_max, now))
                         }
+                        // What concerns no row of its own.
+                        _ => Outgoing::Everywhere(event.to_record(now)),
                     })
                     .collect();
                 capture.log.append_changes(records, &state).await.map_err(CaptureError::from)

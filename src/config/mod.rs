@@ -69,18 +69,38 @@ impl Config {
     ) -> Result<Config, Problems> {
         let mut problems = Problems::new();
         let all = [Role::Capture, Role::Embed, Role::Index, Role::Serve];
-        let roles: Vec<Role> = all.into_iter().filter(|role| roles.is_empty() || roles.contains(role)).collect();
+        let asked = roles;
         let database = problems.take(database::read(environment));
-        if let (Some(None), true) = (&database, roles.contains(&Role::Capture)) {
-            let what = "is not set; wanted postgresql://user:password@host:port/database";
-            problems.push(Problem::new(database::DATABASE_URL, what));
-        }
         let settings = problems.take(Settings::read(environment));
         // With settings that cannot be read the file is still looked at: it has problems of its own to tell.
         let path =
             settings.as_ref().map_or_else(|| settings::pipeline_path(environment), |given| given.pipeline.clone());
         let pipeline = problems.take(pipeline::read(&path, check_templates));
-        if roles.len() < all.len() && settings::given(environment, kafka::BROKERS).is_none() {
+        let topic = pipeline.as_ref().and_then(|pipeline| pipeline.source.topic.as_ref());
+        let does = |role: &Role| match asked {
+            [] => *role != Role::Capture || topic.is_none(),
+            asked => asked.contains(role),
+        };
+        let roles: Vec<Role> = all.into_iter().filter(does).collect();
+        let (captures, has_brokers) =
+            (roles.contains(&Role::Capture), settings::given(environment, kafka::BROKERS).is_some());
+        if let Some(topic) = topic {
+            if captures {
+                let what =
+                    format!("capture is not for this pipeline: its source.topic is {topic}, which Debezium fills");
+                problems.push(Problem::new("--role", what));
+            }
+            if !has_brokers {
+                problems.push(Problem::new(
+                    kafka::BROKERS,
+                    "is not set: source.topic of the pipeline file is a topic of Kafka",
+                ));
+            }
+        } else if let (Some(None), true) = (&database, captures) {
+            let what = "is not set; wanted postgresql://user:password@host:port/database";
+            problems.push(Problem::new(database::DATABASE_URL, what));
+        }
+        if topic.is_none() && roles.len() < all.len() && !has_brokers {
             let what = "the embedded log serves one process, which has all four: leave it out, or set KAFKA_BROKERS";
             problems.push(Problem::new("--role", what));
         }
@@ -174,6 +194,8 @@ pub struct Source {
     pub publication: String,
     /// Replication slot.
     pub slot: String,
+    /// A topic that Debezium writes, to be read instead of capturing.
+    pub topic: Option<String>,
 }
 
 /// `[document]` of a pipeline file.

@@ -14,6 +14,8 @@ pub type CheckTemplates<'a> = &'a dyn Fn(&Document) -> Vec<String>;
 const FILE_BYTES_MAX: u64 = 1 << 20;
 /// PostgreSQL's limit on names, in bytes (NAMEDATALEN - 1).
 const NAME_BYTES_MAX: usize = 63;
+/// Kafka's limit on topics' names.
+const TOPIC_NAME_MAX: usize = 249;
 /// Leaves room in a slot's name for a prefix and a suffix.
 const PIPELINE_NAME_MAX: usize = 41;
 
@@ -43,7 +45,7 @@ pub fn read_files(paths: &[PathBuf], check_templates: CheckTemplates<'_>) -> Vec
                     let what = format!("{} has the same name", other_path.display());
                     problems.push(Problem::new(format!("{}: name", path.display()), what).showing(&pipeline.name));
                 }
-                if other.source.slot == pipeline.source.slot {
+                if other.source.slot == pipeline.source.slot && pipeline.source.topic.is_none() {
                     let what = format!("{} uses the same slot", other_path.display());
                     let place = format!("{}: source.slot", path.display());
                     problems.push(Problem::new(place, what).showing(&pipeline.source.slot));
@@ -135,10 +137,24 @@ fn name<'t>(fields: &mut Fields<'t>, root: &Section<'_, 't>) -> Option<String> {
 }
 
 fn source<'t>(fields: &mut Fields<'t>, root: &Section<'_, 't>, name: &str) -> Option<Source> {
-    const UNSUPPORTED: [&str; 3] = ["topic", "query", "watch"];
+    const UNSUPPORTED: [&str; 2] = ["query", "watch"];
     let section = fields.section(root, "source", &["table", "publication", "slot", "topic", "query", "watch"]);
     fields.refuse_unsupported(&section, &UNSUPPORTED);
-    if !UNSUPPORTED.iter().any(|key| section.has(key)) {
+    let topic = fields.text(&section, "topic");
+    if topic.is_some_and(|topic| !is_topic(topic)) {
+        fields.refuse(
+            &section,
+            "topic",
+            "wanted a topic's name: at most 249 letters, digits, dots, dashes and underscores",
+        );
+    }
+    if section.has("topic") {
+        for key in ["publication", "slot"].into_iter().filter(|key| section.has(key)) {
+            fields.refuse(&section, key, "is for capturing, and source.topic is read instead: leave one of them out");
+        }
+    }
+    let of_topic = topic.and_then(table_of_topic);
+    if of_topic.is_none() && !UNSUPPORTED.iter().any(|key| section.has(key)) {
         fields.require(&section, "table", r#"table = "public.faq_faq""#);
     }
     let table = fields.text(&section, "table").and_then(|text| match table_name(text) {
@@ -157,13 +173,27 @@ fn source<'t>(fields: &mut Fields<'t>, root: &Section<'_, 't>, name: &str) -> Op
     if slot.is_some_and(|slot| slot.len() > NAME_BYTES_MAX || !slot.chars().all(is_lower_digit_or_underscore)) {
         fields.refuse(&section, "slot", "wanted at most 63 lower-case letters, digits and underscores");
     }
-    let (schema, table) = table?;
+    // A table that is written and wrong is no reason to take another.
+    let (schema, table) = if section.has("table") { table? } else { of_topic? };
     Some(Source {
         schema,
         table,
         publication: publication.unwrap_or(&default).to_owned(),
         slot: slot.unwrap_or(&default).to_owned(),
+        topic: topic.map(str::to_owned),
     })
+}
+
+fn is_topic(name: &str) -> bool {
+    name.len() <= TOPIC_NAME_MAX && name.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c))
+}
+
+/// The table that Debezium names a topic after: `<prefix>.<schema>.<table>`.
+fn table_of_topic(topic: &str) -> Option<(String, String)> {
+    let (rest, table) = topic.rsplit_once('.')?;
+    let (_, schema) = rest.rsplit_once('.')?;
+    let both = !schema.is_empty() && !table.is_empty();
+    both.then(|| (schema.to_owned(), table.to_owned()))
 }
 
 fn document<'t>(fields: &mut Fields<'t>, root: &Section<'_, 't>) -> Option<Document> {
@@ -321,6 +351,7 @@ filters = ["category"]
                     table: "faq_faq".into(),
                     publication: "vecsync_faq".into(),
                     slot: "vecsync_faq".into(),
+                    topic: None,
                 },
                 document: Document {
                     title: Some("{{ question }}".into()),
@@ -403,12 +434,24 @@ filters = "category"
 
     #[test]
     fn what_has_no_effect_yet_is_refused() {
-        let text = GOOD
-            .replace("[index]", "[index]\ncollection = \"c\"")
-            .replace("table = \"public.faq_faq\"", "topic = \"t\"");
-        check(&text, &["source.topic = \"t\": is not supported", "index.collection = \"c\": is not supported"]);
+        let text = GOOD.replace("[index]", "[index]\ncollection = \"c\"");
+        check(&text, &["index.collection = \"c\": is not supported"]);
         let text = GOOD.replace("[document]", "query = \"q\"\nwatch = []\n[document]");
         check(&text, &["source.query", "source.watch"]);
+    }
+
+    #[test]
+    fn a_topic_of_debeziums_takes_the_place_of_capturing() {
+        let with = |source: &str| GOOD.replace("table = \"public.faq_faq\"", source);
+        let pipeline = parse("p.toml", &with("topic = \"site.help.faq\""), &|_| Vec::new()).expect("good").source;
+        assert_eq!((pipeline.schema.as_str(), pipeline.table.as_str()), ("help", "faq"));
+        assert_eq!(pipeline.topic.as_deref(), Some("site.help.faq"));
+        let pipeline =
+            parse("p.toml", &with("topic = \"faq\"\ntable = \"help.faq\""), &|_| Vec::new()).expect("good").source;
+        assert_eq!((pipeline.schema.as_str(), pipeline.table.as_str()), ("help", "faq"));
+        check(&with("topic = \"faq\""), &["source.table: is missing"]);
+        check(&with("topic = \"a b\""), &["source.topic = \"a b\": wanted a topic's name", "source.table: is missing"]);
+        check(&with("topic = \"site.help.faq\"\nslot = \"s\""), &["source.slot = \"s\": is for capturing"]);
     }
 
     #[test]

@@ -124,6 +124,14 @@ impl Document {
             .collect()
     }
 
+    /// Whether the condition removes a row from the index, as far as that can be said without these columns.
+    pub(super) fn leaves_out(&self, row: &Row, missing: &[String]) -> bool {
+        let named = self.columns.get(WHEN);
+        self.has_condition
+            && !named.is_some_and(|named| missing.iter().any(|name| named.contains(name)))
+            && self.run(WHEN, &Value::from(Serde(row))).is_ok_and(|said| said.is_empty())
+    }
+
     /// Renders a row; none if the condition is false or NULL (or 0 or empty), which removes it from the index.
     pub fn render(&self, row: &Row) -> Result<Option<Rendered>, DocumentError> {
         let context = Value::from(Serde(row));

@@ -1,7 +1,8 @@
 //! Records of `changes` to what is left to do: the last event of each key, barriers, and what cannot be read. Pure.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
+use super::completion;
 use crate::event::{ChangeEvent, EventError, Op, Record, Row, RowKey, Version};
 use crate::topic::{Partition, Stored};
 
@@ -31,6 +32,10 @@ pub struct Item {
     pub record: Record,
     /// What it says.
     pub event: Event,
+    /// Columns of the row that are used and were not sent, because they did not change.
+    pub missing: Vec<String>,
+    /// The transaction that changed the row, if known.
+    pub tx_id: Option<u64>,
 }
 
 /// What an event says about the index.
@@ -42,14 +47,19 @@ pub enum Event {
     Gone(RowKey),
     /// All rows of the partition are gone.
     Barrier,
+    /// All rows are gone that stand before these offsets, one a partition.
+    Truncate(Vec<u64>),
+    /// Nothing.
+    Nothing,
     /// Everything before this moment, milliseconds since the Unix epoch, stands before it.
     Heartbeat(i64),
     /// Everything before it in the partition was embedded again, for this replay.
     Replayed(u64),
 }
 
-/// Reads a batch, in the order in which the log gave it.
-pub fn intake(batch: Vec<Stored>) -> Intake {
+/// Reads a batch, in the order in which the log gave it. `used` are the columns that must be whole, where records may
+/// lack some: what the record before has of them is taken over.
+pub fn intake(batch: Vec<Stored>, used: Option<&BTreeSet<String>>) -> Intake {
     let mut intake = Intake::default();
     let mut latest: HashMap<(Partition, RowKey), Item> = HashMap::new();
     let mut barriers: BTreeMap<Partition, Item> = BTreeMap::new();
@@ -58,6 +68,16 @@ pub fn intake(batch: Vec<Stored>) -> Intake {
     for stored in batch {
         intake.ends.insert(stored.partition, stored.offset + 1);
         let event = match ChangeEvent::from_record(&stored.record) {
+            Ok(ChangeEvent::Nothing) => {
+                *intake.counts.entry("message").or_default() += 1;
+                continue;
+            }
+            // Whose topic this is writes barriers instead.
+            Ok(ChangeEvent::Truncate { fences, .. }) if fences.is_empty() => {
+                *intake.counts.entry("unreadable").or_default() += 1;
+                intake.unreadable.push((stored, EventError::EmptyKey));
+                continue;
+            }
             Ok(event) => event,
             Err(fault) => {
                 *intake.counts.entry("unreadable").or_default() += 1;
@@ -65,17 +85,29 @@ pub fn intake(batch: Vec<Stored>) -> Intake {
                 continue;
             }
         };
-        let (op, commit_ts_ms, event) = read(event);
-        *intake.counts.entry(op).or_default() += 1;
         let Stored { partition, offset, record } = stored;
-        let item = Item { partition, version: Version(offset), commit_ts_ms, record, event };
+        let (op, mut item) = read(event, partition, offset, record, used);
+        *intake.counts.entry(op).or_default() += 1;
         match &item.event {
+            Event::Row(key, _) if !item.missing.is_empty() => {
+                let key = (partition, key.clone());
+                if let Some(Event::Row(_, before)) = latest.get(&key).map(|item| &item.event) {
+                    item.fill(before);
+                }
+                latest.insert(key, item);
+            }
             Event::Row(key, _) | Event::Gone(key) => drop(latest.insert((partition, key.clone()), item)),
             Event::Barrier => {
                 latest.retain(|(other, _), _| *other != partition);
                 barriers.insert(partition, item);
             }
+            Event::Truncate(fences) => {
+                let fence = |partition: Partition| fences.get(usize::from(partition)).copied().unwrap_or_default();
+                latest.retain(|(partition, _), item| item.version.0 >= fence(*partition));
+                barriers.insert(partition, item);
+            }
             Event::Heartbeat(_) => drop(heartbeats.insert(partition, item)),
+            Event::Nothing => {}
             Event::Replayed(_) => drop(replays.insert(partition, item)),
         }
     }
@@ -85,9 +117,18 @@ pub fn intake(batch: Vec<Stored>) -> Intake {
     intake
 }
 
-fn read(event: ChangeEvent) -> (&'static str, Option<i64>, Event) {
-    match event {
+fn read(
+    event: ChangeEvent,
+    partition: Partition,
+    offset: u64,
+    record: Record,
+    used: Option<&BTreeSet<String>>,
+) -> (&'static str, Item) {
+    let (mut before, mut tx_id) = (None, None);
+    let (op, commit_ts_ms, event) = match event {
         ChangeEvent::Row { key, change } => {
+            let change = *change;
+            (before, tx_id) = (change.before, change.source.tx_id);
             let event = match change.after {
                 Some(row) if change.op != Op::Delete => Event::Row(key, row),
                 _ => Event::Gone(key),
@@ -96,9 +137,22 @@ fn read(event: ChangeEvent) -> (&'static str, Option<i64>, Event) {
         }
         ChangeEvent::Tombstone { key, commit_ts_ms } => ("tombstone", commit_ts_ms, Event::Gone(key)),
         ChangeEvent::Barrier { change } => (Op::Truncate.as_label(), Some(change.source.ts_ms), Event::Barrier),
+        ChangeEvent::Truncate { change, fences } => {
+            (Op::Truncate.as_label(), Some(change.source.ts_ms), Event::Truncate(fences))
+        }
+        ChangeEvent::Nothing => ("message", None, Event::Nothing),
         ChangeEvent::Heartbeat { as_of_ms } => ("heartbeat", None, Event::Heartbeat(as_of_ms)),
         ChangeEvent::Replay { id } => ("replay", None, Event::Replayed(id)),
+    };
+    let missing = match (&event, used) {
+        (Event::Row(_, row), Some(used)) => completion::missing(row, used),
+        _ => vec![],
+    };
+    let mut item = Item { partition, version: Version(offset), commit_ts_ms, record, event, missing, tx_id };
+    if let Some(before) = before.filter(|_| !item.missing.is_empty()) {
+        item.fill(&before);
     }
+    (op, item)
 }
 
 #[cfg(test)]
@@ -137,13 +191,16 @@ mod tests {
             *offset += 1;
             Stored { partition, offset: *offset - 1, record: record(kind) }
         });
-        let intake = intake(stored.collect());
+        let used = BTreeSet::from(["answer".to_owned()]);
+        let intake = intake(stored.collect(), Some(&used));
         let left = intake.items.iter().map(|item| {
             let event = match &item.event {
                 Event::Row(key, row) => format!("row{}={}", key.id(), row["id"]),
                 Event::Gone(key) => format!("gone{}", key.id()),
                 Event::Barrier => "barrier".to_owned(),
                 Event::Heartbeat(as_of_ms) => format!("heartbeat{as_of_ms}"),
+                Event::Truncate(fences) => format!("truncate{fences:?}"),
+                Event::Nothing => "nothing".to_owned(),
                 Event::Replayed(id) => format!("replayed{id}"),
             };
             format!("{}:{event}@{}", item.partition, item.version.0)

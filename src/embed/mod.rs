@@ -5,6 +5,7 @@
 
 mod batch;
 pub mod cache;
+pub mod completion;
 pub mod document;
 mod files;
 mod inference;
@@ -27,6 +28,7 @@ use model::{Model, ModelFile};
 use tokens::{TokenIds, Tokens};
 
 pub use cache::Cache;
+pub use completion::Completion;
 pub use document::{Document, DocumentError, Rendered};
 pub use files::LoadError;
 pub use model::{DIMENSION, EmbedError, NoDirection, TOKENS_MAX, Vector, normalise};
@@ -154,6 +156,11 @@ impl Embedder {
 pub fn revision(model: &config::Model, document: &config::Document) -> String {
     let (model, tokenizer) = Files::choose(model).hashes();
     revision_of(model, tokenizer, document)
+}
+
+/// The revision where another topic than vecsync's own is embedded: its offsets are versions of their own.
+pub fn revision_of_topic(revision: &str, topic: &str) -> String {
+    format!("{revision}-{}", files::hex(&Sha256::digest(topic)[..3]))
 }
 
 fn revision_of(model_sha256: &str, tokenizer_sha256: &str, document: &config::Document) -> String {

@@ -9,6 +9,7 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use super::cache::{Cache, Key, Layout};
+use super::completion::{self, Completion};
 use super::document::{Document, Rendered};
 use super::intake::{Event, Intake, Item, intake};
 use super::model::{DIMENSION, EmbedError, Vector, normalise};
@@ -35,13 +36,16 @@ pub enum Reason {
     Template,
     /// The model or the tokenizer refuses its text.
     Embedding,
+    /// A column that did not change was not sent, and is not known.
+    Incomplete,
     /// The log does not take records as large as this row's.
     TooLarge,
 }
 
 impl Reason {
     /// All of them.
-    pub const ALL: [Reason; 4] = [Reason::Unreadable, Reason::Template, Reason::Embedding, Reason::TooLarge];
+    pub const ALL: [Reason; 5] =
+        [Reason::Unreadable, Reason::Template, Reason::Embedding, Reason::Incomplete, Reason::TooLarge];
 
     /// The label.
     pub fn as_label(self) -> &'static str {
@@ -49,6 +53,7 @@ impl Reason {
             Reason::Unreadable => "unreadable",
             Reason::Template => "template",
             Reason::Embedding => "embedding",
+            Reason::Incomplete => "incomplete",
             Reason::TooLarge => "too_large",
         }
     }
@@ -90,6 +95,8 @@ pub(super) struct Rows {
     revision: String,
     cache: Cache,
     topic: String,
+    /// Where records may lack columns.
+    completion: Option<Completion>,
 }
 
 /// Why a rendered row cannot be embedded.
@@ -132,13 +139,28 @@ impl Rows {
         topic: String,
     ) -> Rows {
         let revision = embedder.revision(&settings);
-        Rows { embedder, document, settings, revision, cache, topic }
+        Rows { embedder, document, settings, revision, cache, topic, completion: None }
     }
 
-    /// Reads, renders, looks up and splits. Blocks: up to milliseconds a row.
-    fn prepare(&self, batch: Vec<Stored>, bytes_max: usize) -> Prepared {
+    /// Has rows completed whose records lack columns that did not change.
+    pub(super) fn completed_by(&mut self, completion: Completion) {
+        self.completion = Some(completion);
+    }
+
+    /// Whether a batch may only be taken up when the one before it is committed.
+    pub(super) fn take_turns(&self) -> bool {
+        matches!(self.completion, Some(Completion::Held(_)))
+    }
+
+    fn intake(&self, batch: Vec<Stored>) -> Intake {
+        let used = self.completion.is_some().then(|| self.document.columns());
+        intake(batch, used.as_ref())
+    }
+
+    /// Renders, looks up and splits. Blocks: up to milliseconds a row.
+    fn prepare(&self, intake: Intake, bytes_max: usize) -> Prepared {
         let mut prepared = Prepared { bytes_max, ..Prepared::default() };
-        let Intake { items, unreadable, counts, ends } = intake(batch);
+        let Intake { items, unreadable, counts, ends } = intake;
         prepared.processed.ends = ends;
         prepared.processed.counts = counts;
         for (stored, fault) in unreadable {
@@ -157,13 +179,32 @@ impl Rows {
     fn prepare_item(&self, mut item: Item, prepared: &mut Prepared) {
         let (partition, version, commit_ts_ms) = (item.partition, item.version, item.commit_ts_ms);
         let gone = |key| (partition, version.0, VectorEvent::Delete { key, version, commit_ts_ms });
-        let (key, row) = match std::mem::replace(&mut item.event, Event::Barrier) {
+        if !item.missing.is_empty() {
+            if let Event::Row(key, row) = &item.event
+                && self.document.leaves_out(row, &item.missing)
+            {
+                return prepared.outputs.push(gone(key.clone()));
+            }
+            let told = completion::told(&item.missing);
+            return self.put_aside(item, Reason::Incomplete, &told, prepared);
+        }
+        let (key, row) = match std::mem::replace(&mut item.event, Event::Nothing) {
             Event::Row(key, row) => (key, row),
             Event::Gone(key) => return prepared.outputs.push(gone(key)),
             Event::Barrier => {
-                let barrier = VectorEvent::Barrier { version, commit_ts_ms: commit_ts_ms.unwrap_or_default() };
+                let commit_ts_ms = commit_ts_ms.unwrap_or_default();
+                let barrier = VectorEvent::Barrier { version, commit_ts_ms, of: None };
                 return prepared.outputs.push((partition, version.0, barrier));
             }
+            Event::Truncate(fences) => {
+                let commit_ts_ms = commit_ts_ms.unwrap_or_default();
+                let barriers = (0..).zip(fences).map(|(other, fence)| {
+                    let of = (other != partition).then_some(partition);
+                    (other, fence, VectorEvent::Barrier { version: Version(fence), commit_ts_ms, of })
+                });
+                return prepared.outputs.extend(barriers);
+            }
+            Event::Nothing => return,
             Event::Heartbeat(as_of_ms) => {
                 return prepared.outputs.push((partition, version.0, VectorEvent::Heartbeat { as_of_ms }));
             }
@@ -371,7 +412,15 @@ impl Rows {
 /// text that the model refuses is a dead letter and no error.
 pub(super) async fn process(rows: &Arc<Rows>, batch: Vec<Stored>, bytes_max: usize) -> Result<Processed, EmbedError> {
     let shared = Arc::clone(rows);
-    let mut prepared = blocking(move || shared.prepare(batch, bytes_max)).await?;
+    let mut prepared = match &rows.completion {
+        None => blocking(move || shared.prepare(shared.intake(batch), bytes_max)).await?,
+        Some(completion) => {
+            let reading = Arc::clone(rows);
+            let mut intake = blocking(move || reading.intake(batch)).await?;
+            completion.complete(&mut intake.items).await.ok_or(EmbedError::Stopped)?;
+            blocking(move || shared.prepare(intake, bytes_max)).await?
+        }
+    };
     let texts: Vec<TokenIds> = prepared.missing.iter_mut().map(|(_, ids)| std::mem::take(ids)).collect();
     let results = if texts.is_empty() { vec![] } else { rows.embedder.embed(texts).await };
     if let Some(fault) = results.iter().filter_map(|result| result.as_ref().err()).find(|fault| !fault.is_of_the_text())

@@ -10,6 +10,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::Embedder;
 use super::cache::Cache;
+use super::completion::Completion;
 use super::document::{Document, DocumentError};
 use super::model::EmbedError;
 use super::rows::{self, Processed, Reason, Rows};
@@ -69,7 +70,16 @@ impl Worker {
         Ok(Worker { rows: Arc::new(rows), metrics })
     }
 
-    /// What a batch becomes, for a log that takes records of any size. Touches no log. An error says that the model is out of order.
+    /// For a topic that others write: rows whose records lack columns that did not change are completed.
+    pub fn completed_by(mut self, completion: Completion) -> Worker {
+        if let Some(rows) = Arc::get_mut(&mut self.rows) {
+            rows.completed_by(completion);
+        }
+        self
+    }
+
+    /// What a batch becomes, for a log that takes records of any size. Touches no log. An error says that the model is
+    /// out of order.
     pub async fn process(&self, batch: Vec<Stored>) -> Result<Processed, EmbedError> {
         rows::process(&self.rows, batch, usize::MAX).await
     }
@@ -82,6 +92,7 @@ impl Worker {
         let mut under_way: VecDeque<Batch> = VecDeque::new();
         let mut give_up_at: Option<Instant> = None;
         let mut letters = Letters::default();
+        let depth = if self.rows.take_turns() { 1 } else { DEPTH };
         while give_up_at.is_none() || !under_way.is_empty() {
             if log.has_replay() && under_way.is_empty() && give_up_at.is_none() {
                 // Nothing of the partitions is under way, so nothing can overtake their beginning.
@@ -92,7 +103,7 @@ impl Worker {
                 }
                 continue;
             }
-            let reads = give_up_at.is_none() && under_way.len() < DEPTH && !log.has_replay();
+            let reads = give_up_at.is_none() && under_way.len() < depth && !log.has_replay();
             let fault = tokio::select! {
                 biased;
                 // 1. Shutdown ends the intake, not what is under way.

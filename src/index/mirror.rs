@@ -224,6 +224,18 @@ impl Mirror {
         self.0.search(&vector, limit, min_score, filter)
     }
 
+    /// A row's payload, if it is held. May read the disk: call it on a blocking thread.
+    pub fn payload(&self, key: &RowKey) -> Result<Option<Row>, MirrorError> {
+        let stored = row_key(key);
+        let damaged = |what: String| MirrorError::Damaged { path: shown(&self.0.settings.dir), what };
+        let Some(bytes) = self.0.with_store(|store| store.get(&stored))? else { return Ok(None) };
+        let (record, _) = Record::decode(&stored, &bytes).map_err(|damage| damaged(damage.0))?;
+        match record.body {
+            Stored::Live(row) => parse_payload(&row.payload).map(Some).map_err(damaged),
+            Stored::Deleted(_) => Ok(None),
+        }
+    }
+
     /// Whether searches are answered. They are not while the folder is opened again after damage.
     pub fn is_open(&self) -> bool {
         read(&self.0.store).is_some()

@@ -8,6 +8,7 @@
 mod client;
 mod embed;
 mod feed;
+mod foreign;
 mod keys;
 mod letters;
 mod state;
@@ -47,6 +48,8 @@ pub struct Settings {
     pub prefix: String,
     /// The pipeline's name, the second part of the topics' names.
     pub pipeline: String,
+    /// A topic that Debezium writes, to be read instead of `changes`. It is never made or altered.
+    pub source_topic: Option<String>,
     /// Partitions of each topic.
     pub partitions: u16,
     /// Copies of each partition, where a topic is made.
@@ -115,6 +118,12 @@ impl Log {
 
     /// Appends to `changes` what is no event of the source, outside of capture's transactions; returns when it is durable.
     pub async fn append_marks(&self, records: Vec<Outgoing>) -> Result<(), LogError> {
+        if self.0.names.is_foreign {
+            let reason = "Debezium writes it, and vecsync writes nothing into it: to have it embedded again stop all who embed, \
+                          put their group back with kafka-consumer-groups --reset-offsets --to-earliest, and start them";
+            let path = self.0.names.changes.clone();
+            return Err(LogError::Refused { operation: "append to", path, reason: reason.to_owned() });
+        }
         ensure(&self.0).await?;
         self.blocking(|inner| {
             let placed = writer::place(&inner.names.changes, inner.settings.partitions, records);
@@ -168,10 +177,20 @@ impl Log {
         VectorsReader::new(self.0.settings.clone(), self.0.names.vectors(revision))
     }
 
-    /// Refuses topics whose number of partitions has changed since they were made.
+    /// The offset behind the last record of a partition of `vectors.<revision>`, markers of transactions left aside.
+    pub async fn vectors_end(&self, revision: &str, partition: Partition) -> Result<u64, LogError> {
+        let topic = self.0.names.vectors(revision);
+        self.blocking(move |inner| vectors::end(&inner.settings, &topic, partition)).await
+    }
+
+    /// Refuses topics whose number of partitions has changed since they were made, and the lack of Debezium's topic.
     pub async fn check_partitions(&self) -> Result<(), LogError> {
         let Inner { settings, names, .. } = &*self.0;
         let partitions = settings.partitions;
+        if names.is_foreign {
+            topics::check_foreign(settings, &names.changes).await?;
+            return topics::check_partitions(settings, &[Wanted { name: &names.dead_letters, partitions }]).await;
+        }
         let wanted = [&names.changes, &names.dead_letters].map(|name| Wanted { name, partitions });
         topics::check_partitions(settings, &wanted).await
     }

@@ -126,7 +126,7 @@ impl Log {
     pub fn vectors(&self, revision: &str) -> Result<VectorsReader, LogError> {
         match self {
             Log::Embedded(log) => log.vectors(revision).map(VectorsReader::Embedded),
-            Log::Kafka(log) => Ok(VectorsReader::Kafka(log.vectors(revision))),
+            Log::Kafka(log) => Ok(VectorsReader::Kafka(Box::new(log.vectors(revision)))),
         }
     }
 
@@ -251,7 +251,7 @@ pub enum VectorsReader {
     /// On this machine.
     Embedded(embedded::VectorsReader),
     /// On brokers.
-    Kafka(kafka::VectorsReader),
+    Kafka(Box<kafka::VectorsReader>),
 }
 
 impl VectorsReader {

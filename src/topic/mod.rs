@@ -198,6 +198,15 @@ pub enum LogError {
         /// What librdkafka said.
         source: Box<rdkafka::error::KafkaError>,
     },
+    /// Debezium's topic is not there. It is waited for.
+    #[error(
+        "read {topic}, which source.topic of the pipeline file names: there is no such topic; Debezium's connector makes it \
+         with the first record, as <its topic.prefix>.<schema>.<table>"
+    )]
+    Absent {
+        /// The topic.
+        topic: String,
+    },
     /// The brokers do not let us in.
     #[error("log in to the brokers {brokers}: {what}")]
     Login {
@@ -260,6 +269,7 @@ impl LogError {
             self,
             LogError::Full { .. }
                 | LogError::Broker { .. }
+                | LogError::Absent { .. }
                 | LogError::Login { .. }
                 | LogError::Revoked { .. }
                 | LogError::NotTaken { .. }

@@ -430,23 +430,28 @@ fn rows_that_are_retried_under_load_do_not_go_back_in_time() {
     cluster.site.sql.execute("CREATE TABLE noise (number int)");
     let stop = Arc::new(AtomicBool::new(false));
     let commits = Arc::new(AtomicU32::new(0));
-    let repeat = |mut work: Box<dyn FnMut() + Send>| {
+    let repeat = |pause_ms, mut work: Box<dyn FnMut() + Send>| {
         let stop = Arc::clone(&stop);
         std::thread::spawn(move || {
             while !stop.load(Ordering::Relaxed) {
                 work();
+                // Not a wait for anything: a pace at which the stream is behind again and again, and not for ever.
+                std::thread::park_timeout(Duration::from_millis(pause_ms));
             }
         })
     };
     let (counting, noisy, counted) =
         (cluster.site.postgres.client(), cluster.site.postgres.client(), Arc::clone(&commits));
     let writers = [
-        repeat(Box::new(move || {
-            let number = counted.fetch_add(1, Ordering::Relaxed) + 1;
-            let some = format!("id <= 5 OR id BETWEEN 21 AND 100 AND id % 20 = {}", number % 20);
-            counting.execute(&format!("UPDATE faq_faq SET answer = '{number}' WHERE {some}"));
-        })),
-        repeat(Box::new(move || noisy.execute("INSERT INTO noise SELECT generate_series(1, 20000)"))),
+        repeat(
+            5,
+            Box::new(move || {
+                let number = counted.fetch_add(1, Ordering::Relaxed) + 1;
+                let some = format!("id <= 5 OR id BETWEEN 21 AND 100 AND id % 20 = {}", number % 20);
+                counting.execute(&format!("UPDATE faq_faq SET answer = '{number}' WHERE {some}"));
+            }),
+        ),
+        repeat(500, Box::new(move || noisy.execute("INSERT INTO noise SELECT generate_series(1, 20000)"))),
     ];
     let rounds = 3;
     for _ in 0..rounds {

@@ -6,6 +6,7 @@ mod support;
 
 mod commands;
 mod dead_letters;
+mod debezium;
 mod http;
 mod kafka;
 mod kafka_login;

@@ -140,7 +140,7 @@ fn every_problem_of_every_source_is_listed_at_once_and_nothing_is_connected_to()
         ".env line 3: is not NAME=value",
         "VECSYNC_API_KEYS (.env line 4): key 1 is too short",
         "pipelines/faq.toml:1: name = 'Faq': wanted",
-        "pipelines/faq.toml:3: source.topic = 't': is not supported by this version",
+        "pipelines/faq.toml: source.table: is missing",
         "pipelines/faq.toml: document.text: is missing",
         "pipelines/faq.toml: document.payload: is missing",
         "pipelines/faq.toml:5: document.window_tokens = 8: wanted a whole number from 16 to 512",
@@ -158,6 +158,18 @@ fn run_without_a_database_or_a_pipeline_says_so() {
     program
         .run(&["run"])
         .refused(&["DATABASE_URL: is not set", "VECSYNC_PIPELINE elsewhere.toml: there is no such file"]);
+}
+
+#[test]
+fn a_topic_of_debeziums_needs_brokers_and_nobody_who_captures() {
+    let source = "[source]\ntopic = 'site.public.faq_faq'\n";
+    let rest = "[document]\ntext = '{{ answer }}'\npayload = ['answer']\n";
+    let program = Program::new().file("pipelines/faq.toml", &format!("name = 'faq'\n{source}{rest}"));
+    program.run(&["run"]).refused(&["KAFKA_BROKERS: is not set: source.topic"]);
+    program.run(&["run", "--role", "capture,embed"]).refused(&[
+        "KAFKA_BROKERS: is not set: source.topic",
+        "--role: capture is not for this pipeline: its source.topic is site.public.faq_faq",
+    ]);
 }
 
 #[test]

@@ -98,7 +98,8 @@ fn taken(sequencer: &mut Sequencer) -> String {
             }
             Pending::Ready(ChangeEvent::Tombstone { key, .. }) => format!("x{}", id(key)),
             Pending::Ready(ChangeEvent::Barrier { .. }) => "t".to_owned(),
-            Pending::Ready(ChangeEvent::Heartbeat { .. } | ChangeEvent::Replay { .. }) => "h".to_owned(),
+            Pending::Ready(ChangeEvent::Heartbeat { .. }) => "h".to_owned(),
+            Pending::Ready(other) => panic!("capture makes no {other:?}"),
             Pending::Incomplete { key, missing, .. } => format!("?{}:{}", id(key), missing.join("+")),
         })
         .collect();

@@ -190,7 +190,7 @@ fn is_of_the_values(error: &tokio_postgres::Error) -> bool {
 }
 
 /// PostgreSQL's text of each column of a key, in catalog order; or why it is no key of the table.
-fn key_text(table: &Table, key: &RowKey) -> Result<Vec<String>, String> {
+pub(in crate::capture) fn key_text(table: &Table, key: &RowKey) -> Result<Vec<String>, String> {
     let columns = key.columns();
     let is_key = columns.len() == table.key.len() && table.key.iter().all(|name| columns.contains_key(name));
     if !is_key {

@@ -61,7 +61,7 @@ fn delete(id: u64, version: u64) -> VectorEvent {
 }
 
 fn barrier(version: u64) -> VectorEvent {
-    VectorEvent::Barrier { version: Version(version), commit_ts_ms: 0 }
+    VectorEvent::Barrier { version: Version(version), commit_ts_ms: 0, of: None }
 }
 
 /// Each key's version, and whether it is live.

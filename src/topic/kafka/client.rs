@@ -30,6 +30,8 @@ pub(super) struct Names {
     pub dead_letters: String,
     /// Capture's state and embed's markers, one partition, compacted.
     pub state: String,
+    /// Whether others write `changes`: Debezium's topic.
+    pub is_foreign: bool,
     prefix: String,
 }
 
@@ -37,7 +39,8 @@ impl Names {
     pub fn new(settings: &Settings) -> Names {
         let prefix = format!("{}.{}", settings.prefix, settings.pipeline);
         Names {
-            changes: format!("{prefix}.changes"),
+            changes: settings.source_topic.clone().unwrap_or_else(|| format!("{prefix}.changes")),
+            is_foreign: settings.source_topic.is_some(),
             dead_letters: format!("{prefix}.dead-letter"),
             state: format!("{prefix}.state"),
             prefix,

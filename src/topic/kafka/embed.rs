@@ -8,14 +8,17 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::{Offset, TopicPartitionList};
 use serde::{Deserialize, Serialize};
 use tokio::task::spawn_blocking;
+use tokio::time::{Instant, sleep, sleep_until};
 
 use super::super::{LogError, Offsets, OpenLetters, Outgoing, Partition, Stored, lock, replay};
 use super::client::{self, Limits, Names, PATIENCE, Quiet};
 use super::feed::Feed;
+use super::foreign::{self, Marks};
 use super::topics::{self, Wanted};
 use super::writer::{self, Placed, Writer};
 use super::{Settings, letters, state};
-use crate::event::Record;
+use crate::clock::now_ms;
+use crate::event::{Record, VectorEvent};
 
 /// One of those who embed a revision.
 pub struct EmbedLog {
@@ -31,6 +34,9 @@ pub struct EmbedLog {
     revocations: u64,
     /// Whether a commit failed, so that the group's positions may be ahead of what is known here.
     uncertain: bool,
+    /// Of a topic that others write: what was read, while it is found out what a truncate in it reaches to.
+    pending: Option<Vec<Stored>>,
+    next_beat: Instant,
     /// A replay that was found and is not begun: the offsets of its records.
     replay: BTreeMap<Partition, u64>,
     /// Up to where replays are done, as far as was asked.
@@ -40,6 +46,10 @@ pub struct EmbedLog {
 /// What a member has open.
 struct Joined {
     feed: Feed,
+    /// For the heartbeats of a topic that has none.
+    marks: Mutex<Marks>,
+    /// The next offsets to read, where something was committed.
+    done: Mutex<BTreeMap<Partition, u64>>,
     /// Used in turn: a producer's next transaction has to wait until the broker is done with its last one.
     writers: Mutex<Writers>,
 }
@@ -67,6 +77,8 @@ impl EmbedLog {
             uncertain: false,
             replay: BTreeMap::new(),
             replayed: BTreeMap::new(),
+            pending: None,
+            next_beat: Instant::now(),
         }
     }
 
@@ -75,7 +87,10 @@ impl EmbedLog {
     pub async fn next(&mut self, max_records: usize, max_bytes: usize) -> Result<Vec<Stored>, LogError> {
         let revocations = self.revocations;
         let joined = self.joined().await?;
-        let given = joined.feed.next(max_records, max_bytes, revocations).await;
+        let given = match self.names.is_foreign {
+            true => self.next_foreign(&joined, max_records, max_bytes).await,
+            false => joined.feed.next(max_records, max_bytes, revocations).await,
+        };
         drop(joined);
         if let Err(LogError::Broker { .. }) = &given {
             self.leave();
@@ -85,6 +100,69 @@ impl EmbedLog {
         let done = |partition, offset| Ok(replayed.get(&partition).is_some_and(|replayed| offset <= *replayed));
         self.replay = replay::cut(&mut batch, done)?;
         Ok(batch)
+    }
+
+    /// As `next`, of a topic that others write.
+    async fn next_foreign(
+        &mut self,
+        joined: &Arc<Joined>,
+        max_records: usize,
+        max_bytes: usize,
+    ) -> Result<Vec<Stored>, LogError> {
+        let revocations = self.revocations;
+        loop {
+            if self.pending.is_some() {
+                self.fence(joined).await?;
+                if joined.feed.revocations() != revocations {
+                    return Err(LogError::Revoked { topic: self.names.changes.clone() });
+                }
+                if let Some(batch) = self.pending.take() {
+                    return Ok(batch);
+                }
+            }
+            tokio::select! {
+                biased;
+                () = sleep_until(self.next_beat) => {
+                    self.next_beat = Instant::now() + foreign::BEAT_EVERY;
+                    self.beat(joined).await;
+                }
+                batch = joined.feed.next(max_records, max_bytes, revocations) => self.pending = Some(batch?),
+            }
+        }
+    }
+
+    /// Finds out what the truncates in the pending batch reach to. Cancel-safe: what is not found out is still there.
+    async fn fence(&mut self, joined: &Joined) -> Result<(), LogError> {
+        while let Some((place, lsn)) = foreign::truncates(self.pending.as_deref().unwrap_or_default()).first().copied()
+        {
+            let Some(stored) = self.pending.as_ref().and_then(|batch| batch.get(place)).cloned() else { break };
+            sleep(foreign::unsettled(&stored)).await;
+            let (settings, topic) = (self.settings.clone(), self.names.changes.clone());
+            let find = move || foreign::fenced(&settings, &topic, &stored, lsn);
+            let fenced = spawn_blocking(find).await.unwrap_or_else(|fault| Err(LogError::Task(fault)));
+            match (fenced, &mut self.pending) {
+                (Ok(fenced), Some(batch)) => batch[place] = fenced,
+                (Err(error), pending) => {
+                    // The same is read again.
+                    *pending = None;
+                    joined.feed.rewind();
+                    return Err(error);
+                }
+                (Ok(_), None) => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes the heartbeats that are due. A fault is met again by whoever reads or commits.
+    async fn beat(&self, joined: &Arc<Joined>) {
+        let (settings, names, revision) = (self.settings.clone(), self.names.clone(), self.revision.clone());
+        let (joined, id) = (Arc::clone(joined), self.transactional_id.clone());
+        let beat = move || joined.beat(&settings, &names, &names.vectors(&revision), &id);
+        match spawn_blocking(beat).await.unwrap_or_else(|fault| Err(LogError::Task(fault))) {
+            Ok(()) => {}
+            Err(error) => tracing::debug!(%error, "heartbeats"),
+        }
     }
 
     /// Leaves the group; the next call joins it anew. librdkafka does not ask for a partition's position again when that has
@@ -165,6 +243,7 @@ impl EmbedLog {
     /// See [`super::super::EmbedLog::rewind`].
     pub async fn rewind(&mut self) -> Result<(), LogError> {
         let Some(joined) = self.joined.clone() else { return Ok(()) };
+        self.pending = None;
         self.replay.clear();
         self.revocations = joined.feed.revocations();
         if self.uncertain {
@@ -187,12 +266,18 @@ impl EmbedLog {
         let partitions = settings.partitions;
         let vectors = names.vectors(&revision);
         let wanted = [
-            Wanted { name: &names.changes, partitions },
             Wanted { name: &vectors, partitions },
             Wanted { name: &names.dead_letters, partitions },
             Wanted { name: &names.state, partitions: 1 },
+            Wanted { name: &names.changes, partitions },
         ];
-        self.limits = topics::ensure(&settings, &wanted).await?;
+        if names.is_foreign {
+            topics::check_foreign(&settings, &names.changes).await?;
+            self.limits = topics::ensure(&settings, &wanted[..3]).await?;
+            topics::warn_of_retention(&settings, &names.changes).await?;
+        } else {
+            self.limits = topics::ensure(&settings, &wanted).await?;
+        }
         let join = move || join(&settings, &names, &revision);
         let joined = spawn_blocking(join).await.unwrap_or_else(|fault| Err(LogError::Task(fault)))?;
         let joined = Arc::new(joined);
@@ -210,7 +295,8 @@ fn join(settings: &Settings, names: &Names, revision: &str) -> Result<Joined, Lo
         .set("session.timeout.ms", "10000")
         .set("heartbeat.interval.ms", "2000")
         .set("max.poll.interval.ms", "60000");
-    Ok(Joined { feed: Feed::join(&config, &names.changes)?, writers: Mutex::default() })
+    let feed = Feed::join(&config, &names.changes)?;
+    Ok(Joined { feed, marks: Mutex::default(), done: Mutex::default(), writers: Mutex::default() })
 }
 
 /// The marker that a revision has begun at the beginning.
@@ -237,10 +323,12 @@ fn begin(settings: &Settings, names: &Names, revision: &str) -> Result<(), LogEr
     let consumer: BaseConsumer<Quiet> =
         client::reading(settings, &names.embedders(revision)).create_with_context(Quiet).map_err(&fault)?;
     let known = committed(&consumer, &names.changes, settings.partitions).map_err(&fault)?;
-    let zeros: BTreeMap<Partition, u64> =
-        (0..settings.partitions).filter(|partition| !known.contains_key(partition)).map(|p| (p, 0)).collect();
-    if !zeros.is_empty() {
-        let offsets = client::offsets(&names.changes, &zeros).map_err(&fault)?;
+    let missing = (0..settings.partitions).filter(|partition| !known.contains_key(partition));
+    // Others may have had their topic forget its first records.
+    let begins = missing.map(|p| Ok((p, client::bounds(&consumer, &names.changes, p)?.0)));
+    let begins: BTreeMap<Partition, u64> = begins.collect::<Result<_, KafkaError>>().map_err(&fault)?;
+    if !begins.is_empty() {
+        let offsets = client::offsets(&names.changes, &begins).map_err(&fault)?;
         match consumer.commit(&offsets, CommitMode::Sync) {
             Ok(()) => {}
             // A group that has members has been begun by one of them.
@@ -277,19 +365,56 @@ impl Joined {
         let fault = client::fault("commit to", &names.changes);
         let group = self.feed.consumer().group_metadata();
         let group = group.ok_or_else(|| LogError::Revoked { topic: names.changes.clone() })?;
+        let offsets = client::offsets(&names.changes, ends).map_err(&fault)?;
+        self.write(settings, transactional_id, |writer| writer.transact(records, Some((&offsets, &group))))
+            .map_err(&fault)?;
+        self.feed.forget_below(ends);
+        lock(&self.done).extend(ends);
+        Ok(())
+    }
+
+    /// Writes with the writer whose turn it is.
+    fn write<T>(
+        &self,
+        settings: &Settings,
+        transactional_id: &str,
+        write: impl FnOnce(&Writer) -> Result<T, KafkaError>,
+    ) -> Result<T, KafkaError> {
         let mut held = lock(&self.writers);
         let turn = held.turn;
         let writer = match held.writers[turn].take() {
             Some(writer) => writer,
-            None => Writer::open(settings, &format!("{transactional_id}.{turn}")).map_err(&fault)?,
+            None => Writer::open(settings, &format!("{transactional_id}.{turn}"))?,
         };
-        let offsets = client::offsets(&names.changes, ends).map_err(&fault)?;
-        writer.transact(records, Some((&offsets, &group))).map_err(&fault)?;
+        let written = write(&writer)?;
         // A writer that failed is not kept, and has the next turn too: its successor settles what it left.
         held.writers[turn] = Some(writer);
         held.turn = 1 - turn;
-        self.feed.forget_below(ends);
-        Ok(())
+        Ok(written)
+    }
+
+    /// Writes heartbeats for the partitions whose mark is passed, and marks their ends anew.
+    fn beat(&self, settings: &Settings, names: &Names, vectors: &str, transactional_id: &str) -> Result<(), LogError> {
+        let _no_rebalance = self.feed.transaction();
+        let fault = client::fault("write heartbeats to", vectors);
+        let owned = self.feed.owned();
+        let mut marks = lock(&self.marks);
+        marks.keep(&owned);
+        let passed = marks.passed(&lock(&self.done), &self.feed.drained());
+        let unmarked: Vec<Partition> = marks.without(&owned).collect();
+        let as_of_ms = now_ms();
+        for partition in unmarked {
+            let (_, end) = client::bounds(self.feed.consumer(), &names.changes, partition).map_err(&fault)?;
+            marks.set(partition, as_of_ms, end);
+        }
+        if passed.is_empty() {
+            return Ok(());
+        }
+        let beats = passed.into_iter().map(|(partition, as_of_ms)| {
+            Outgoing::To(partition, VectorEvent::Heartbeat { as_of_ms }.to_record(now_ms()))
+        });
+        let records = writer::place(vectors, settings.partitions, beats.collect());
+        self.write(settings, transactional_id, |writer| writer.transact(&records, None)).map(drop).map_err(&fault)
     }
 
     /// Puts partitions back to their beginning for the replays whose records stand at these offsets, those that are done
@@ -364,5 +489,5 @@ fn positions(list: &TopicPartitionList) -> BTreeMap<Partition, u64> {
 
 /// A name that no other process has: where and when this one was started.
 fn unique() -> String {
-    format!("{}-{}-{}", whoami::hostname().unwrap_or_default(), std::process::id(), crate::clock::now_ms())
+    format!("{}-{}-{}", whoami::hostname().unwrap_or_default(), std::process::id(), now_ms())
 }

@@ -3,7 +3,7 @@
 //! **Invariants:** the broker is polled all the time, whatever the reader does, so that a slow reader keeps its place in
 //! its group; when the buffer stays full, partitions are paused; of a partition that was taken away nothing more is given.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -229,6 +229,13 @@ impl Feed {
     /// About how many records wait to be given.
     pub fn waiting(&self) -> u64 {
         lock(&self.shared.buffer).lanes.values().map(|lane| (lane.records.len() - lane.given) as u64).sum()
+    }
+
+    /// The partitions of which nothing is left, as far as is known: all was given and forgotten.
+    pub fn drained(&self) -> BTreeSet<Partition> {
+        let buffer = lock(&self.shared.buffer);
+        let drained = buffer.lanes.iter().filter(|(_, lane)| lane.at_end && lane.records.is_empty());
+        drained.map(|(partition, _)| *partition).collect()
     }
 
     /// Whether all of a partition was given, as far as is known.

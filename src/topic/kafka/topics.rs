@@ -42,6 +42,45 @@ pub(super) async fn check_partitions(settings: &Settings, wanted: &[Wanted<'_>])
     refuse_other_numbers(wanted, &partitions(settings, wanted).await?)
 }
 
+/// Checks a topic that others write: it has to be there, with as many partitions as ours.
+pub(super) async fn check_foreign(settings: &Settings, topic: &str) -> Result<(), LogError> {
+    let wanted = [Wanted { name: topic, partitions: settings.partitions }];
+    match partitions(settings, &wanted).await?.get(topic) {
+        None => Err(LogError::Absent { topic: topic.to_owned() }),
+        Some(found) if *found != settings.partitions => {
+            let what = format!(
+                "it has {found} partitions and VECSYNC_TOPIC_PARTITIONS is {}; a row has the same partition in vectors as \
+                 in it: set VECSYNC_TOPIC_PARTITIONS={found}, and another VECSYNC_TOPIC_PREFIX where vecsync's topics \
+                 were made with another number",
+                settings.partitions
+            );
+            Err(refused(topic, &what))
+        }
+        Some(_) => Ok(()),
+    }
+}
+
+/// Says what follows where others let a topic forget records.
+pub(super) async fn warn_of_retention(settings: &Settings, topic: &str) -> Result<(), LogError> {
+    let admin: AdminClient<Quiet> =
+        client::config(settings).create_with_context(Quiet).map_err(client::fault("connect to", &settings.brokers))?;
+    let options = AdminOptions::new().request_timeout(Some(PATIENCE)).operation_timeout(Some(PATIENCE));
+    let described = admin.describe_configs(&[ResourceSpecifier::Topic(topic)], &options).await;
+    let described = described.map_err(client::fault("read the settings of", topic))?;
+    let Some(Ok(resource)) = described.into_iter().next() else { return Ok(()) };
+    let value = |name: &str| resource.get(name).and_then(|entry| entry.value.clone()).unwrap_or_default();
+    let is_limited = |name: &str| value(name).parse().is_ok_and(|limit: i64| limit >= 0);
+    if value("cleanup.policy").contains("delete") && (is_limited("retention.ms") || is_limited("retention.bytes")) {
+        tracing::warn!(
+            topic,
+            "its cleanup.policy deletes records by age or size: rows that do not change disappear from it, so neither a \
+             new revision nor a lost index can be filled from it alone; set cleanup.policy=compact, or have Debezium take \
+             a snapshot then"
+        );
+    }
+    Ok(())
+}
+
 fn refuse_other_numbers(wanted: &[Wanted<'_>], found: &HashMap<String, u16>) -> Result<(), LogError> {
     for topic in wanted {
         if let Some(partitions) = found.get(topic.name)

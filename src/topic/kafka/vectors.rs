@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use rdkafka::Message;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::KafkaError;
 use rdkafka::{Offset, TopicPartitionList};
@@ -12,11 +13,14 @@ use super::super::{LogError, Offsets, Partition, Stored};
 use super::Settings;
 use super::client::{self, PATIENCE, Quiet};
 use super::feed::Feed;
+use super::state;
 use super::topics::{self, Wanted};
 use crate::clock::now_ms;
 
 /// Markers of transactions have offsets too: a reader that has everything may stand this far before the end.
 const MARKERS: u64 = 4;
+/// Offsets from the end, within which the last record mostly stands.
+const TAIL: u64 = 20;
 
 /// Reads `vectors.<revision>`. Connects in `seek`.
 pub struct VectorsReader {
@@ -113,8 +117,30 @@ fn open(
     Ok((Feed::assigned(&config, topic, &from)?, ends))
 }
 
+/// The offset behind the last record of a partition; markers of transactions, which have offsets too, do not count.
+/// Blocks.
+pub(super) fn end(settings: &Settings, topic: &str, partition: Partition) -> Result<u64, LogError> {
+    let fault = client::fault("ask for the end of", topic);
+    let consumer = client::reader(settings).map_err(&fault)?;
+    let (low, high) = client::bounds(&consumer, topic, partition).map_err(&fault)?;
+    for from in [high.saturating_sub(TAIL).max(low), low] {
+        let mut end = low;
+        if from < high {
+            state::scan_messages(&consumer, topic, &BTreeMap::from([(partition, from..high)]), |message| {
+                end = u64::try_from(message.offset()).unwrap_or_default() + 1;
+                Ok::<_, KafkaError>(())
+            })
+            .map_err(&fault)?;
+        }
+        if end > low || from == low {
+            return Ok(end);
+        }
+    }
+    Ok(low)
+}
+
 /// The first offset of each partition whose record is not older than `time_ms`, milliseconds since the Unix epoch.
-fn first_after(
+pub(super) fn first_after(
     consumer: &BaseConsumer<Quiet>,
     topic: &str,
     partitions: usize,
