@@ -165,20 +165,7 @@ impl Mirror {
         batch: Vec<(Partition, u64, VectorEvent)>,
         upto: Offsets,
     ) -> Result<Applied, MirrorError> {
-        self.apply_made(move || (batch, ()), upto).await.map(|(applied, ())| applied)
-    }
-
-    /// As `apply_upto`, with events that are made where they are written, off the caller's thread.
-    pub async fn apply_made<T: Send + 'static>(
-        &self,
-        make: impl FnOnce() -> (Vec<(Partition, u64, VectorEvent)>, T) + Send + 'static,
-        upto: Offsets,
-    ) -> Result<(Applied, T), MirrorError> {
-        let apply = move |inner: &Inner| {
-            let (batch, made) = make();
-            inner.write(|inner, state| inner.apply(state, batch, &upto)).map(|applied| (applied, made))
-        };
-        self.blocking("apply", apply).await
+        self.blocking("apply", move |inner| inner.write(|inner, state| inner.apply(state, batch, &upto))).await
     }
 
     /// Forgets tombstones that were stored before this time, milliseconds since the Unix epoch, and says how many.

@@ -221,8 +221,7 @@ impl Index {
         passed: &watch::Sender<(u64, u64)>,
     ) -> Result<Replayed, Fault> {
         feeding.stop().await?;
-        let until = current.mirror.positions();
-        self.take(&current.mirror, Span::Again(until.clone()), &until, shutdown, passed).await?;
+        self.take(&current.mirror, Span::Again(current.mirror.positions()), shutdown, passed).await?;
         Ok(replayed(&current, None))
     }
 
@@ -245,12 +244,10 @@ impl Index {
             }
         };
         let filled = async {
-            let level = current.mirror.positions();
-            self.take(&next.mirror, Span::UpTo(level.clone()), &level, shutdown, passed).await?;
+            self.take(&next.mirror, Span::UpTo(current.mirror.positions()), shutdown, passed).await?;
             // What has come meanwhile; nothing more comes into the current one from here on.
             stop(&mut feeding).await?;
-            let level = current.mirror.positions();
-            self.take(&next.mirror, Span::UpTo(level.clone()), &level, shutdown, passed).await?;
+            self.take(&next.mirror, Span::UpTo(current.mirror.positions()), shutdown, passed).await?;
             let difference = current.mirror.compare(&next.mirror);
             let before = difference.same + difference.different + difference.only_old;
             if (difference.rows as f64) < SHARE_MIN * before as f64 {
@@ -281,14 +278,13 @@ impl Index {
         &self,
         mirror: &Mirror,
         span: Span,
-        until: &Offsets,
         shutdown: &Shutdown,
         passed: &watch::Sender<(u64, u64)>,
     ) -> Result<(), Fault> {
         let told = Told::default();
         let mut positions = told.positions.subscribe();
+        let total = span.until().map_or(0, |until| until.iter().sum());
         let mut feeding = self.feed(mirror, span, shutdown, told)?;
-        let total = until.iter().sum();
         loop {
             tokio::select! {
                 ended = &mut feeding.task => {

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use futures_util::future::BoxFuture;
 use tokio::sync::watch;
+use tokio::task::{JoinError, spawn_blocking};
 
 use super::mirror::{Mirror, MirrorError};
 use crate::clock::now_ms;
@@ -16,7 +17,8 @@ use crate::topic::{LogError, Offsets, Partition, Stored, VectorsReader};
 
 /// Records taken from the log at once: enough to share one fsync, few enough for a search to see the first soon.
 const BATCH_RECORDS_MAX: usize = 512;
-/// Bytes taken from the log at once, held in memory about three times over (record, row, vectors).
+/// Bytes taken from the log at once. Three batches are at work at a time (read, decoded, applied), each held in memory up
+/// to three times over (record, row, vectors).
 const BATCH_BYTES_MAX: usize = 4 << 20;
 /// How often a run that has an end looks whether it is reached.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
@@ -39,6 +41,9 @@ pub enum SinkError {
         /// Partitions of the mirror.
         mirror: usize,
     },
+    /// Decoding panicked: a defect.
+    #[error("decode records of vectors")]
+    Task(#[from] JoinError),
     /// The mirror was closed under the sink.
     #[error("write the mirror")]
     Closed(#[source] MirrorError),
@@ -54,6 +59,12 @@ enum Fault {
 impl From<LogError> for Fault {
     fn from(error: LogError) -> Self {
         Fault::Log(error)
+    }
+}
+
+impl From<JoinError> for Fault {
+    fn from(error: JoinError) -> Self {
+        Fault::Fatal(error.into())
     }
 }
 
@@ -78,7 +89,8 @@ pub enum Span {
 }
 
 impl Span {
-    fn until(&self) -> Option<&Offsets> {
+    /// Where it ends.
+    pub fn until(&self) -> Option<&Offsets> {
         match self {
             Span::Follow => None,
             Span::UpTo(until) | Span::Again(until) => Some(until),
@@ -156,23 +168,39 @@ struct Sink {
     pruned: Instant,
 }
 
-/// A batch that is being applied, and the positions behind it.
-type Applying = BoxFuture<'static, (Result<Counts, MirrorError>, Duration, Offsets)>;
+/// A batch that was read: what is in it, and the positions behind it.
+struct Batch {
+    events: Events,
+    counts: Counts,
+    positions: Offsets,
+}
+
+/// A batch that was applied, or was not, and how long it took.
+struct Applied {
+    result: Result<(), MirrorError>,
+    took: Duration,
+    counts: Counts,
+    positions: Offsets,
+}
+
+/// A stage at work on a batch.
+type Working<T> = BoxFuture<'static, T>;
 
 impl Sink {
     /// Takes the log up where the span begins and follows it until shutdown, the span's end or a fault. While a batch is
-    /// being applied the next one is read; what is being applied is finished first.
+    /// being applied the next one is decoded and the one after it read; what is being applied is finished first.
     async fn follow(&mut self, retry: &mut Retry, shutdown: &Shutdown) -> Result<(), Fault> {
         self.take_up().await?;
-        let mut applying: Option<Applying> = None;
-        let mut read: Option<Vec<Stored>> = None;
+        let mut applying: Option<Working<Applied>> = None;
+        let mut decoded: Option<Batch> = None;
+        let mut decoding: Option<Working<Result<Batch, JoinError>>> = None;
         loop {
             if applying.is_none() {
                 self.report_lag();
                 self.prune().await?;
-                match read.take() {
-                    Some(stored) => applying = Some(self.apply(stored)),
-                    None if self.is_done() => return self.finish().await,
+                match decoded.take() {
+                    Some(batch) => applying = Some(self.apply(batch)),
+                    None if decoding.is_none() && self.is_done() => return self.finish().await,
                     None => {}
                 }
             }
@@ -182,10 +210,13 @@ impl Sink {
                     self.applied(applied)?;
                     retry.reset();
                 }
+                Some(batch) = next(&mut decoding), if decoded.is_none() => decoded = Some(batch?),
                 () = shutdown.raised() => break,
                 // A search found damage, and there may be nothing to write for hours: mend it now.
                 fault = self.mirror.faulted() => return Err(fault.into()),
-                stored = self.reader.next(BATCH_RECORDS_MAX, BATCH_BYTES_MAX), if read.is_none() => read = Some(stored?),
+                stored = self.reader.next(BATCH_RECORDS_MAX, BATCH_BYTES_MAX), if decoding.is_none() => {
+                    decoding = Some(self.decode(stored?));
+                }
                 // Nothing may come any more, and then the log's end is the span's.
                 () = tokio::time::sleep(LOOK_EVERY), if self.span.until().is_some() => {}
             }
@@ -237,28 +268,37 @@ impl Sink {
         Ok(())
     }
 
-    /// Begins to apply what was read.
-    fn apply(&self, mut stored: Vec<Stored>) -> Applying {
+    /// Begins to decode what was read; what stands behind the span's end is left out.
+    fn decode(&self, mut stored: Vec<Stored>) -> Working<Result<Batch, JoinError>> {
         let mut positions = self.reader.positions();
         if let Some(until) = self.span.until() {
             stored.retain(|stored| until.get(usize::from(stored.partition)).is_some_and(|end| stored.offset < *end));
             positions = positions.iter().zip(until).map(|(position, end)| *position.min(end)).collect();
         }
-        let (mirror, metrics, upto) = (self.mirror.clone(), self.metrics.clone(), positions.clone());
+        let metrics = self.metrics.clone();
+        let decoding = spawn_blocking(move || {
+            let (events, counts) = decode(stored, &metrics);
+            Batch { events, counts, positions }
+        });
+        Box::pin(decoding)
+    }
+
+    /// Begins to apply a batch.
+    fn apply(&self, batch: Batch) -> Working<Applied> {
+        let mirror = self.mirror.clone();
         Box::pin(async move {
+            let Batch { events, counts, positions } = batch;
             let since = Instant::now();
-            let applied = mirror.apply_made(move || decode(stored, &metrics), upto).await;
-            (applied.map(|(_, counts)| counts), since.elapsed(), positions)
+            let result = mirror.apply_upto(events, positions.clone()).await.map(|_| ());
+            Applied { result, took: since.elapsed(), counts, positions }
         })
     }
 
     /// Counts what was applied.
-    fn applied(
-        &self,
-        (result, took, positions): (Result<Counts, MirrorError>, Duration, Offsets),
-    ) -> Result<(), Fault> {
+    fn applied(&self, applied: Applied) -> Result<(), Fault> {
+        let Applied { result, took, counts, positions } = applied;
         self.metrics.store_request(STORE, "upsert", result.is_ok(), took);
-        let counts = result?;
+        result?;
         match self.span {
             Span::Follow => {
                 counts.report(&self.metrics);
@@ -288,11 +328,11 @@ impl Sink {
     }
 }
 
-/// Waits for what is being applied; `None`: nothing is. Cancel-safe.
-async fn next(applying: &mut Option<Applying>) -> Option<(Result<Counts, MirrorError>, Duration, Offsets)> {
-    let applied = applying.as_mut()?.await;
-    *applying = None;
-    Some(applied)
+/// Waits for a stage to be done with its batch; `None`: it has none. Cancel-safe.
+async fn next<T>(stage: &mut Option<Working<T>>) -> Option<T> {
+    let done = stage.as_mut()?.await;
+    *stage = None;
+    Some(done)
 }
 
 /// Records between positions and ends.
@@ -496,6 +536,32 @@ mod tests {
         let hits = sink.mirror.search(&[1.0; DIMENSION], 10, 0.0, &Filter::none()).expect("a search");
         assert_eq!(hits.into_iter().map(|hit| hit.key).collect::<Vec<_>>(), [key(1)]);
         sink.stop().await;
+    }
+
+    #[tokio::test]
+    async fn a_span_ends_where_it_should_and_again_brings_back_what_is_missing() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let log = log(dir.path());
+        publish(&log, (0..20).map(|id| upsert(id, 1 + id)).collect()).await;
+        let level = log.vectors(REVISION).expect("a reader").ends();
+        publish(&log, vec![upsert(40, 41)]).await;
+        let mirror = mirror(dir.path());
+        let run = async |span| {
+            let reader = VectorsReader::Embedded(log.vectors(REVISION).expect("a reader"));
+            let told = Told::default();
+            let ended = run(mirror.clone(), reader, span, PipelineMetrics::new("faq"), Shutdown::new(), told.clone());
+            tokio::time::timeout(Duration::from_secs(20), ended).await.expect("in time").expect("no error");
+            told.positions.borrow().clone()
+        };
+        assert_eq!(run(Span::UpTo(level.clone())).await, level);
+        assert_eq!((mirror.positions(), mirror.rows()), (level.clone(), 20));
+        // It says that it has everything, and has nothing.
+        mirror.reset("a test").await.expect("empty");
+        mirror.apply_upto(vec![], level.clone()).await.expect("applied");
+        assert_eq!(run(Span::UpTo(level.clone())).await, level);
+        assert_eq!(mirror.rows(), 0);
+        assert_eq!(run(Span::Again(level.clone())).await, level);
+        assert_eq!((mirror.positions(), mirror.rows()), (level, 20));
     }
 
     #[tokio::test]
