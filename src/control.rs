@@ -140,7 +140,7 @@ pub enum ControlError {
         path: PathBuf,
     },
     /// No vecsync listens.
-    #[error("no vecsync {role} listens at {path}")]
+    #[error("no vecsync {role} listens at {path}: start it, or set VECSYNC_DATA_DIR to the folder of one that runs")]
     NotRunning {
         /// What it would be.
         role: &'static str,

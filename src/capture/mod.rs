@@ -284,7 +284,7 @@ pub async fn run(
     mut requests: mpsc::Receiver<Request>,
     shutdown: Shutdown,
 ) -> Result<(), CaptureError> {
-    let mut retry = Retry::new("postgres");
+    let mut retry = Retry::new("capture");
     loop {
         let ended = session::run(&capture, &status, &mut requests, &mut retry, &shutdown).await;
         let error = match ended {

@@ -1,5 +1,9 @@
 //! Reads `KAFKA_*`, which are librdkafka's own properties. Checks what can be checked without a broker.
 
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+
 use super::environment::Environment;
 use super::problems::{Problem, Problems};
 use super::settings::given;
@@ -16,6 +20,9 @@ pub(super) const SSL_CA_LOCATION: &str = "KAFKA_SSL_CA_LOCATION";
 
 const PROTOCOLS: [&str; 4] = ["plaintext", "ssl", "sasl_plaintext", "sasl_ssl"];
 const MECHANISMS: [&str; 3] = ["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"];
+
+/// Of a file of certificates, more than a system's whole bundle.
+const CA_BYTES_MAX: u64 = 16 << 20;
 
 /// The brokers, if any are set.
 pub(super) fn read(environment: &Environment) -> Result<Option<Kafka>, Problems> {
@@ -34,7 +41,13 @@ pub(super) fn read(environment: &Environment) -> Result<Option<Kafka>, Problems>
         complain(BROKERS, "wanted host:port, several separated by commas".to_owned(), Some(brokers));
     }
     let mechanism = given(environment, SASL_MECHANISM).map(|value| (SASL_MECHANISM, value));
-    let mechanism = mechanism.or_else(|| given(environment, SASL_MECHANISMS).map(|value| (SASL_MECHANISMS, value)));
+    let other = given(environment, SASL_MECHANISMS);
+    if let (Some((_, one)), Some(other)) = (mechanism, other)
+        && !one.eq_ignore_ascii_case(other)
+    {
+        complain(SASL_MECHANISMS, format!("{SASL_MECHANISM} says {one}: leave one of them out"), Some(other));
+    }
+    let mechanism = mechanism.or_else(|| other.map(|value| (SASL_MECHANISMS, value)));
     let protocol = given(environment, SECURITY_PROTOCOL);
     let mut security = vec![];
     if let Some(protocol) = protocol {
@@ -52,6 +65,15 @@ pub(super) fn read(environment: &Environment) -> Result<Option<Kafka>, Problems>
         }
     }
     let by_sasl = protocol.is_some_and(|protocol| protocol.to_ascii_lowercase().starts_with("sasl_"));
+    let by_tls = protocol.is_some_and(|protocol| protocol.to_ascii_lowercase().ends_with("ssl"));
+    if let Some(location) = given(environment, SSL_CA_LOCATION) {
+        if let Err(what) = check_ca(location) {
+            complain(SSL_CA_LOCATION, what, Some(location));
+        }
+        if !by_tls {
+            complain(SECURITY_PROTOCOL, format!("wanted ssl or sasl_ssl: {SSL_CA_LOCATION} is set"), protocol);
+        }
+    }
     let parts = [
         (SASL_USERNAME, "sasl.username", by_sasl),
         (SASL_PASSWORD, "sasl.password", by_sasl),
@@ -73,6 +95,22 @@ pub(super) fn read(environment: &Environment) -> Result<Option<Kafka>, Problems>
     }
     let kafka = brokers.map(|brokers| Kafka { brokers: brokers.to_owned(), security });
     problems.or(Some(kafka))
+}
+
+/// What librdkafka takes as certificates: a PEM file, a folder of them, or `probe` for the system's.
+fn check_ca(location: &str) -> Result<(), String> {
+    if location == "probe" || Path::new(location).is_dir() {
+        return Ok(());
+    }
+    let mut text = Vec::new();
+    let read = File::open(location).and_then(|file| file.take(CA_BYTES_MAX).read_to_end(&mut text));
+    read.map_err(|error| format!("wanted a PEM file of certificates: {error}"))?;
+    let begins = b"-----BEGIN ";
+    if text.windows(begins.len()).any(|part| part == begins) {
+        Ok(())
+    } else {
+        Err("wanted a PEM file of certificates, and there is none in it".to_owned())
+    }
 }
 
 fn is_address(broker: &str) -> bool {
@@ -98,13 +136,16 @@ mod tests {
 
     #[test]
     fn properties_are_librdkafkas() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let ca = folder.path().join("ca.pem").display().to_string();
+        std::fs::write(&ca, "-----BEGIN CERTIFICATE-----\n").expect("written");
         let values = [
             (BROKERS, "a:9092, b:9093"),
             (SECURITY_PROTOCOL, "SASL_SSL"),
             (SASL_MECHANISM, "scram-sha-256"),
             (SASL_USERNAME, "u"),
             (SASL_PASSWORD, "p"),
-            (SSL_CA_LOCATION, "/ca.pem"),
+            (SSL_CA_LOCATION, &ca),
         ];
         let kafka = read(&Environment::of(values, "")).expect("valid").expect("brokers");
         let security: Vec<_> = kafka.security.iter().map(|(name, value)| (*name, value.expose())).collect();
@@ -113,7 +154,7 @@ mod tests {
             ("sasl.mechanism", "SCRAM-SHA-256"),
             ("sasl.username", "u"),
             ("sasl.password", "p"),
-            ("ssl.ca.location", "/ca.pem"),
+            ("ssl.ca.location", &ca),
         ];
         assert_eq!((&*kafka.brokers, &security[..]), ("a:9092, b:9093", &wanted[..]));
     }
@@ -125,6 +166,12 @@ mod tests {
         check(&[(SECURITY_PROTOCOL, "tls")], &["sasl_ssl"]);
         check(&[(SASL_MECHANISM, "GSSAPI"), (SECURITY_PROTOCOL, "sasl_ssl")], &["SCRAM-SHA-512", SASL_USERNAME]);
         check(&[(SECURITY_PROTOCOL, "sasl_ssl"), (SASL_PASSWORD, "canary")], &[SASL_MECHANISM, SASL_USERNAME]);
+        let tls = (SECURITY_PROTOCOL, "ssl");
+        check(&[(SSL_CA_LOCATION, "/nowhere/ca.pem"), tls], &[SSL_CA_LOCATION, "/nowhere/ca.pem", "No such file"]);
+        check(&[(SSL_CA_LOCATION, "Cargo.toml"), tls], &[SSL_CA_LOCATION, "there is none in it"]);
+        check(&[(SSL_CA_LOCATION, "src")], &[SECURITY_PROTOCOL, "wanted ssl or sasl_ssl"]);
+        let two = [(SASL_MECHANISM, "PLAIN"), (SASL_MECHANISMS, "SCRAM-SHA-256")];
+        check(&two, &["KAFKA_SASL_MECHANISM says PLAIN"]);
         check(&[(SASL_MECHANISM, "PLAIN")], &[SECURITY_PROTOCOL, "sasl_plaintext"]);
     }
 }

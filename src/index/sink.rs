@@ -16,7 +16,7 @@ use crate::shutdown::Shutdown;
 use crate::topic::{LogError, Offsets, Partition, Stored, VectorsReader};
 
 /// Records taken from the log at once: enough to share one fsync, few enough for a search to see the first soon.
-const BATCH_RECORDS_MAX: usize = 512;
+const BATCH_RECORDS_MAX: usize = 2048;
 /// Bytes taken from the log at once. Three batches are at work at a time (read, decoded, applied), each held in memory up
 /// to three times over (record, row, vectors).
 const BATCH_BYTES_MAX: usize = 4 << 20;

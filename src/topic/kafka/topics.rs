@@ -147,6 +147,13 @@ async fn make(
             Ok(name) => tracing::info!(topic = name, "topic made"),
             // Another process was faster.
             Err((_, RDKafkaErrorCode::TopicAlreadyExists)) => {}
+            // It may be that not all brokers are up yet.
+            Err((name, RDKafkaErrorCode::InvalidReplicationFactor)) => {
+                return Err(client::fault(
+                    "make, with the copies that VECSYNC_TOPIC_REPLICATION asks for, which takes as many brokers,",
+                    &name,
+                )(KafkaError::AdminOp(RDKafkaErrorCode::InvalidReplicationFactor)));
+            }
             Err((name, code)) => return Err(client::fault("make", &name)(KafkaError::AdminOp(code))),
         }
     }
