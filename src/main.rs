@@ -23,9 +23,6 @@ use vecsync::retry::Chain;
 use vecsync::topic::replay::{Source, Target};
 use vecsync::{app, commands, embed, logging};
 
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 /// It was tried and failed.
 const FAILED: u8 = 1;
 /// The arguments or the settings are wrong and nothing was tried. clap exits with the same.
