@@ -288,7 +288,11 @@ fn who_was_stopped_and_wakes_writes_nothing_that_counts() {
     let writer = Writer::start(&cluster.site.postgres, 5, Duration::from_millis(20));
     let says = |vecsync: &Vecsync, what: &str| vecsync.log().matches(what).count();
     for round in 0..2 {
-        let streaming = captures.iter().max_by_key(|capture| capture.log().rfind("streaming public")).unwrap();
+        // Lines begin with their time: who began to stream last is the one that streams.
+        let began = |capture: &&Vecsync| {
+            capture.log().lines().rfind(|line| line.contains("streaming public")).map(str::to_owned)
+        };
+        let streaming = captures.iter().max_by_key(began).unwrap();
         let other = captures.iter().find(|capture| capture.port != streaming.port).unwrap();
         let (took, shared) = (says(other, "streaming public"), says(&embedders[1 - round], "partitions taken on"));
         streaming.signal("STOP");
