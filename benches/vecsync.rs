@@ -13,7 +13,7 @@ use measure::{backfill, freshness, kafka, search};
 use support::kafka::Kafka;
 
 const USAGE: &str =
-    "usage: [freshness|backfill|search|idle|kafka|all]… [--model fp32|int8|both] [--json FILE] [--no-docs]";
+    "usage: [freshness|backfill|search|idle|kafka|replay|all]… [--model fp32|int8|both] [--json FILE] [--no-docs]";
 
 /// What is measured.
 #[derive(Debug, Default)]
@@ -23,6 +23,7 @@ struct Wanted {
     search: bool,
     idle: bool,
     kafka: bool,
+    replay: bool,
     models: Vec<&'static str>,
     json: Option<PathBuf>,
     docs: bool,
@@ -55,14 +56,18 @@ fn main() -> ExitCode {
             }
         }
     }
-    if wanted.kafka {
+    if wanted.kafka || wanted.replay {
         let broker = Kafka::start();
-        for model in &wanted.models {
-            report.add(model, "kafka freshness", freshness::measure(model, Some(&broker)));
+        // Capture and replay do not run the model.
+        if wanted.kafka {
+            for model in &wanted.models {
+                report.add(model, "kafka freshness", freshness::measure(model, Some(&broker)));
+            }
+            report.add("int8", "kafka capture", kafka::capture(&broker));
         }
-        // Neither runs the model.
-        report.add("int8", "kafka capture", kafka::capture(&broker));
-        report.add("int8", "kafka replay", kafka::replay(&broker));
+        if wanted.replay {
+            report.add("int8", "kafka replay", kafka::replay(&broker));
+        }
     }
     println!("{}", report.table());
     let written = report.write(wanted.json.as_deref(), wanted.docs);
@@ -83,7 +88,11 @@ impl Wanted {
                 "backfill" => &mut wanted.backfill,
                 "search" => &mut wanted.search,
                 "idle" => &mut wanted.idle,
-                "kafka" => &mut wanted.kafka,
+                "kafka" => {
+                    (wanted.kafka, wanted.replay, any) = (true, true, true);
+                    continue;
+                }
+                "replay" => &mut wanted.replay,
                 "all" => continue,
                 // cargo says so to every benchmark.
                 "--bench" => continue,
@@ -109,8 +118,10 @@ impl Wanted {
             (*part, any) = (true, true);
         }
         if !any {
-            (wanted.freshness, wanted.backfill, wanted.search, wanted.idle, wanted.kafka) =
-                (true, true, true, true, true);
+            let Wanted { freshness, backfill, search, idle, kafka, replay, .. } = &mut wanted;
+            for part in [freshness, backfill, search, idle, kafka, replay] {
+                *part = true;
+            }
         }
         // A part of the figures must not replace the table of all.
         wanted.docs &= !any && wanted.models.len() == 2;

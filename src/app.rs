@@ -3,6 +3,7 @@
 mod commands;
 pub mod foreign;
 mod letters;
+mod process;
 mod serving;
 mod watching;
 
@@ -13,7 +14,6 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use metrics_exporter_prometheus::PrometheusHandle;
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinSet, spawn_blocking};
@@ -118,7 +118,8 @@ impl From<CaptureError> for AppError {
 /// Runs what this process has to do until a signal or a fault that cannot be mended.
 pub async fn run(config: Config) -> Result<(), AppError> {
     let started = Instant::now();
-    raise_file_limit();
+    process::raise_file_limit();
+    process::keep_large_blocks();
     make_data_dir(&config)?;
     let listener = listen(&config).await?;
     let server_settings = serve::Settings::load(&config.server)?;
@@ -397,15 +398,6 @@ fn take_up(log: &embedded::Log, revision: String) -> Result<(String, embedded::E
             }
             taken => return taken.map(|embed_log| (name, embed_log)),
         }
-    }
-}
-
-/// Connections are files: the soft limit is often 1,024, and every process may raise its own to the hard one.
-fn raise_file_limit() {
-    let limit = getrlimit(Resource::Nofile);
-    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
-    if let Err(error) = setrlimit(Resource::Nofile, raised) {
-        tracing::warn!(%error, current = limit.current, "raise the limit of open files");
     }
 }
 

@@ -41,6 +41,8 @@ pub struct Document {
     pub version: Version,
     /// The partition it came from.
     pub partition: Partition,
+    /// Where the stored record is.
+    pub place: u64,
     /// Stands for the stored record in the store's digest.
     pub fingerprint: u64,
     /// Live or deleted.
@@ -79,6 +81,8 @@ pub struct Becomes {
     pub version: Version,
     /// The partition it came from.
     pub partition: Partition,
+    /// Where the stored record is.
+    pub place: u64,
     /// Stands for the stored record in the store's digest.
     pub fingerprint: u64,
     /// Its windows, or the time of its tombstone.
@@ -112,6 +116,8 @@ pub struct Found {
     pub key: Arc<RowKey>,
     /// The version that was scored.
     pub version: Version,
+    /// Where its stored record is.
+    pub place: u64,
     /// The number of the best window.
     pub window: usize,
     /// The dot product of that window and the query.
@@ -189,6 +195,7 @@ impl Matrix {
         if let Some(document) = &mut self.documents[number as usize] {
             document.version = becomes.version;
             document.partition = becomes.partition;
+            document.place = becomes.place;
             document.fingerprint = becomes.fingerprint;
             document.state = state;
         }
@@ -220,6 +227,7 @@ impl Matrix {
             key: Arc::clone(&key),
             version: Version::default(),
             partition: 0,
+            place: 0,
             fingerprint: 0,
             state: State::Deleted(0),
         });
@@ -335,7 +343,8 @@ impl Matrix {
         let document = self.documents[number as usize].as_ref()?;
         let State::Live(slots) = &document.state else { return None };
         let window = slots.iter().position(|&at| at as usize == slot)?;
-        Some(Found { key: Arc::clone(&document.key), version: document.version, window, score })
+        let (version, place) = (document.version, document.place);
+        Some(Found { key: Arc::clone(&document.key), version, place, window, score })
     }
 }
 
@@ -412,7 +421,8 @@ mod tests {
         let payload = json!({ "category": format!("c{}", id % 3), "n": [id % 4, "x"] });
         let cells = Cells::of(payload.as_object().expect("object"), fields);
         let body = Body::Live(vectors, cells);
-        let becomes = Becomes { version: Version(version), partition: (id % 4) as Partition, fingerprint: 1, body };
+        let becomes =
+            Becomes { version: Version(version), partition: (id % 4) as Partition, place: 0, fingerprint: 1, body };
         Edit { key: key(id), becomes: Some(becomes) }
     }
 
@@ -459,7 +469,7 @@ mod tests {
                 }
                 1 => {
                     let body = Body::Deleted(1);
-                    let becomes = Becomes { version: Version(step), partition: 0, fingerprint: 2, body };
+                    let becomes = Becomes { version: Version(step), partition: 0, place: 0, fingerprint: 2, body };
                     matrix.edit(Edit { key: key(id), becomes: Some(becomes) });
                     model.remove(&id);
                 }

@@ -22,7 +22,7 @@ use tokio::sync::Notify;
 
 pub use self::error::MirrorError;
 use self::load::Loaded;
-use self::record::{Damage, MirrorState, Record, STATE_KEY, Stored, row_key};
+use self::record::{Damage, MirrorState, Record, STATE_KEY, Stored, place_key};
 use self::store::{FolderLock, Store, guarded, shown};
 use super::filter::{self, Filter};
 use super::matrix::{Becomes, Body, Cells, Edit, Found, Matrix, rank};
@@ -60,6 +60,8 @@ struct Inner {
     /// Taken before `store` and `matrix`; one writer at a time.
     writer: Mutex<MirrorState>,
     store: RwLock<Option<Store>>,
+    /// Held by a writer while the store is ahead of the matrix. Taken before both.
+    ahead: RwLock<()>,
     matrix: RwLock<Matrix>,
     /// A copy of the writer's, so that looking does not wait for a write.
     positions: RwLock<Offsets>,
@@ -131,6 +133,7 @@ impl Mirror {
             as_of_ms: RwLock::new(loaded.state.as_of_ms()),
             writer: Mutex::new(loaded.state),
             store: RwLock::new(Some(loaded.store)),
+            ahead: RwLock::new(()),
             matrix: RwLock::new(loaded.matrix),
             faulty: AtomicBool::new(false),
             fault: Notify::new(),
@@ -213,13 +216,11 @@ impl Mirror {
 
     /// A row's payload, if it is held. May read the disk: call it on a blocking thread.
     pub fn payload(&self, key: &RowKey) -> Result<Option<Row>, MirrorError> {
-        let stored = row_key(key);
-        let damaged = |what: String| MirrorError::Damaged { path: shown(&self.0.settings.dir), what };
-        let Some(bytes) = self.0.with_store(|store| store.get(&stored))? else { return Ok(None) };
-        let (record, _) = Record::decode(&stored, &bytes).map_err(|damage| damaged(damage.0))?;
-        match record.body {
-            Stored::Live(row) => parse_payload(&row.payload).map(Some).map_err(damaged),
-            Stored::Deleted(_) => Ok(None),
+        match self.0.with_store(|store| self.0.latest(store, key))? {
+            Some(Record { body: Stored::Live(row), .. }) => {
+                parse_payload(&row.payload).map(Some).map_err(|why| self.0.damaged(Damage(why)))
+            }
+            Some(Record { body: Stored::Deleted(_), .. }) | None => Ok(None),
         }
     }
 
@@ -284,8 +285,9 @@ impl Mirror {
     /// Writes a row whose checksum is wrong, for tests of what follows.
     #[cfg(test)]
     pub(super) fn damage_row(&self, key: &RowKey) {
+        let place = read(&self.0.matrix).get(key).expect("a row").place;
         let mut batch = sled::Batch::default();
-        batch.insert(row_key(key), b"not what was stored");
+        batch.insert(&place_key(place), b"not what was stored");
         self.0.with_store(|store| store.write(batch)).expect("written");
     }
 
@@ -444,6 +446,7 @@ impl Inner {
     /// Writes the pending records and the state in one transaction and shows them to searches.
     fn commit(&self, state: &mut MirrorState, pending: Pending) -> Result<(), MirrorError> {
         let (batch, edits) = pending.into_batch(state, &read(&self.matrix));
+        let _ahead = write(&self.ahead);
         self.with_store(|store| store.write(batch))?;
         let mut matrix = write(&self.matrix);
         for edit in edits {
@@ -486,12 +489,12 @@ impl Inner {
         min_score: f32,
         filter: &Filter,
     ) -> Result<Option<Hit>, MirrorError> {
-        let damaged = |what: Damage| MirrorError::Damaged { path: shown(&self.settings.dir), what: what.0 };
-        let key = row_key(&found.key);
-        let Some(bytes) = store.get(&key)? else { return Ok(None) };
-        let (Record { version, body, .. }, _) = Record::decode(&key, &bytes).map_err(damaged)?;
-        let Stored::Live(mut row) = body else { return Ok(None) };
-        let payload = parse_payload(&row.payload).map_err(|why| damaged(Damage(why)))?;
+        let record = match self.at(store, found.place)? {
+            Some(record) if record.key == *found.key => Some(record),
+            _ => self.latest(store, &found.key)?,
+        };
+        let Some(Record { version, body: Stored::Live(mut row), .. }) = record else { return Ok(None) };
+        let payload = parse_payload(&row.payload).map_err(|why| self.damaged(Damage(why)))?;
         let (mut window, mut score) = (found.window, found.score);
         if version != found.version {
             let vectors = row.windows.iter().filter_map(|window| Vector::new(&window.vector));
@@ -505,10 +508,33 @@ impl Inner {
             (window, score) = (best, best_score);
         }
         if window >= row.windows.len() {
-            return Err(damaged(Damage("a row with fewer windows than were loaded".to_owned())));
+            return Err(self.damaged(Damage("a row with fewer windows than were loaded".to_owned())));
         }
         let passage = row.windows.swap_remove(window).passage;
         Ok(Some(Hit { key: RowKey::clone(&found.key), score, passage, payload, version }))
+    }
+
+    /// The record at a place, unless it has been replaced.
+    fn at(&self, store: &Store, place: u64) -> Result<Option<Record>, MirrorError> {
+        let bytes = store.get(&place_key(place))?;
+        bytes
+            .map(|bytes| Record::decode(place, &bytes).map(|(record, _)| record))
+            .transpose()
+            .map_err(|e| self.damaged(e))
+    }
+
+    /// The record of a key. Waits for a write that is being shown.
+    fn latest(&self, store: &Store, key: &RowKey) -> Result<Option<Record>, MirrorError> {
+        let _level = read(&self.ahead);
+        let Some(place) = read(&self.matrix).get(key).map(|document| document.place) else { return Ok(None) };
+        match self.at(store, place)? {
+            Some(record) if record.key == *key => Ok(Some(record)),
+            _ => Err(self.damaged(Damage(format!("record {place} is not there")))),
+        }
+    }
+
+    fn damaged(&self, what: Damage) -> MirrorError {
+        MirrorError::Damaged { path: shown(&self.settings.dir), what: what.0 }
     }
 
     fn reload(&self) -> Result<(), MirrorError> {
@@ -587,7 +613,8 @@ impl Pending {
         if let Stored::Live(row) = &stored {
             self.bytes += prost::Message::encoded_len(row);
         }
-        self.records.insert(key, Some((Record { version, partition, body: stored }, body)));
+        let record = Record { key: key.clone(), version, partition, body: stored };
+        self.records.insert(key, Some((record, body)));
     }
 
     fn forget(&mut self, key: RowKey) {
@@ -603,21 +630,20 @@ impl Pending {
         let mut batch = sled::Batch::default();
         let mut edits = Vec::with_capacity(self.records.len());
         for (key, record) in self.records {
-            let stored_key = row_key(&key);
             if let Some(old) = matrix.get(&key) {
                 state.records -= 1;
                 state.digest = state.digest.wrapping_sub(old.fingerprint);
+                batch.remove(&place_key(old.place));
             }
             let becomes = record.map(|(record, body)| {
-                let (bytes, fingerprint) = record.encode(&stored_key);
-                batch.insert(&*stored_key, bytes);
+                let place = state.next_place;
+                let (bytes, fingerprint) = record.encode(place);
+                batch.insert(&place_key(place), bytes);
+                state.next_place += 1;
                 state.records += 1;
                 state.digest = state.digest.wrapping_add(fingerprint);
-                Becomes { version: record.version, partition: record.partition, fingerprint, body }
+                Becomes { version: record.version, partition: record.partition, place, fingerprint, body }
             });
-            if becomes.is_none() {
-                batch.remove(&*stored_key);
-            }
             edits.push(Edit { key, becomes });
         }
         batch.insert(STATE_KEY, state.to_bytes());

@@ -4,7 +4,7 @@ use crate::event::RowKey;
 use crate::index::matrix::{Becomes, Body, Edit, Matrix};
 use crate::retry::Chain;
 
-use super::record::{Damage, FORMAT, MirrorState, Record, STATE_KEY, Stored, parse_row_key};
+use super::record::{Damage, FORMAT, MirrorState, Record, STATE_KEY, Stored, parse_place};
 use super::store::{self, Store, guarded, shown};
 use super::{MirrorError, MirrorSettings, Pending, TRANSACTION_RECORDS_MAX, keys_below_barriers, searchable};
 
@@ -99,12 +99,12 @@ fn check_origin(state: &MirrorState, settings: &MirrorSettings) -> Result<(), Da
 }
 
 fn load(key: &[u8], value: &[u8], settings: &MirrorSettings) -> Result<(Edit, u64), Damage> {
-    let row_key = parse_row_key(key).ok_or_else(|| Damage("a key that is no row's".to_owned()))?;
-    let (record, fingerprint) = Record::decode(key, value)?;
+    let place = parse_place(key).ok_or_else(|| Damage("a key that is no record's".to_owned()))?;
+    let (record, fingerprint) = Record::decode(place, value)?;
     let body = match record.body {
         Stored::Live(row) => searchable(&row, &settings.filters).map_err(Damage)?,
         Stored::Deleted(at_ms) => Body::Deleted(at_ms),
     };
-    let becomes = Becomes { version: record.version, partition: record.partition, fingerprint, body };
-    Ok((Edit { key: row_key, becomes: Some(becomes) }, fingerprint))
+    let becomes = Becomes { version: record.version, partition: record.partition, place, fingerprint, body };
+    Ok((Edit { key: record.key, becomes: Some(becomes) }, fingerprint))
 }

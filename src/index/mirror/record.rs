@@ -6,15 +6,17 @@ use crate::event::{EmbeddedRow, RowKey, Version};
 use crate::topic::{Offsets, Partition};
 
 /// Version of the layout of this file. Another one is not read but rebuilt from `vectors`.
-pub(super) const FORMAT: u32 = 1;
+pub(super) const FORMAT: u32 = 2;
 
 /// Where the state is.
 pub(super) const STATE_KEY: &[u8] = b"s";
-/// What a row's key begins with.
-const ROW_PREFIX: u8 = b'r';
+/// What the key of every record begins with.
+const PLACE_PREFIX: u8 = b'r';
+/// Bytes of a record's key.
+const PLACE_BYTES: usize = 1 + 8;
 
-/// checksum u32, flags u8, version u64, partition u16, time of the tombstone i64; little-endian.
-const HEAD_BYTES: usize = 4 + 1 + 8 + 2 + 8;
+/// checksum u32, flags u8, version u64, partition u16, time of the tombstone i64, bytes of the key u32; little-endian.
+const HEAD_BYTES: usize = 4 + 1 + 8 + 2 + 8 + 4;
 const CHECKSUM_BYTES: usize = 4;
 const FLAG_LIVE: u8 = 0;
 const FLAG_DELETED: u8 = 1;
@@ -22,6 +24,7 @@ const FLAG_DELETED: u8 = 1;
 /// A row's state as it is stored.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Record {
+    pub(super) key: RowKey,
     pub(super) version: Version,
     pub(super) partition: Partition,
     pub(super) body: Stored,
@@ -62,6 +65,9 @@ pub(super) struct MirrorState {
     /// The last heartbeat, one a partition, milliseconds since the Unix epoch; empty or 0: there was none.
     #[prost(sint64, repeated, tag = "8")]
     pub(super) heartbeats: Vec<i64>,
+    /// The next record's place.
+    #[prost(uint64, tag = "9")]
+    pub(super) next_place: u64,
 }
 
 /// Why bytes cannot be what was stored.
@@ -69,63 +75,70 @@ pub(super) struct MirrorState {
 #[error("{0}")]
 pub(super) struct Damage(pub(super) String);
 
-/// The stored key of a row.
-pub(super) fn row_key(key: &RowKey) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(1 + key.as_str().len());
-    bytes.push(ROW_PREFIX);
-    bytes.extend_from_slice(key.as_str().as_bytes());
-    bytes
+/// The key under which sled has a record. Records stand in the order in which they came, not by their rows' keys, and one
+/// that replaces another stands at the end: sled rewrites a page for every few keys put between others, which is three
+/// times the work.
+pub(super) fn place_key(place: u64) -> [u8; PLACE_BYTES] {
+    let mut key = [PLACE_PREFIX; PLACE_BYTES];
+    key[1..].copy_from_slice(&place.to_be_bytes());
+    key
 }
 
-/// Reads a row's stored key; `None` where it is no row's.
-pub(super) fn parse_row_key(stored: &[u8]) -> Option<RowKey> {
-    let (&ROW_PREFIX, key) = stored.split_first()? else { return None };
-    RowKey::from_bytes(key).ok()
+/// Reads what `place_key` wrote; `None` where it is no record's.
+pub(super) fn parse_place(key: &[u8]) -> Option<u64> {
+    let (&PLACE_PREFIX, place) = key.split_first()? else { return None };
+    Some(u64::from_be_bytes(place.try_into().ok()?))
 }
 
 impl Record {
-    /// The stored bytes and the fingerprint that stands for them in the digest.
-    pub(super) fn encode(&self, key: &[u8]) -> (Vec<u8>, u64) {
+    /// The bytes for a place, and the fingerprint that stands for them in the digest, wherever they are.
+    pub(super) fn encode(&self, place: u64) -> (Vec<u8>, u64) {
         let (flag, time_ms, row) = match &self.body {
             Stored::Live(row) => (FLAG_LIVE, 0, Some(row)),
             Stored::Deleted(at_ms) => (FLAG_DELETED, *at_ms, None),
         };
-        let mut bytes = Vec::with_capacity(HEAD_BYTES + row.map_or(0, Message::encoded_len));
+        let key = self.key.as_str().as_bytes();
+        let mut bytes = Vec::with_capacity(HEAD_BYTES + key.len() + row.map_or(0, Message::encoded_len));
         bytes.extend_from_slice(&[0; CHECKSUM_BYTES]);
         bytes.push(flag);
         bytes.extend_from_slice(&self.version.0.to_le_bytes());
         bytes.extend_from_slice(&self.partition.to_le_bytes());
         bytes.extend_from_slice(&time_ms.to_le_bytes());
+        bytes.extend_from_slice(&(key.len() as u32).to_le_bytes());
+        bytes.extend_from_slice(key);
         if let Some(row) = row {
-            bytes.extend_from_slice(&row.encode_to_vec());
+            // A vector grows as it needs to, so this cannot fail.
+            let _grows = row.encode(&mut bytes);
         }
-        let checksum = seal(key, &mut bytes);
+        let checksum = seal(&place_key(place), &mut bytes);
         (bytes, fingerprint(checksum, self.version))
     }
 
-    /// Reads what `encode` wrote under this key; the fingerprint with it.
-    pub(super) fn decode(key: &[u8], bytes: &[u8]) -> Result<(Self, u64), Damage> {
-        let name = || String::from_utf8_lossy(key).into_owned();
-        let (checksum, body) = unseal(key, bytes).ok_or_else(|| Damage(format!("checksum of row {}", name())))?;
-        let head = || -> Option<(u8, u64, u16, i64, &[u8])> {
+    /// Reads what `encode` wrote for this place; the fingerprint with it.
+    pub(super) fn decode(place: u64, bytes: &[u8]) -> Result<(Self, u64), Damage> {
+        let damage = |what: &str| Damage(format!("{what} of record {place}"));
+        let (checksum, body) = unseal(&place_key(place), bytes).ok_or_else(|| damage("checksum"))?;
+        let head = || -> Option<(u8, u64, u16, i64, RowKey, &[u8])> {
             let (flag, rest) = body.split_first_chunk::<1>()?;
             let (version, rest) = rest.split_first_chunk::<8>()?;
             let (partition, rest) = rest.split_first_chunk::<2>()?;
             let (time_ms, rest) = rest.split_first_chunk::<8>()?;
+            let (length, rest) = rest.split_first_chunk::<4>()?;
+            let (key, rest) = rest.split_at_checked(u32::from_le_bytes(*length) as usize)?;
             let (version, partition) = (u64::from_le_bytes(*version), u16::from_le_bytes(*partition));
-            Some((flag[0], version, partition, i64::from_le_bytes(*time_ms), rest))
+            let key = RowKey::from_bytes(key).ok()?;
+            Some((flag[0], version, partition, i64::from_le_bytes(*time_ms), key, rest))
         };
-        let (flag, version, partition, time_ms, rest) =
-            head().ok_or_else(|| Damage(format!("length of row {}", name())))?;
+        let (flag, version, partition, time_ms, key, rest) = head().ok_or_else(|| damage("head"))?;
         let body = match flag {
-            FLAG_LIVE => Stored::Live(
-                EmbeddedRow::decode(rest).map_err(|error| Damage(format!("content of row {}: {error}", name())))?,
-            ),
+            FLAG_LIVE => {
+                Stored::Live(EmbeddedRow::decode(rest).map_err(|error| damage(&format!("content ({error})")))?)
+            }
             FLAG_DELETED => Stored::Deleted(time_ms),
-            other => return Err(Damage(format!("flag {other} of row {}", name()))),
+            other => return Err(damage(&format!("flag {other}"))),
         };
         let version = Version(version);
-        Ok((Record { version, partition, body }, fingerprint(checksum, version)))
+        Ok((Record { key, version, partition, body }, fingerprint(checksum, version)))
     }
 }
 
@@ -142,6 +155,7 @@ impl MirrorState {
             records: 0,
             digest: 0,
             heartbeats: vec![],
+            next_place: 0,
         }
     }
 
@@ -172,24 +186,19 @@ impl MirrorState {
     }
 }
 
-/// Fills in the checksum of key and body, so that a value under another key's name does not pass.
+/// Fills in the checksum, which holds the key as well, so that a value under another key's name does not pass. Gives the
+/// body's own.
 fn seal(key: &[u8], bytes: &mut [u8]) -> u32 {
-    let checksum = checksum(key, &bytes[CHECKSUM_BYTES..]);
-    bytes[..CHECKSUM_BYTES].copy_from_slice(&checksum.to_le_bytes());
-    checksum
+    let body = crc32fast::hash(&bytes[CHECKSUM_BYTES..]);
+    bytes[..CHECKSUM_BYTES].copy_from_slice(&(body ^ crc32fast::hash(key)).to_le_bytes());
+    body
 }
 
+/// Takes off what `seal` filled in: the body's own checksum, and the body.
 fn unseal<'a>(key: &[u8], bytes: &'a [u8]) -> Option<(u32, &'a [u8])> {
     let (stored, body) = bytes.split_first_chunk::<CHECKSUM_BYTES>()?;
-    let stored = u32::from_le_bytes(*stored);
-    (stored == checksum(key, body)).then_some((stored, body))
-}
-
-fn checksum(key: &[u8], body: &[u8]) -> u32 {
-    let mut hasher = crc32fast::Hasher::new();
-    hasher.update(key);
-    hasher.update(body);
-    hasher.finalize()
+    let checksum = crc32fast::hash(body);
+    (u32::from_le_bytes(*stored) == checksum ^ crc32fast::hash(key)).then_some((checksum, body))
 }
 
 /// Spreads checksum and version over 64 bits (the finaliser of SplitMix64), so that sums do not cancel out.
@@ -209,8 +218,7 @@ mod tests {
     #[test]
     fn what_was_stored_is_read_and_every_flipped_bit_is_noticed() {
         let key = RowKey::from_bytes(br#"{"id":1}"#).expect("a key");
-        let stored = row_key(&key);
-        assert_eq!(parse_row_key(&stored), Some(key));
+        assert_eq!((parse_place(&place_key(u64::MAX - 1)), parse_place(STATE_KEY)), (Some(u64::MAX - 1), None));
         let row = EmbeddedRow {
             version: 3,
             payload: r#"{"id":1}"#.into(),
@@ -218,17 +226,18 @@ mod tests {
             ..EmbeddedRow::default()
         };
         for body in [Stored::Live(row), Stored::Deleted(77)] {
-            let record = Record { version: Version(3), partition: 5, body };
-            let (bytes, fingerprint) = record.encode(&stored);
-            assert_eq!(Record::decode(&stored, &bytes), Ok((record, fingerprint)));
-            assert!(Record::decode(b"r{\"id\":2}", &bytes).is_err(), "another key");
+            let record = Record { key: key.clone(), version: Version(3), partition: 5, body };
+            let (bytes, fingerprint) = record.encode(8);
+            assert_eq!(record.encode(9).1, fingerprint, "it does not matter where it is");
+            assert_eq!(Record::decode(8, &bytes), Ok((record, fingerprint)));
+            assert!(Record::decode(9, &bytes).is_err(), "another place");
             for bit in 0..bytes.len() * 8 {
                 let mut bytes = bytes.clone();
                 bytes[bit / 8] ^= 1 << (bit % 8);
-                assert!(Record::decode(&stored, &bytes).is_err(), "bit {bit}");
+                assert!(Record::decode(8, &bytes).is_err(), "bit {bit}");
             }
             for length in 0..bytes.len() {
-                assert!(Record::decode(&stored, &bytes[..length]).is_err(), "length {length}");
+                assert!(Record::decode(8, &bytes[..length]).is_err(), "length {length}");
             }
         }
         let state = MirrorState { records: 9, digest: 8, ..MirrorState::empty("faq", "abc", 4) };

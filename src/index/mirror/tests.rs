@@ -520,7 +520,8 @@ async fn a_lost_row_is_noticed_though_every_checksum_is_right() {
     let mirror = open(dir.path());
     mirror.apply((0..8).map(|id| (partition(id), id / 4, upsert(id, 1 + id))).collect()).await.expect("applied");
     let mut batch = sled::Batch::default();
-    batch.remove(row_key(&key(3)));
+    let place = read(&mirror.0.matrix).get(&key(3)).expect("a row").place;
+    batch.remove(&place_key(place));
     mirror.0.with_store(|store| store.write(batch)).expect("written");
     mirror.close().await;
     let mirror = open(dir.path());
