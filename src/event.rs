@@ -450,12 +450,27 @@ pub struct EmbeddedRow {
 /// One window of a row's text.
 #[derive(Clone, PartialEq, Message)]
 pub struct Window {
-    /// Unit-length vector, one f32 a dimension.
-    #[prost(float, repeated, tag = "1")]
-    pub vector: Vec<f32>,
+    /// Unit-length vector, one little-endian f32 a dimension. On the wire it is what a packed `repeated float` is
+    /// (<https://protobuf.dev/programming-guides/encoding/#packed>), and is read without copying.
+    #[prost(bytes = "bytes", tag = "1")]
+    pub vector_bytes: Bytes,
     /// The text that the vector stands for, without the title.
     #[prost(string, tag = "2")]
     pub passage: String,
+}
+
+impl Window {
+    /// A window with this vector, one f32 a dimension.
+    pub fn new(vector: &[f32], passage: String) -> Self {
+        let bytes: Vec<u8> = vector.iter().flat_map(|number| number.to_le_bytes()).collect();
+        Window { vector_bytes: bytes.into(), passage }
+    }
+
+    /// The vector, one f32 a dimension.
+    pub fn vector(&self) -> Vec<f32> {
+        let numbers = self.vector_bytes.chunks_exact(size_of::<f32>());
+        numbers.map(|bytes| f32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]])).collect()
+    }
 }
 
 /// What a record in `vectors` says.

@@ -19,6 +19,7 @@ pub mod worker;
 
 use std::sync::Arc;
 
+use quick_cache::sync::Cache as Asked;
 use sha2::{Digest, Sha256};
 
 use crate::config::{self, Precision};
@@ -39,6 +40,8 @@ pub use worker::{Worker, WorkerError};
 pub const QUERY_TOKENS_MAX: usize = 256;
 /// The most queries that wait for the model. At 2 to 5 ms each the last of them waits about as long as a search may.
 const QUERIES_WAITING_MAX: usize = 200;
+/// Queries whose vectors are kept: at most 2.5 KB each.
+const QUERIES_KEPT: usize = 1024;
 /// The tokens of one fp32 call, padding included. Measured: 384 to 1,024 are equally fast, fewer take less memory.
 const FP32_CALL_TOKENS: usize = 512;
 
@@ -62,6 +65,7 @@ struct Inner {
     tokenizer_sha256: &'static str,
     rows: Inference,
     queries: Inference,
+    asked: Asked<TokenIds, Vector>,
 }
 
 impl Embedder {
@@ -94,6 +98,7 @@ impl Embedder {
             tokenizer_sha256,
             rows: Inference::start(rows, budget).map_err(LoadError::Thread)?,
             queries: Inference::start(vec![query], 0).map_err(LoadError::Thread)?,
+            asked: Asked::new(QUERIES_KEPT),
         })))
     }
 
@@ -131,18 +136,23 @@ impl Embedder {
     }
 
     /// Embeds a query, on a thread of its own. A query that is too long is not refused: its first
-    /// `QUERY_TOKENS_MAX` tokens are used, and the answer says so.
+    /// `QUERY_TOKENS_MAX` tokens are used, and the answer says so. A query that was asked a moment ago, or is being
+    /// embedded for somebody else, is not embedded again.
     pub async fn query(&self, text: &str) -> Result<QueryVector, EmbedError> {
-        let waiting = self.0.queries.waiting();
-        if waiting >= QUERIES_WAITING_MAX {
-            return Err(EmbedError::Busy { waiting });
-        }
         let (ids, truncated) = self.0.tokens.truncated(text, QUERY_TOKENS_MAX)?;
         if ids.len() == tokens::SPECIAL_TOKENS {
             return Err(EmbedError::Empty);
         }
-        let vector = self.0.queries.embed(vec![ids]).await.pop().unwrap_or(Err(EmbedError::Stopped))?;
+        let vector = self.0.asked.get_or_insert_async(&ids, self.embed_query(&ids)).await?;
         Ok(QueryVector { vector, truncated })
+    }
+
+    async fn embed_query(&self, ids: &TokenIds) -> Result<Vector, EmbedError> {
+        let waiting = self.0.queries.waiting();
+        if waiting >= QUERIES_WAITING_MAX {
+            return Err(EmbedError::Busy { waiting });
+        }
+        self.0.queries.embed(vec![ids.clone()]).await.pop().unwrap_or(Err(EmbedError::Stopped))
     }
 
     /// Embeds texts, in length-sorted calls; the results are in the order of the texts.

@@ -368,7 +368,7 @@ impl Rows {
                 None => vector(key)?.clone(),
             };
             let passage = ready.rendered.text.get(bytes.clone()).unwrap_or_default().trim().to_owned();
-            windows.push(Window { vector, passage });
+            windows.push(Window::new(&vector, passage));
         }
         let payload = payload(&ready.rendered);
         Ok(EmbeddedRow {

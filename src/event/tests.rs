@@ -98,7 +98,7 @@ fn vector_events_survive_a_round_trip() {
         row_hash: vec![1; 16],
         text_hash: vec![2; 16],
         payload: r#"{"id":1}"#.into(),
-        windows: vec![Window { vector: vec![0.6, 0.8], passage: "p".into() }],
+        windows: vec![Window::new(&[0.6, 0.8], "p".into())],
         commit_ts_ms: 4,
     };
     let events = [

@@ -186,7 +186,7 @@ mod tests {
 
     fn row(id: u64) -> VectorEvent {
         let key = RowKey::from_bytes(format!(r#"{{"id":{id}}}"#).as_bytes()).expect("a key");
-        let windows = vec![Window { vector: vec![1.0; DIMENSION], passage: String::new() }];
+        let windows = vec![Window::new(&[1.0; DIMENSION], String::new())];
         VectorEvent::Upsert {
             key,
             row: EmbeddedRow { version: id, payload: "{}".into(), windows, ..Default::default() },

@@ -6,12 +6,12 @@
 
 mod error;
 mod load;
+mod pending;
 mod record;
 mod store;
 #[cfg(test)]
 mod tests;
 
-use std::collections::HashMap;
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -22,19 +22,15 @@ use tokio::sync::Notify;
 
 pub use self::error::MirrorError;
 use self::load::Loaded;
-use self::record::{Damage, MirrorState, Record, STATE_KEY, Stored, place_key};
+pub use self::pending::Prepared;
+use self::pending::{Pending, Step, TRANSACTION_RECORDS_MAX, parse_payload};
+use self::record::{Damage, MirrorState, Record, Stored, place_key};
 use self::store::{FolderLock, Store, guarded, shown};
 use super::filter::{self, Filter};
-use super::matrix::{Becomes, Body, Cells, Edit, Found, Matrix, rank};
+use super::matrix::{Found, Matrix, rank};
 use super::scan::{DIMENSION, Vector};
-use crate::clock::now_ms;
-use crate::event::{EmbeddedRow, Row, RowKey, VectorEvent, Version};
+use crate::event::{Row, RowKey, VectorEvent, Version};
 use crate::topic::{Offsets, Partition};
-
-/// Records in one transaction of sled, which holds them all in memory.
-const TRANSACTION_RECORDS_MAX: usize = 1000;
-/// Bytes in one transaction of sled, beyond which it is closed.
-const TRANSACTION_BYTES_MAX: usize = 4 << 20;
 
 /// What a mirror is made for.
 #[derive(Clone, Debug)]
@@ -153,21 +149,24 @@ impl Mirror {
         *read(&self.0.as_of_ms)
     }
 
+    /// Does all that can be done for an event from this place in `vectors` before it is its turn. Any number of threads
+    /// may, beside a writer.
+    pub fn prepare(&self, partition: Partition, offset: u64, event: VectorEvent) -> Prepared {
+        Prepared::new(partition, offset, event, &self.0.settings.filters)
+    }
+
     /// Applies events, each with its place in `vectors`, in their order. When it returns they and the positions behind
     /// them are durable and searches see them (searches may see them a little earlier). A dropped future does not stop
     /// a batch half-way. After an error the caller calls `recover` and takes up the log at `positions` again: they may
     /// have gone back.
     pub async fn apply(&self, batch: Vec<(Partition, u64, VectorEvent)>) -> Result<Applied, MirrorError> {
-        self.apply_upto(batch, Offsets::new()).await
+        let prepare = |(partition, offset, event)| self.prepare(partition, offset, event);
+        self.apply_upto(batch.into_iter().map(prepare).collect(), Offsets::new()).await
     }
 
     /// As `apply`; the positions move on to `upto` at least, for what was read and holds no event: records that could
     /// not be decoded, gaps that compaction left.
-    pub async fn apply_upto(
-        &self,
-        batch: Vec<(Partition, u64, VectorEvent)>,
-        upto: Offsets,
-    ) -> Result<Applied, MirrorError> {
+    pub async fn apply_upto(&self, batch: Vec<Prepared>, upto: Offsets) -> Result<Applied, MirrorError> {
         self.blocking("apply", move |inner| inner.write(|inner, state| inner.apply(state, batch, &upto))).await
     }
 
@@ -351,47 +350,31 @@ impl Inner {
         }
     }
 
-    fn apply(
-        &self,
-        state: &mut MirrorState,
-        batch: Vec<(Partition, u64, VectorEvent)>,
-        upto: &Offsets,
-    ) -> Result<Applied, MirrorError> {
-        if let Some((partition, ..)) = batch.iter().find(|(partition, ..)| *partition >= self.settings.partitions) {
-            return Err(MirrorError::Partition { found: *partition, partitions: self.settings.partitions });
+    fn apply(&self, state: &mut MirrorState, batch: Vec<Prepared>, upto: &Offsets) -> Result<Applied, MirrorError> {
+        let partitions = self.settings.partitions;
+        if let Some(event) = batch.iter().find(|event| event.partition >= partitions) {
+            return Err(MirrorError::Partition { found: event.partition, partitions });
         }
         let mut applied = Applied::default();
         let mut pending = Pending::default();
-        for (partition, offset, event) in batch {
+        for Prepared { partition, offset, step } in batch {
             let barrier = state.barriers[usize::from(partition)];
             let position = &mut state.positions[usize::from(partition)];
             *position = (*position).max(offset + 1);
-            match event {
-                VectorEvent::Upsert { key, row } if self.overtaken(&pending, barrier, &key, row.version) => {
-                    applied.stale += 1;
+            match step {
+                Step::Put(put) if self.overtaken(&pending, barrier, &put.key, put.version) => applied.stale += 1,
+                Step::Put(put) => {
+                    *if put.is_live() { &mut applied.upserts } else { &mut applied.deletes } += 1;
+                    pending.put(put, partition);
                 }
-                VectorEvent::Upsert { key, row } => match searchable(&row, &self.settings.filters) {
-                    Ok(body) => {
-                        applied.upserts += 1;
-                        pending.put(key, Version(row.version), partition, Stored::Live(row), body);
-                    }
-                    Err(why) => {
-                        applied.refused += 1;
-                        tracing::error!(partition, offset, "embedded row refused: {why}");
-                    }
-                },
-                VectorEvent::Delete { key, version, .. } if self.overtaken(&pending, barrier, &key, version.0) => {
-                    applied.stale += 1;
+                Step::Refused(why) => {
+                    applied.refused += 1;
+                    tracing::error!(partition, offset, "embedded row refused: {why}");
                 }
-                VectorEvent::Delete { key, version, .. } => {
-                    applied.deletes += 1;
-                    let at_ms = now_ms();
-                    pending.put(key, version, partition, Stored::Deleted(at_ms), Body::Deleted(at_ms));
-                }
-                VectorEvent::Heartbeat { as_of_ms } => state.heard(partition, as_of_ms),
-                VectorEvent::Replayed { .. } => {}
-                VectorEvent::Barrier { version, .. } if version.0 <= barrier => applied.stale += 1,
-                VectorEvent::Barrier { version, .. } => {
+                Step::Heartbeat(as_of_ms) => state.heard(partition, as_of_ms),
+                Step::Nothing => {}
+                Step::Barrier(version) if version.0 <= barrier => applied.stale += 1,
+                Step::Barrier(version) => {
                     // The barrier and its position first: what a kill leaves below it is purged on the next open.
                     state.barriers[usize::from(partition)] = version.0;
                     self.commit(state, std::mem::take(&mut pending))?;
@@ -411,9 +394,9 @@ impl Inner {
 
     /// Whether this version of a key is below the barrier, or older than what is known of the key. The same version again
     /// takes its place: embedding it anew is how a row is mended.
-    fn overtaken(&self, pending: &Pending, barrier: u64, key: &RowKey, version: u64) -> bool {
+    fn overtaken(&self, pending: &Pending, barrier: u64, key: &RowKey, version: Version) -> bool {
         let known = pending.version(key).or_else(|| read(&self.matrix).get(key).map(|document| document.version));
-        version < barrier || known.is_some_and(|known| Version(version) < known)
+        version.0 < barrier || known.is_some_and(|known| version < known)
     }
 
     /// Removes every record below its partition's barrier.
@@ -497,7 +480,7 @@ impl Inner {
         let payload = parse_payload(&row.payload).map_err(|why| self.damaged(Damage(why)))?;
         let (mut window, mut score) = (found.window, found.score);
         if version != found.version {
-            let vectors = row.windows.iter().filter_map(|window| Vector::new(&window.vector));
+            let vectors = row.windows.iter().filter_map(|window| Vector::from_le_bytes(&window.vector_bytes));
             let scores = vectors.map(|vector| read(&self.matrix).score(&vector, query)).enumerate();
             // The later of equal windows is the greater for `max_by`: count down, so that the first one wins.
             let best = scores.max_by(|a, b| a.1.total_cmp(&b.1).then(b.0.cmp(&a.0)));
@@ -576,79 +559,11 @@ impl Inner {
     }
 }
 
-/// What a search needs of a row, or why the row cannot have it.
-fn searchable(row: &EmbeddedRow, fields: &[String]) -> Result<Body, String> {
-    let vectors: Option<Vec<_>> = row.windows.iter().map(|window| Vector::new(&window.vector)).collect();
-    let vectors = vectors.ok_or_else(|| format!("a vector is not {DIMENSION} finite numbers"))?;
-    if vectors.is_empty() {
-        return Err("no window".to_owned());
-    }
-    Ok(Body::Live(vectors, Cells::of(&parse_payload(&row.payload)?, fields)))
-}
-
-fn parse_payload(payload: &str) -> Result<Row, String> {
-    serde_json::from_str(payload).map_err(|error| format!("the payload is not a JSON object: {error}"))
-}
-
 fn keys_below_barriers(matrix: &Matrix, barriers: &[u64]) -> Vec<Arc<RowKey>> {
     let below = |partition: Partition, version: Version| {
         barriers.get(usize::from(partition)).is_some_and(|barrier| version.0 < *barrier)
     };
     matrix.documents().filter(|d| below(d.partition, d.version)).map(|d| Arc::clone(&d.key)).collect()
-}
-
-/// Records on their way into one transaction; of each key the last.
-#[derive(Default)]
-struct Pending {
-    records: HashMap<RowKey, Option<(Record, Body)>>,
-    bytes: usize,
-}
-
-impl Pending {
-    fn version(&self, key: &RowKey) -> Option<Version> {
-        self.records.get(key)?.as_ref().map(|(record, _)| record.version)
-    }
-
-    fn put(&mut self, key: RowKey, version: Version, partition: Partition, stored: Stored, body: Body) {
-        if let Stored::Live(row) = &stored {
-            self.bytes += prost::Message::encoded_len(row);
-        }
-        let record = Record { key: key.clone(), version, partition, body: stored };
-        self.records.insert(key, Some((record, body)));
-    }
-
-    fn forget(&mut self, key: RowKey) {
-        self.records.insert(key, None);
-    }
-
-    fn is_full(&self) -> bool {
-        self.records.len() >= TRANSACTION_RECORDS_MAX || self.bytes >= TRANSACTION_BYTES_MAX
-    }
-
-    /// The transaction, the state brought up to date in it, and the same changes for the matrix.
-    fn into_batch(self, state: &mut MirrorState, matrix: &Matrix) -> (sled::Batch, Vec<Edit>) {
-        let mut batch = sled::Batch::default();
-        let mut edits = Vec::with_capacity(self.records.len());
-        for (key, record) in self.records {
-            if let Some(old) = matrix.get(&key) {
-                state.records -= 1;
-                state.digest = state.digest.wrapping_sub(old.fingerprint);
-                batch.remove(&place_key(old.place));
-            }
-            let becomes = record.map(|(record, body)| {
-                let place = state.next_place;
-                let (bytes, fingerprint) = record.encode(place);
-                batch.insert(&place_key(place), bytes);
-                state.next_place += 1;
-                state.records += 1;
-                state.digest = state.digest.wrapping_add(fingerprint);
-                Becomes { version: record.version, partition: record.partition, place, fingerprint, body }
-            });
-            edits.push(Edit { key, becomes });
-        }
-        batch.insert(STATE_KEY, state.to_bytes());
-        (batch, edits)
-    }
 }
 
 // A lock is poisoned when its holder panicked. Writers prepare everything before they take one, and a panic makes the

@@ -17,6 +17,19 @@ impl Vector {
         let numbers: [f32; DIMENSION] = numbers.try_into().ok()?;
         numbers.iter().all(|number| number.is_finite()).then_some(Vector(numbers))
     }
+
+    /// As `new`, of little-endian bytes, four a number.
+    pub fn from_le_bytes(bytes: &[u8]) -> Option<Self> {
+        let mut vector = Vector::ZERO;
+        let (numbers, []) = bytes.as_chunks() else { return None };
+        if numbers.len() != DIMENSION {
+            return None;
+        }
+        for (number, bytes) in vector.0.iter_mut().zip(numbers) {
+            *number = f32::from_le_bytes(*bytes);
+        }
+        vector.0.iter().all(|number| number.is_finite()).then_some(vector)
+    }
 }
 
 /// Writes the dot product of each row with the query. The order of summation depends on the processor only, so the

@@ -7,7 +7,7 @@ use futures_util::future::BoxFuture;
 use tokio::sync::watch;
 use tokio::task::{JoinError, spawn_blocking};
 
-use super::mirror::{Mirror, MirrorError};
+use super::mirror::{Mirror, MirrorError, Prepared};
 use crate::clock::now_ms;
 use crate::event::VectorEvent;
 use crate::metrics::{PipelineMetrics, Stage};
@@ -170,7 +170,7 @@ struct Sink {
 
 /// A batch that was read: what is in it, and the positions behind it.
 struct Batch {
-    events: Events,
+    events: Vec<Prepared>,
     counts: Counts,
     positions: Offsets,
 }
@@ -275,9 +275,9 @@ impl Sink {
             stored.retain(|stored| until.get(usize::from(stored.partition)).is_some_and(|end| stored.offset < *end));
             positions = positions.iter().zip(until).map(|(position, end)| *position.min(end)).collect();
         }
-        let metrics = self.metrics.clone();
+        let (mirror, metrics) = (self.mirror.clone(), self.metrics.clone());
         let decoding = spawn_blocking(move || {
-            let (events, counts) = decode(stored, &metrics);
+            let (events, counts) = decode(stored, &mirror, &metrics);
             Batch { events, counts, positions }
         });
         Box::pin(decoding)
@@ -350,12 +350,10 @@ struct Counts {
     replayed: Vec<(Partition, u64)>,
 }
 
-type Events = Vec<(Partition, u64, VectorEvent)>;
-
-/// Reads the records; what cannot be read is stepped over.
-fn decode(stored: Vec<Stored>, metrics: &PipelineMetrics) -> (Events, Counts) {
+/// Reads the records and makes them ready for the mirror; what cannot be read is stepped over.
+fn decode(stored: Vec<Stored>, mirror: &Mirror, metrics: &PipelineMetrics) -> (Vec<Prepared>, Counts) {
     let mut counts = Counts::default();
-    let mut events = Events::with_capacity(stored.len());
+    let mut events = Vec::with_capacity(stored.len());
     for Stored { partition, offset, record } in stored {
         let event = match VectorEvent::from_record(&record) {
             Ok(event) => event,
@@ -365,28 +363,25 @@ fn decode(stored: Vec<Stored>, metrics: &PipelineMetrics) -> (Events, Counts) {
                 continue;
             }
         };
-        let (count, commit_ts_ms) = match &event {
-            VectorEvent::Heartbeat { .. } => {
-                events.push((partition, offset, event));
-                continue;
-            }
-            VectorEvent::Replayed { id } => {
-                counts.replayed.push((partition, *id));
-                events.push((partition, offset, event));
-                continue;
-            }
-            VectorEvent::Upsert { row, .. } => (&mut counts.upserts, Some(row.commit_ts_ms)),
-            VectorEvent::Delete { commit_ts_ms, .. } => (&mut counts.deletes, *commit_ts_ms),
-            VectorEvent::Barrier { commit_ts_ms, .. } => (&mut counts.barriers, Some(*commit_ts_ms)),
-        };
-        *count += 1;
-        counts.commits_ms.extend(commit_ts_ms);
-        events.push((partition, offset, event));
+        counts.take(partition, &event);
+        events.push(mirror.prepare(partition, offset, event));
     }
     (events, counts)
 }
 
 impl Counts {
+    fn take(&mut self, partition: Partition, event: &VectorEvent) {
+        let (count, commit_ts_ms) = match event {
+            VectorEvent::Heartbeat { .. } => return,
+            VectorEvent::Replayed { id } => return self.replayed.push((partition, *id)),
+            VectorEvent::Upsert { row, .. } => (&mut self.upserts, Some(row.commit_ts_ms)),
+            VectorEvent::Delete { commit_ts_ms, .. } => (&mut self.deletes, *commit_ts_ms),
+            VectorEvent::Barrier { commit_ts_ms, .. } => (&mut self.barriers, Some(*commit_ts_ms)),
+        };
+        *count += 1;
+        self.commits_ms.extend(commit_ts_ms);
+    }
+
     fn report(&self, metrics: &PipelineMetrics) {
         for (op, count) in [("upsert", self.upserts), ("delete", self.deletes), ("truncate", self.barriers)] {
             if count > 0 {
@@ -449,7 +444,7 @@ mod tests {
     fn upsert(id: u64, version: u64) -> Outgoing {
         let mut vector = vec![0.0; DIMENSION];
         vector[id as usize % DIMENSION] = 1.0;
-        let windows = vec![Window { vector, passage: format!("row {id}") }];
+        let windows = vec![Window::new(&vector, format!("row {id}"))];
         let row = EmbeddedRow { version, payload: "{}".into(), windows, ..EmbeddedRow::default() };
         Outgoing::ByKey(VectorEvent::Upsert { key: key(id), row }.to_record(1))
     }

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
+use crate::support::http::Http;
 use crate::support::postgres::PASSWORD;
 use crate::support::process::wait_until;
 use crate::support::site::Site;
@@ -53,6 +54,29 @@ fn a_search_has_the_promised_shape_both_ways() {
     assert_eq!(none["results"], json!([]));
     let all = site.search("money", "&limit=100&min_score=-1");
     assert_eq!(all["results"].as_array().map(Vec::len), Some(30));
+}
+
+#[test]
+fn a_query_is_embedded_once_and_answered_afresh_each_time() {
+    let mut site = filled();
+    let calls = |site: &mut Site| site.vecsync.metric("vecsync_embed_batch_size_count", "").expect("the model was run");
+    let before = calls(&mut site);
+    let port = site.port;
+    let asked: Vec<_> = (0..12)
+        .map(|n| {
+            std::thread::spawn(move || {
+                // The model does not tell upper case from lower.
+                let query = if n % 2 == 0 { "who+pays+me+back" } else { "Who+pays+me+BACK" };
+                Http::new(port).get(&format!("/search?q={query}")).unwrap().json()["results"].clone()
+            })
+        })
+        .collect();
+    let answers: Vec<Value> = asked.into_iter().map(|asked| asked.join().unwrap()).collect();
+    assert!(answers.iter().all(|answer| *answer == answers[0] && answer.as_array().unwrap().len() == 5), "{answers:?}");
+    assert_eq!(calls(&mut site) - before, 1.0);
+    site.sql.execute("DELETE FROM faq_faq");
+    site.expect_equal(SOON);
+    assert_eq!(site.search("who pays me back", "")["results"], json!([]));
 }
 
 #[test]

@@ -268,8 +268,8 @@ async fn a_batch_becomes_rows_deletes_barriers_and_dead_letters() {
     assert_eq!((rows[&9].windows.len(), rows[&9].windows[0].passage.as_str()), (1, ""));
     assert_eq!((rows[&3].payload.as_str(), rows[&3].commit_ts_ms), (r#"{"id":2,"question":"Short?"}"#, 1002));
     assert!(rows.values().flat_map(|row| &row.windows).all(|window| {
-        let norm = window.vector.iter().map(|component| component * component).sum::<f32>();
-        window.vector.len() == DIMENSION && (norm - 1.0).abs() < 1e-5
+        let norm = window.vector().iter().map(|component| component * component).sum::<f32>();
+        window.vector().len() == DIMENSION && (norm - 1.0).abs() < 1e-5
     }));
     let kinds: Vec<String> = processed
         .vectors
@@ -325,7 +325,7 @@ async fn a_point_is_the_mix_of_its_window_and_the_title() {
     let vector = async |weight: f32| {
         let document = config::Document { title_weight: weight, ..document() };
         let processed = worker(&document, Cache::off()).process(batch()).await.expect("the model works");
-        upserts(&processed).remove(&0).expect("a row").windows.remove(0).vector
+        upserts(&processed).remove(&0).expect("a row").windows.remove(0).vector()
     };
     let embedder = embedder(Precision::Int8);
     let window = embedder.query("How do I shut down?\nPress the button.").await.expect("a vector").vector;

@@ -4,9 +4,10 @@ use crate::event::RowKey;
 use crate::index::matrix::{Becomes, Body, Edit, Matrix};
 use crate::retry::Chain;
 
+use super::pending::{Pending, TRANSACTION_RECORDS_MAX, searchable};
 use super::record::{Damage, FORMAT, MirrorState, Record, STATE_KEY, Stored, parse_place};
 use super::store::{self, Store, guarded, shown};
-use super::{MirrorError, MirrorSettings, Pending, TRANSACTION_RECORDS_MAX, keys_below_barriers, searchable};
+use super::{MirrorError, MirrorSettings, keys_below_barriers};
 
 /// A folder that was opened and checked, and what was in it.
 pub(super) struct Loaded {

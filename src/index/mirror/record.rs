@@ -70,6 +70,32 @@ pub(super) struct MirrorState {
     pub(super) next_place: u64,
 }
 
+/// What stands before a record's row.
+struct Head {
+    flag: u8,
+    version: Version,
+    partition: Partition,
+    time_ms: i64,
+    key: RowKey,
+}
+
+impl Head {
+    /// Takes it off the front; `None` where it is not all there.
+    fn take(bytes: &mut &[u8]) -> Option<Self> {
+        let flag = *bytes.split_off_first()?;
+        let version = Version(u64::from_le_bytes(take(bytes)?));
+        let partition = u16::from_le_bytes(take(bytes)?);
+        let time_ms = i64::from_le_bytes(take(bytes)?);
+        let key_bytes = u32::from_le_bytes(take(bytes)?) as usize;
+        let key = RowKey::from_bytes(bytes.split_off(..key_bytes)?).ok()?;
+        Some(Head { flag, version, partition, time_ms, key })
+    }
+}
+
+fn take<const N: usize>(bytes: &mut &[u8]) -> Option<[u8; N]> {
+    bytes.split_off(..N)?.try_into().ok()
+}
+
 /// Why bytes cannot be what was stored.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
@@ -90,9 +116,33 @@ pub(super) fn parse_place(key: &[u8]) -> Option<u64> {
     Some(u64::from_be_bytes(place.try_into().ok()?))
 }
 
+/// A record in bytes, ready for any place.
+#[derive(Debug)]
+pub(super) struct Sealed {
+    bytes: Vec<u8>,
+    /// Of the body.
+    checksum: u32,
+    /// Stands for it in the digest, wherever it is.
+    pub(super) fingerprint: u64,
+}
+
+impl Sealed {
+    /// The bytes for a place.
+    pub(super) fn at(mut self, place: u64) -> Vec<u8> {
+        let checksum = self.checksum ^ crc32fast::hash(&place_key(place));
+        self.bytes[..CHECKSUM_BYTES].copy_from_slice(&checksum.to_le_bytes());
+        self.bytes
+    }
+
+    /// Bytes of it.
+    pub(super) fn len(&self) -> usize {
+        self.bytes.len()
+    }
+}
+
 impl Record {
-    /// The bytes for a place, and the fingerprint that stands for them in the digest, wherever they are.
-    pub(super) fn encode(&self, place: u64) -> (Vec<u8>, u64) {
+    /// Writes it as bytes.
+    pub(super) fn seal(&self) -> Sealed {
         let (flag, time_ms, row) = match &self.body {
             Stored::Live(row) => (FLAG_LIVE, 0, Some(row)),
             Stored::Deleted(at_ms) => (FLAG_DELETED, *at_ms, None),
@@ -110,34 +160,24 @@ impl Record {
             // A vector grows as it needs to, so this cannot fail.
             let _grows = row.encode(&mut bytes);
         }
-        let checksum = seal(&place_key(place), &mut bytes);
-        (bytes, fingerprint(checksum, self.version))
+        let checksum = crc32fast::hash(&bytes[CHECKSUM_BYTES..]);
+        Sealed { bytes, checksum, fingerprint: fingerprint(checksum, self.version) }
     }
 
-    /// Reads what `encode` wrote for this place; the fingerprint with it.
+    /// Reads what was sealed for this place; the fingerprint with it.
     pub(super) fn decode(place: u64, bytes: &[u8]) -> Result<(Self, u64), Damage> {
         let damage = |what: &str| Damage(format!("{what} of record {place}"));
         let (checksum, body) = unseal(&place_key(place), bytes).ok_or_else(|| damage("checksum"))?;
-        let head = || -> Option<(u8, u64, u16, i64, RowKey, &[u8])> {
-            let (flag, rest) = body.split_first_chunk::<1>()?;
-            let (version, rest) = rest.split_first_chunk::<8>()?;
-            let (partition, rest) = rest.split_first_chunk::<2>()?;
-            let (time_ms, rest) = rest.split_first_chunk::<8>()?;
-            let (length, rest) = rest.split_first_chunk::<4>()?;
-            let (key, rest) = rest.split_at_checked(u32::from_le_bytes(*length) as usize)?;
-            let (version, partition) = (u64::from_le_bytes(*version), u16::from_le_bytes(*partition));
-            let key = RowKey::from_bytes(key).ok()?;
-            Some((flag[0], version, partition, i64::from_le_bytes(*time_ms), key, rest))
-        };
-        let (flag, version, partition, time_ms, key, rest) = head().ok_or_else(|| damage("head"))?;
-        let body = match flag {
+        let mut rest = body;
+        let head = Head::take(&mut rest).ok_or_else(|| damage("head"))?;
+        let body = match head.flag {
             FLAG_LIVE => {
                 Stored::Live(EmbeddedRow::decode(rest).map_err(|error| damage(&format!("content ({error})")))?)
             }
-            FLAG_DELETED => Stored::Deleted(time_ms),
+            FLAG_DELETED => Stored::Deleted(head.time_ms),
             other => return Err(damage(&format!("flag {other}"))),
         };
-        let version = Version(version);
+        let Head { key, version, partition, .. } = head;
         Ok((Record { key, version, partition, body }, fingerprint(checksum, version)))
     }
 }
@@ -173,10 +213,9 @@ impl MirrorState {
 
     /// The stored bytes.
     pub(super) fn to_bytes(&self) -> Vec<u8> {
-        let mut bytes = vec![0; CHECKSUM_BYTES];
-        bytes.extend_from_slice(&self.encode_to_vec());
-        seal(STATE_KEY, &mut bytes);
-        bytes
+        let body = self.encode_to_vec();
+        let checksum = crc32fast::hash(&body) ^ crc32fast::hash(STATE_KEY);
+        [&checksum.to_le_bytes()[..], &body].concat()
     }
 
     /// Reads what `to_bytes` wrote.
@@ -186,15 +225,8 @@ impl MirrorState {
     }
 }
 
-/// Fills in the checksum, which holds the key as well, so that a value under another key's name does not pass. Gives the
-/// body's own.
-fn seal(key: &[u8], bytes: &mut [u8]) -> u32 {
-    let body = crc32fast::hash(&bytes[CHECKSUM_BYTES..]);
-    bytes[..CHECKSUM_BYTES].copy_from_slice(&(body ^ crc32fast::hash(key)).to_le_bytes());
-    body
-}
-
-/// Takes off what `seal` filled in: the body's own checksum, and the body.
+/// Takes the checksum off: the body's own, and the body. The stored one holds the key as well, so that a value under
+/// another key's name does not pass.
 fn unseal<'a>(key: &[u8], bytes: &'a [u8]) -> Option<(u32, &'a [u8])> {
     let (stored, body) = bytes.split_first_chunk::<CHECKSUM_BYTES>()?;
     let checksum = crc32fast::hash(body);
@@ -222,13 +254,13 @@ mod tests {
         let row = EmbeddedRow {
             version: 3,
             payload: r#"{"id":1}"#.into(),
-            windows: vec![Window { vector: vec![0.5; 4], passage: "p".into() }],
+            windows: vec![Window::new(&[0.5; 4], "p".into())],
             ..EmbeddedRow::default()
         };
         for body in [Stored::Live(row), Stored::Deleted(77)] {
             let record = Record { key: key.clone(), version: Version(3), partition: 5, body };
-            let (bytes, fingerprint) = record.encode(8);
-            assert_eq!(record.encode(9).1, fingerprint, "it does not matter where it is");
+            let fingerprint = record.seal().fingerprint;
+            let bytes = record.seal().at(8);
             assert_eq!(Record::decode(8, &bytes), Ok((record, fingerprint)));
             assert!(Record::decode(9, &bytes).is_err(), "another place");
             for bit in 0..bytes.len() * 8 {

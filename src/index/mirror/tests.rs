@@ -9,6 +9,7 @@ use std::process::{Command, Stdio};
 use serde_json::json;
 
 use super::*;
+use crate::event::EmbeddedRow;
 use crate::event::Window;
 use crate::index::FilterValue;
 
@@ -47,9 +48,9 @@ fn vector(seed: u64) -> Vec<f32> {
 }
 
 fn upsert(id: u64, version: u64) -> VectorEvent {
-    let windows = (0..1 + version % 3).map(|n| Window {
-        vector: vector(id * 31 + version * 7 + n),
-        passage: format!("row {id} version {version} window {n}"),
+    let windows = (0..1 + version % 3).map(|n| {
+        let passage = format!("row {id} version {version} window {n}");
+        Window::new(&vector(id * 31 + version * 7 + n), passage)
     });
     let payload = json!({ "id": id, "version": version, "category": format!("c{}", id % 3) }).to_string();
     let row = EmbeddedRow { version, payload, windows: windows.collect(), ..EmbeddedRow::default() };
@@ -223,8 +224,13 @@ async fn rows_that_cannot_be_searched_are_refused_and_the_rest_goes_on() {
     };
     let bad = [
         broken(&|row| row.windows.clear()),
-        broken(&|row| row.windows[0].vector[7] = f32::NAN),
-        broken(&|row| row.windows[0].vector.truncate(DIMENSION - 1)),
+        broken(&|row| {
+            let mut vector = row.windows[0].vector();
+            vector[7] = f32::NAN;
+            row.windows[0] = Window::new(&vector, String::new());
+        }),
+        broken(&|row| row.windows[0].vector_bytes.truncate(4 * (DIMENSION - 1))),
+        broken(&|row| row.windows[0].vector_bytes.truncate(4 * DIMENSION - 1)),
         broken(&|row| row.payload = "[]".into()),
     ];
     let count = bad.len() as u64;
