@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Parser, Subcommand};
 use vecsync::config::Role;
 use vecsync::topic::LetterId;
+use vecsync::topic::replay::{Source, Target};
 
 /// Keeps a semantic search index in step with a PostgreSQL table.
 #[derive(Debug, Parser)]
@@ -34,10 +35,10 @@ pub enum Command {
     Replay {
         /// What to read again: vectors costs no embedding, changes renders and embeds every row anew
         #[arg(long, value_enum, default_value = "vectors")]
-        topic: ReplayTopic,
+        topic: Source,
         /// Fill a new generation and switch to it, or the one that is there
         #[arg(long, value_enum, default_value = "new")]
-        into: ReplayInto,
+        into: Target,
         /// Print one JSON document
         #[arg(long)]
         json: bool,
@@ -72,24 +73,6 @@ pub struct Search {
     /// Print one JSON document
     #[arg(long)]
     pub json: bool,
-}
-
-/// What `vecsync replay` reads again.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-pub enum ReplayTopic {
-    /// Rows as they were captured
-    Changes,
-    /// Rows as they were embedded
-    Vectors,
-}
-
-/// Where `vecsync replay` goes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-pub enum ReplayInto {
-    /// A new generation; compared and switched to when it is full
-    New,
-    /// The one that answers; rows that the log does not have stay
-    Current,
 }
 
 /// `vecsync dead-letters`.
@@ -172,10 +155,10 @@ mod tests {
     #[test]
     fn a_replay_fills_a_new_generation_from_vectors_unless_told_otherwise() {
         let Command::Replay { topic, into, json } = parse(&["replay"]).expect("valid") else { panic!("another") };
-        assert_eq!((topic, into, json), (ReplayTopic::Vectors, ReplayInto::New, false));
+        assert_eq!((topic, into, json), (Source::Vectors, Target::New, false));
         let words = ["replay", "--topic", "changes", "--into", "current"];
         let Command::Replay { topic, into, .. } = parse(&words).expect("valid") else { panic!("another") };
-        assert_eq!((topic, into), (ReplayTopic::Changes, ReplayInto::Current));
+        assert_eq!((topic, into), (Source::Changes, Target::Current));
     }
 
     #[test]

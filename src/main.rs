@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
-use cli::{Cli, Command, DeadLetters, Pipeline, ReplayInto, ReplayTopic};
+use cli::{Cli, Command, DeadLetters, Pipeline};
 use serde_json::Value;
 use vecsync::client::Query;
 use vecsync::commands::dead_letters as letters;
@@ -20,7 +20,6 @@ use vecsync::config::{Config, Document, Log, Role, listing, pipeline};
 use vecsync::control::Request;
 use vecsync::embed::DocumentError;
 use vecsync::retry::Chain;
-use vecsync::topic::replay::{Source, Target};
 use vecsync::{app, commands, embed, logging};
 
 /// It was tried and failed.
@@ -94,14 +93,6 @@ fn dispatch(command: Command) -> Result<(), Failure> {
         }
         Command::Replay { topic, into, json } => {
             let settings = Settings::read(&environment)?;
-            let topic = match topic {
-                ReplayTopic::Changes => Source::Changes,
-                ReplayTopic::Vectors => Source::Vectors,
-            };
-            let into = match into {
-                ReplayInto::New => Target::New,
-                ReplayInto::Current => Target::Current,
-            };
             print(&to_end(&settings.log, commands::replay::replay(&settings, topic, into, json))?)
         }
         Command::DeadLetters(command) => dead_letters(&environment, command),

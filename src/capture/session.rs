@@ -388,7 +388,11 @@ impl Session<'_> {
                             Outgoing::ByKey(event.to_record_within(bytes_max, now))
                         }
                         // What concerns no row of its own.
-                        _ => Outgoing::Everywhere(event.to_record(now)),
+                        ChangeEvent::Barrier { .. }
+                        | ChangeEvent::Truncate { .. }
+                        | ChangeEvent::Heartbeat { .. }
+                        | ChangeEvent::Replay { .. }
+                        | ChangeEvent::Nothing => Outgoing::Everywhere(event.to_record(now)),
                     })
                     .collect();
                 capture.log.append_changes(records, &state).await.map_err(CaptureError::from)

@@ -8,22 +8,22 @@ use super::{Partition, Stored};
 use crate::event::REPLAY_KEY;
 
 /// What is read again from its beginning.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "snake_case")]
 pub enum Source {
-    /// `changes`: every row is rendered and embedded again, then `vectors` as well.
+    /// Rows as they were captured: each is rendered and embedded again, then what comes of them
     Changes,
-    /// `vectors`: nothing is embedded.
+    /// Rows as they were embedded
     Vectors,
 }
 
 /// Where a replay goes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "snake_case")]
 pub enum Target {
-    /// A new generation, which takes the place of the current one when it is full.
+    /// A new generation; compared and switched to when it is full
     New,
-    /// The generation that is there.
+    /// The one that answers; rows that the log does not have stay
     Current,
 }
 

@@ -432,13 +432,17 @@ impl Joined {
             return Err(LogError::Revoked { topic: names.changes.clone() });
         }
         let fault = client::fault("put at the beginning", &names.changes);
-        let begun = state::read(settings, &names.state, &begun_key(revision))?;
-        let began: Begun = begun.and_then(|value| serde_json::from_slice(&value).ok()).unwrap_or_default();
+        let begun_key = begun_key(revision);
+        let keys: BTreeMap<Partition, String> =
+            replays.keys().map(|partition| (*partition, format!("replay.{revision}.{partition}"))).collect();
+        let wanted: Vec<&str> = keys.values().chain([&begun_key]).map(String::as_str).collect();
+        let known = state::read_each(settings, &names.state, &wanted)?;
+        let began: Begun =
+            known.get(&*begun_key).and_then(|value| serde_json::from_slice(value).ok()).unwrap_or_default();
         let (reader, mut beginnings) = (client::reader(settings).map_err(&fault)?, BTreeMap::new());
-        let key = |partition: Partition| format!("replay.{revision}.{partition}");
         for (&partition, &offset) in replays {
-            let done = state::read(settings, &names.state, &key(partition))?;
-            let done = done.and_then(|value| serde_json::from_slice::<u64>(&value).ok()).map_or(0, |done| done + 1);
+            let done = known.get(&*keys[&partition]).and_then(|value| serde_json::from_slice::<u64>(value).ok());
+            let done = done.map_or(0, |done| done + 1);
             // Who began later has read all of it anyway.
             let began = began.ends.get(usize::from(partition)).copied().unwrap_or_default();
             if offset >= done.max(began) {
@@ -450,8 +454,8 @@ impl Joined {
             let offsets = client::offsets(&names.changes, &beginnings).map_err(&fault)?;
             self.feed.consumer().commit(&offsets, CommitMode::Sync).map_err(&fault)?;
             // After the position: a kill between the two begins once more, and loses no replay.
-            for &partition in beginnings.keys() {
-                state::write(settings, &names.state, &key(partition), replays[&partition].to_string().as_bytes())?;
+            for partition in beginnings.keys() {
+                state::write(settings, &names.state, &keys[partition], replays[partition].to_string().as_bytes())?;
             }
             tracing::info!(topic = names.changes, partitions = ?beginnings.keys(), "embedding once more from the beginning");
         }

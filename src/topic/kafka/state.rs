@@ -37,26 +37,38 @@ pub(super) fn write(settings: &Settings, topic: &str, key: &str, value: &[u8]) -
 
 /// The last value of a key. Blocks.
 pub(super) fn read(settings: &Settings, topic: &str, key: &str) -> Result<Option<Bytes>, LogError> {
+    Ok(read_each(settings, topic, &[key])?.remove(key))
+}
+
+/// The last values of these keys, of those that have one. Blocks.
+pub(super) fn read_each<'k>(
+    settings: &Settings,
+    topic: &str,
+    keys: &[&'k str],
+) -> Result<BTreeMap<&'k str, Bytes>, LogError> {
     let fault = client::fault("read", topic);
     let consumer = client::reader(settings).map_err(&fault)?;
     let (low, high) = client::bounds(&consumer, topic, 0).map_err(&fault)?;
     let tail = high.saturating_sub(TAIL).max(low);
+    let mut found = BTreeMap::new();
     for from in [tail, low] {
-        let mut found = None;
         if from < high {
             scan_messages(&consumer, topic, &BTreeMap::from([(0, from..high)]), |message| {
-                if message.key() == Some(key.as_bytes()) {
-                    found = message.payload().map(Bytes::copy_from_slice);
+                let key = message.key().and_then(|key| keys.iter().find(|wanted| wanted.as_bytes() == key));
+                match (key, message.payload()) {
+                    (Some(key), Some(value)) => drop(found.insert(*key, Bytes::copy_from_slice(value))),
+                    (Some(key), None) => drop(found.remove(key)),
+                    (None, _) => {}
                 }
                 Ok::<_, KafkaError>(())
             })
             .map_err(&fault)?;
         }
-        if found.is_some() || from == low {
-            return Ok(found);
+        if found.len() == keys.len() || from == low {
+            break;
         }
     }
-    Ok(None)
+    Ok(found)
 }
 
 /// Shows every message of these partitions from offsets on up to others at least; the partitions come mixed, each in its
