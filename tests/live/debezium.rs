@@ -25,12 +25,13 @@ fn pipeline(topic: &str) -> String {
 }
 
 /// A vecsync on a topic of Debezium's, started. Without a database it has nothing but the topic.
-fn reading(kafka: &Kafka, prefix: &str, database: Option<&str>) -> Vecsync {
+fn reading(kafka: &Kafka, prefix: &str, database: Option<&str>, roles: &str) -> Vecsync {
     let mut vecsync = Vecsync::prepare(database.unwrap_or_default());
     vecsync.write_pipeline(&pipeline(&format!("{prefix}.public.faq_faq")));
     vecsync.set("KAFKA_BROKERS", kafka.brokers());
     vecsync.set("VECSYNC_TOPIC_PREFIX", format!("v{prefix}"));
     vecsync.set("VECSYNC_TOPIC_PARTITIONS", PARTITIONS);
+    vecsync.roles(roles);
     vecsync.start();
     vecsync
 }
@@ -45,14 +46,14 @@ fn what_debezium_wrote_is_indexed_as_the_table_has_it() {
     let connectors = [Connector { prefix: &with, schemas: true }, Connector { prefix: &without, schemas: false }];
     let url = site.postgres.url(crate::support::postgres::USER, crate::support::postgres::PASSWORD);
     // They are there before the topics are.
-    let mut readers = [reading(&kafka, &with, Some(&url)), reading(&kafka, &without, None)];
+    let mut readers = [reading(&kafka, &with, Some(&url), ""), reading(&kafka, &without, None, "")];
     for reader in &readers {
         reader.wait_for_log("there is no such topic", COMMAND);
     }
     let refused = readers[0].run(&["sync"]);
     assert_eq!(refused.code, Some(1), "{refused:?}");
     assert!(refused.stderr.contains("execute-snapshot"), "{refused:?}");
-    let _connect = Connect::start(&kafka, &site.postgres, PARTITIONS, &connectors);
+    let mut connect = Connect::start(&kafka, &site.postgres, PARTITIONS, &connectors);
 
     // The snapshot.
     for reader in &mut readers {
@@ -96,6 +97,23 @@ fn what_debezium_wrote_is_indexed_as_the_table_has_it() {
         assert_eq!(op_t, 0);
     }
 
+    // A second embedder shares the partitions; the connector is killed with records whose offsets it has not kept, which
+    // it sends again, and rows change while it is away.
+    let mut second = reading(&kafka, &with, Some(&url), "embed");
+    second.wait_for_log("partitions taken on", CAUGHT_UP);
+    for round in 0..3 {
+        sql.execute(&format!("UPDATE faq_faq SET answer = 'Before the kill {round}' WHERE id BETWEEN 40 AND 60"));
+        sql.execute(&format!("DELETE FROM faq_faq WHERE id = {}", 41 + round));
+        connect.kill();
+        sql.execute(&format!("UPDATE faq_faq SET question = 'Longest {round}?' WHERE id = 701"));
+        sql.execute(&format!("UPDATE faq_faq SET answer = 'While it is away {round}' WHERE id BETWEEN 50 AND 70"));
+        connect.start_again();
+        for reader in &mut readers {
+            expect_equal(reader, sql, CAUGHT_UP);
+        }
+    }
+    assert!(second.metric("vecsync_events_total", r#"stage="embed""#) > Some(0.0), "{}", second.log());
+
     let published = "SELECT count(*) FROM pg_publication WHERE pubtruncate";
     assert_eq!(sql.value(published), "2");
     // One record in one partition empties all, and what comes after it stays.
@@ -122,7 +140,7 @@ fn what_debezium_wrote_is_indexed_as_the_table_has_it() {
     let database = [Some(url.as_str()), None];
     for ((reader, prefix), database) in readers.into_iter().zip([&with, &without]).zip(database) {
         drop(reader);
-        let mut fresh = reading(&kafka, prefix, database);
+        let mut fresh = reading(&kafka, prefix, database, "");
         fresh.wait_ready();
         expect_equal(&mut fresh, sql, CAUGHT_UP);
     }

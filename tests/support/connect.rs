@@ -12,6 +12,8 @@ use super::process::free_port;
 
 pub struct Connect {
     folder: TempDir,
+    /// Settings of the worker, then of each connector.
+    files: Vec<PathBuf>,
     worker: Child,
 }
 
@@ -46,60 +48,73 @@ impl Connect {
                 ("plugin.discovery", "service_load"),
             ],
         );
-        let files: Vec<PathBuf> = connectors
-            .iter()
-            .map(|Connector { prefix, schemas }| {
-                let schemas = schemas.to_string();
-                write(
-                    &format!("{prefix}.properties"),
-                    &[
-                        ("name", prefix),
-                        ("connector.class", "io.debezium.connector.postgresql.PostgresConnector"),
-                        ("plugin.name", "pgoutput"),
-                        ("database.hostname", "127.0.0.1"),
-                        ("database.port", &postgres.port.to_string()),
-                        ("database.user", USER),
-                        ("database.password", PASSWORD),
-                        ("database.dbname", DATABASE),
-                        ("topic.prefix", prefix),
-                        ("slot.name", prefix),
-                        ("publication.name", prefix),
-                        ("publication.autocreate.mode", "filtered"),
-                        ("table.include.list", "public.faq_faq"),
-                        // By default it leaves truncates out.
-                        ("skipped.operations", "none"),
-                        ("key.converter", json),
-                        ("key.converter.schemas.enable", &schemas),
-                        ("value.converter", json),
-                        ("value.converter.schemas.enable", &schemas),
-                        ("topic.creation.default.partitions", &partitions.to_string()),
-                        ("topic.creation.default.replication.factor", "1"),
-                        // A truncate has no key, and a compacted topic refuses it: the connector would fail.
-                        ("topic.creation.default.cleanup.policy", "delete"),
-                        ("topic.creation.default.retention.ms", "-1"),
-                    ],
-                )
-            })
-            .collect();
-        let fetched = |name: &str| {
-            let folder = std::env::var_os(name).unwrap_or_else(|| panic!("{name} is not set: use `make test`"));
-            PathBuf::from(folder).join("*").display().to_string()
-        };
-        let log = fs::File::create(folder.path().join("connect.log")).expect("make a log");
-        let worker = Command::new("java")
-            .args(["-Xmx384m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-cp"])
-            .arg(format!("{}:{}", fetched("VECSYNC_TEST_KAFKA"), fetched("VECSYNC_TEST_DEBEZIUM")))
-            .arg("org.apache.kafka.connect.cli.ConnectStandalone")
-            .arg(worker)
-            .args(files)
-            .current_dir(folder.path())
-            .stdin(Stdio::null())
-            .stdout(log.try_clone().expect("one more handle"))
-            .stderr(log)
-            .spawn()
-            .expect("start java");
-        Connect { folder, worker }
+        let connectors = connectors.iter().map(|Connector { prefix, schemas }| {
+            let schemas = schemas.to_string();
+            write(
+                &format!("{prefix}.properties"),
+                &[
+                    ("name", prefix),
+                    ("connector.class", "io.debezium.connector.postgresql.PostgresConnector"),
+                    ("plugin.name", "pgoutput"),
+                    ("database.hostname", "127.0.0.1"),
+                    ("database.port", &postgres.port.to_string()),
+                    ("database.user", USER),
+                    ("database.password", PASSWORD),
+                    ("database.dbname", DATABASE),
+                    ("topic.prefix", prefix),
+                    ("slot.name", prefix),
+                    ("publication.name", prefix),
+                    ("publication.autocreate.mode", "filtered"),
+                    ("table.include.list", "public.faq_faq"),
+                    // By default it leaves truncates out.
+                    ("skipped.operations", "none"),
+                    ("key.converter", json),
+                    ("key.converter.schemas.enable", &schemas),
+                    ("value.converter", json),
+                    ("value.converter.schemas.enable", &schemas),
+                    ("topic.creation.default.partitions", &partitions.to_string()),
+                    ("topic.creation.default.replication.factor", "1"),
+                    // A truncate has no key, and a compacted topic refuses it: the connector would fail.
+                    ("topic.creation.default.cleanup.policy", "delete"),
+                    ("topic.creation.default.retention.ms", "-1"),
+                ],
+            )
+        });
+        let files: Vec<PathBuf> = std::iter::once(worker).chain(connectors).collect();
+        let worker = spawn(&folder, &files);
+        Connect { folder, files, worker }
     }
+
+    /// Kills it; nothing is captured until it is started again.
+    pub fn kill(&mut self) {
+        self.worker.kill().expect("kill java");
+        self.worker.wait().expect("reap java");
+    }
+
+    /// Starts it again after a kill: it goes on from the offsets that it had written.
+    pub fn start_again(&mut self) {
+        self.worker = spawn(&self.folder, &self.files);
+    }
+}
+
+fn spawn(folder: &TempDir, files: &[PathBuf]) -> Child {
+    let fetched = |name: &str| {
+        let folder = std::env::var_os(name).unwrap_or_else(|| panic!("{name} is not set: use `make test`"));
+        PathBuf::from(folder).join("*").display().to_string()
+    };
+    let log =
+        fs::File::options().create(true).append(true).open(folder.path().join("connect.log")).expect("make a log");
+    Command::new("java")
+        .args(["-Xmx384m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-cp"])
+        .arg(format!("{}:{}", fetched("VECSYNC_TEST_KAFKA"), fetched("VECSYNC_TEST_DEBEZIUM")))
+        .arg("org.apache.kafka.connect.cli.ConnectStandalone")
+        .args(files)
+        .current_dir(folder.path())
+        .stdin(Stdio::null())
+        .stdout(log.try_clone().expect("one more handle"))
+        .stderr(log)
+        .spawn()
+        .expect("start java")
 }
 
 impl Drop for Connect {
