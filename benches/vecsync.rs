@@ -9,11 +9,11 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use measure::report::Report;
-use measure::{backfill, freshness, kafka, search};
+use measure::{backfill, freshness, kafka, scan, search};
 use support::kafka::Kafka;
 
 const USAGE: &str =
-    "usage: [freshness|backfill|search|idle|kafka|replay|all]… [--model fp32|int8|both] [--json FILE] [--no-docs]";
+    "usage: [freshness|backfill|search|idle|scan|kafka|replay|all]… [--model fp32|int8|both] [--json FILE] [--no-docs]";
 
 /// What is measured.
 #[derive(Debug, Default)]
@@ -22,6 +22,7 @@ struct Wanted {
     backfill: bool,
     search: bool,
     idle: bool,
+    scan: bool,
     kafka: bool,
     replay: bool,
     models: Vec<&'static str>,
@@ -56,6 +57,10 @@ fn main() -> ExitCode {
             }
         }
     }
+    if wanted.scan {
+        // Which model made the vectors does not matter.
+        report.add("int8", "scan", scan::search("int8"));
+    }
     if wanted.kafka || wanted.replay {
         let broker = Kafka::start();
         // Capture and replay do not run the model.
@@ -88,6 +93,7 @@ impl Wanted {
                 "backfill" => &mut wanted.backfill,
                 "search" => &mut wanted.search,
                 "idle" => &mut wanted.idle,
+                "scan" => &mut wanted.scan,
                 "kafka" => {
                     (wanted.kafka, wanted.replay, any) = (true, true, true);
                     continue;
@@ -118,8 +124,8 @@ impl Wanted {
             (*part, any) = (true, true);
         }
         if !any {
-            let Wanted { freshness, backfill, search, idle, kafka, replay, .. } = &mut wanted;
-            for part in [freshness, backfill, search, idle, kafka, replay] {
+            let Wanted { freshness, backfill, search, idle, scan, kafka, replay, .. } = &mut wanted;
+            for part in [freshness, backfill, search, idle, scan, kafka, replay] {
                 *part = true;
             }
         }

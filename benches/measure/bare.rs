@@ -4,8 +4,8 @@ use std::collections::HashSet;
 use std::time::Instant;
 
 use vecsync::config;
-use vecsync::embed::Embedder;
 use vecsync::embed::tokens::{self, TokenIds};
+use vecsync::embed::{Embedder, Vector};
 
 use super::texts::Entry;
 use crate::support::vecsync::model_dir;
@@ -36,6 +36,17 @@ impl Bare {
         let longest = texts.last().map_or(0, Vec::len);
         assert!(longest <= WINDOW, "a text of {longest} tokens would be split, and this compares something else");
         Bare { embedder, texts }
+    }
+
+    /// The vectors of these texts.
+    pub fn vectors(&self, texts: &[String]) -> Vec<Vector> {
+        let of = |text: &String| tokens::input([&self.embedder.tokens().of(text).expect("it can be cut into tokens")]);
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        let mut vectors = vec![];
+        for call in texts.chunks(CALL) {
+            vectors.extend(runtime.block_on(self.embedder.embed(call.iter().map(of).collect())));
+        }
+        vectors.into_iter().map(|vector| vector.expect("the model refused no text")).collect()
     }
 
     pub fn texts(&self) -> usize {

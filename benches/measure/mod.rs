@@ -5,6 +5,7 @@ pub mod bare;
 pub mod freshness;
 pub mod kafka;
 pub mod report;
+pub mod scan;
 pub mod search;
 pub mod texts;
 

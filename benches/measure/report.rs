@@ -23,6 +23,9 @@ const BOUNDS: &[(&str, &str, Bound)] = &[
     ("kafka freshness", "p99_ms", Bound::Most(200.0)),
     ("kafka capture", "rows_per_s", Bound::Least(40_000.0)),
     ("kafka replay", "points_per_s", Bound::Least(30_000.0)),
+    ("scan", "p50_ms", Bound::Most(4.0)),
+    ("scan", "p99_ms", Bound::Most(10.0)),
+    ("scan", "recall_at_10", Bound::Least(1.0)),
     ("idle", "cpu_percent", Bound::Most(1.0)),
     ("idle", "start_to_ready_p50_ms", Bound::Most(2000.0)),
 ];

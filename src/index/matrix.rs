@@ -1,10 +1,14 @@
 //! All vectors of a store in memory, one row a window, and which document each belongs to. No I/O, no locks.
+//!
+//! A search scans the vectors' codes, a quarter of the bytes, and looks at a vector only where its code leaves it a chance:
+//! the results are those of a scan of all vectors (see `quantise`).
 
 use std::cmp::Ordering;
 use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::filter::{Cell, Column, Filter};
+use super::quantise::{Bound, Code, Coded, Query};
 use super::scan::{Kernel, Vector};
 use crate::event::{Row, RowKey, Version};
 use crate::topic::Partition;
@@ -19,7 +23,7 @@ const FREE: u32 = u32::MAX;
 #[derive(Debug)]
 pub struct Matrix {
     kernel: Kernel,
-    blocks: Vec<Box<[Vector]>>,
+    blocks: Vec<Block>,
     /// Which document the window in each slot belongs to.
     owners: Vec<u32>,
     free_slots: Vec<u32>,
@@ -30,6 +34,24 @@ pub struct Matrix {
     columns: Vec<Column>,
     rows: u64,
     points: u64,
+}
+
+/// The windows of `BLOCK` slots.
+#[derive(Debug)]
+struct Block {
+    vectors: Box<[Vector]>,
+    codes: Box<[Code]>,
+    bounds: Box<[Bound]>,
+}
+
+impl Block {
+    fn empty() -> Self {
+        Block {
+            vectors: vec![Vector::ZERO; BLOCK].into_boxed_slice(),
+            codes: vec![Code::ZERO; BLOCK].into_boxed_slice(),
+            bounds: vec![Bound::default(); BLOCK].into_boxed_slice(),
+        }
+    }
 }
 
 /// What is known of a key without reading its stored record.
@@ -93,7 +115,7 @@ pub struct Becomes {
 #[derive(Debug)]
 pub enum Body {
     /// One vector a window, at least one, and one cell a filterable field.
-    Live(Vec<Vector>, Cells),
+    Live(Vec<Coded>, Cells),
     /// A tombstone, stored at this time, milliseconds since the Unix epoch.
     Deleted(i64),
 }
@@ -260,7 +282,7 @@ impl Matrix {
         }
     }
 
-    fn place(&mut self, number: u32, vector: Vector) -> u32 {
+    fn place(&mut self, number: u32, coded: Coded) -> u32 {
         let slot = match self.free_slots.pop() {
             Some(slot) => {
                 self.owners[slot as usize] = number;
@@ -273,9 +295,10 @@ impl Matrix {
         };
         let (block, place) = (slot as usize / BLOCK, slot as usize % BLOCK);
         if block == self.blocks.len() {
-            self.blocks.push(vec![Vector::ZERO; BLOCK].into_boxed_slice());
+            self.blocks.push(Block::empty());
         }
-        self.blocks[block][place] = vector;
+        let block = &mut self.blocks[block];
+        (block.vectors[place], block.codes[place], block.bounds[place]) = (coded.vector, coded.code, coded.bound);
         slot
     }
 
@@ -305,24 +328,28 @@ impl Matrix {
             return Ok(Vec::new());
         }
         let mut best = Best::new(limit, min_score);
-        let mut scores = [0.0_f32; BLOCK];
+        let coded = Query::new(query);
+        let mut products = [0; BLOCK];
         for (number, (block, owners)) in self.blocks.iter().zip(self.owners.chunks(BLOCK)).enumerate() {
-            let first = number * BLOCK;
-            let live = |owner: u32| owner != FREE && allowed.iter().all(|allowed| allowed.passes(owner));
+            let passes = |owner: u32| owner != FREE && allowed.iter().all(|allowed| allowed.passes(owner));
+            let products = &mut products[..owners.len()];
             if allowed.is_empty() {
-                let scores = &mut scores[..owners.len()];
-                self.kernel.dots(&block[..owners.len()], query, scores);
-                for (at, (&owner, &score)) in owners.iter().zip(&*scores).enumerate() {
-                    if score >= best.threshold && owner != FREE {
-                        best.offer(self, owner, first + at, score);
-                    }
+                self.kernel.products(&block.codes[..owners.len()], coded.code(), products);
+            }
+            for (at, &owner) in owners.iter().enumerate() {
+                if !passes(owner) {
+                    continue;
                 }
-            } else {
-                for (at, &owner) in owners.iter().enumerate().filter(|(_, owner)| live(**owner)) {
-                    let score = self.kernel.dot(&block[at], query);
-                    if score >= best.threshold {
-                        best.offer(self, owner, first + at, score);
-                    }
+                if !allowed.is_empty() {
+                    self.kernel.products(&block.codes[at..=at], coded.code(), &mut products[at..=at]);
+                }
+                // A bound that is not a number bounds nothing.
+                if coded.at_most(block.bounds[at], products[at]) < best.threshold {
+                    continue;
+                }
+                let score = self.kernel.dot(&block.vectors[at], query);
+                if score >= best.threshold {
+                    best.offer(self, owner, number * BLOCK + at, score);
                 }
             }
         }
@@ -420,7 +447,7 @@ mod tests {
     fn live(id: u64, version: u64, vectors: Vec<Vector>, fields: &[String]) -> Edit {
         let payload = json!({ "category": format!("c{}", id % 3), "n": [id % 4, "x"] });
         let cells = Cells::of(payload.as_object().expect("object"), fields);
-        let body = Body::Live(vectors, cells);
+        let body = Body::Live(vectors.into_iter().map(Coded::new).collect(), cells);
         let becomes =
             Becomes { version: Version(version), partition: (id % 4) as Partition, place: 0, fingerprint: 1, body };
         Edit { key: key(id), becomes: Some(becomes) }

@@ -7,6 +7,7 @@ pub mod filter;
 pub mod generations;
 pub mod matrix;
 pub mod mirror;
+pub mod quantise;
 mod run;
 pub mod scan;
 pub mod sink;

@@ -1,4 +1,7 @@
-//! Exact dot products over rows of vectors, with the widest arithmetic the processor has. No I/O, no state.
+//! Dot products over rows of vectors, exact or of their codes, with the widest arithmetic the processor has. No I/O, no
+//! state.
+
+use super::quantise::{Code, QueryCode};
 
 /// Numbers in a vector.
 pub const DIMENSION: usize = 384;
@@ -16,6 +19,11 @@ impl Vector {
     pub fn new(numbers: &[f32]) -> Option<Self> {
         let numbers: [f32; DIMENSION] = numbers.try_into().ok()?;
         numbers.iter().all(|number| number.is_finite()).then_some(Vector(numbers))
+    }
+
+    /// Its numbers.
+    pub fn numbers(&self) -> &[f32; DIMENSION] {
+        &self.0
     }
 
     /// As `new`, of little-endian bytes, four a number.
@@ -38,6 +46,7 @@ impl Vector {
 pub struct Kernel {
     name: &'static str,
     dots: fn(&[Vector], &Vector, &mut [f32]),
+    products: fn(&[Code], &QueryCode, &mut [i32]),
 }
 
 impl Kernel {
@@ -46,7 +55,7 @@ impl Kernel {
         *Self::available().last().unwrap_or(&Self::PORTABLE)
     }
 
-    const PORTABLE: Kernel = Kernel { name: "portable", dots: dots_portable };
+    const PORTABLE: Kernel = Kernel { name: "portable", dots: dots_portable, products: products_portable };
 
     /// All that this processor can run, the fastest last.
     fn available() -> Vec<Self> {
@@ -58,13 +67,21 @@ impl Kernel {
                 // SAFETY: the processor has AVX2 and FMA, which is all that `x86::dots_avx2` needs.
                 let dots =
                     |rows: &[Vector], query: &Vector, out: &mut [f32]| unsafe { x86::dots_avx2(rows, query, out) };
-                kernels.push(Kernel { name: "avx2", dots });
+                // SAFETY: as above.
+                let products = |codes: &[Code], query: &QueryCode, out: &mut [i32]| unsafe {
+                    x86::products_avx2(codes, query, out)
+                };
+                kernels.push(Kernel { name: "avx2", dots, products });
             }
-            if is_x86_feature_detected!("avx512f") {
+            if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bw") {
                 // SAFETY: the processor has AVX-512F, which is all that `x86::dots_avx512` needs.
                 let dots =
                     |rows: &[Vector], query: &Vector, out: &mut [f32]| unsafe { x86::dots_avx512(rows, query, out) };
-                kernels.push(Kernel { name: "avx512", dots });
+                // SAFETY: the processor has AVX-512F and AVX-512BW, which is all that `x86::products_avx512` needs.
+                let products = |codes: &[Code], query: &QueryCode, out: &mut [i32]| unsafe {
+                    x86::products_avx512(codes, query, out)
+                };
+                kernels.push(Kernel { name: "avx512", dots, products });
             }
         }
         kernels
@@ -87,6 +104,18 @@ impl Kernel {
         (self.dots)(std::slice::from_ref(row), query, &mut score);
         score[0]
     }
+
+    /// One dot product of codes a row, exact; `products` is as long as `codes`.
+    pub fn products(&self, codes: &[Code], query: &QueryCode, products: &mut [i32]) {
+        assert_eq!(codes.len(), products.len(), "one product a row");
+        (self.products)(codes, query, products);
+    }
+}
+
+fn products_portable(codes: &[Code], query: &QueryCode, products: &mut [i32]) {
+    for (code, product) in codes.iter().zip(products) {
+        *product = code.0.iter().zip(&query.0).map(|(code, query)| i32::from(*code) * i32::from(*query)).sum();
+    }
 }
 
 fn dots_portable(rows: &[Vector], query: &Vector, scores: &mut [f32]) {
@@ -107,7 +136,7 @@ fn dots_portable(rows: &[Vector], query: &Vector, scores: &mut [f32]) {
 mod x86 {
     use std::arch::x86_64::*;
 
-    use super::{DIMENSION, Vector};
+    use super::{Code, DIMENSION, QueryCode, Vector};
 
     #[target_feature(enable = "avx2,fma")]
     pub(super) fn dots_avx2(rows: &[Vector], query: &Vector, scores: &mut [f32]) {
@@ -153,6 +182,55 @@ mod x86 {
                 _mm512_reduce_add_ps(_mm512_add_ps(_mm512_add_ps(sums[0], sums[1]), _mm512_add_ps(sums[2], sums[3])));
         }
     }
+
+    #[target_feature(enable = "avx2")]
+    pub(super) fn products_avx2(codes: &[Code], query: &QueryCode, products: &mut [i32]) {
+        const LANES: usize = 16;
+        const { assert!(DIMENSION.is_multiple_of(2 * LANES)) };
+        for (code, product) in codes.iter().zip(products) {
+            let mut sums = [_mm256_setzero_si256(); 2];
+            for at in (0..DIMENSION).step_by(2 * LANES) {
+                for (n, sum) in sums.iter_mut().enumerate() {
+                    let at = at + n * LANES;
+                    // SAFETY: `at + LANES` is at most DIMENSION, the length of both arrays; `loadu` needs no alignment.
+                    let (a, b) = unsafe {
+                        (
+                            _mm_loadu_si128(code.0.as_ptr().add(at).cast()),
+                            _mm256_loadu_si256(query.0.as_ptr().add(at).cast()),
+                        )
+                    };
+                    *sum = _mm256_add_epi32(*sum, _mm256_madd_epi16(_mm256_cvtepi8_epi16(a), b));
+                }
+            }
+            let sum = _mm256_add_epi32(sums[0], sums[1]);
+            let sum = _mm_add_epi32(_mm256_castsi256_si128(sum), _mm256_extracti128_si256::<1>(sum));
+            let sum = _mm_add_epi32(sum, _mm_shuffle_epi32::<0b01_00_11_10>(sum));
+            *product = _mm_cvtsi128_si32(_mm_add_epi32(sum, _mm_shuffle_epi32::<0b10_11_00_01>(sum)));
+        }
+    }
+
+    #[target_feature(enable = "avx512f,avx512bw")]
+    pub(super) fn products_avx512(codes: &[Code], query: &QueryCode, products: &mut [i32]) {
+        const LANES: usize = 32;
+        const { assert!(DIMENSION.is_multiple_of(2 * LANES)) };
+        for (code, product) in codes.iter().zip(products) {
+            let mut sums = [_mm512_setzero_si512(); 2];
+            for at in (0..DIMENSION).step_by(2 * LANES) {
+                for (n, sum) in sums.iter_mut().enumerate() {
+                    let at = at + n * LANES;
+                    // SAFETY: `at + LANES` is at most DIMENSION, the length of both arrays; `loadu` needs no alignment.
+                    let (a, b) = unsafe {
+                        (
+                            _mm256_loadu_si256(code.0.as_ptr().add(at).cast()),
+                            _mm512_loadu_si512(query.0.as_ptr().add(at).cast()),
+                        )
+                    };
+                    *sum = _mm512_add_epi32(*sum, _mm512_madd_epi16(_mm512_cvtepi8_epi16(a), b));
+                }
+            }
+            *product = _mm512_reduce_add_epi32(_mm512_add_epi32(sums[0], sums[1]));
+        }
+    }
 }
 
 #[cfg(test)]
@@ -180,6 +258,23 @@ mod tests {
                 let exact: f64 = row.0.iter().zip(&query.0).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum();
                 assert!((exact - f64::from(*score)).abs() < 1e-3, "{}: {score}, exactly {exact}", kernel.name());
                 assert_eq!(kernel.dot(row, &query).to_bits(), score.to_bits());
+            }
+        }
+    }
+
+    #[test]
+    fn every_kernel_multiplies_codes_exactly_also_where_they_are_largest() {
+        let largest = (Code([-127; DIMENSION]), QueryCode([i16::MAX; DIMENSION]));
+        let mixed = (
+            Code(std::array::from_fn(|n| (n as i32 * 37 % 255 - 127) as i8)),
+            QueryCode(std::array::from_fn(|n| (n as i32 * 7919 % 65535 - 32767) as i16)),
+        );
+        for kernel in Kernel::available() {
+            for (code, query) in [&largest, &mixed] {
+                let exact: i64 = code.0.iter().zip(&query.0).map(|(a, b)| i64::from(*a) * i64::from(*b)).sum();
+                let mut products = [0; 3];
+                kernel.products(&[code.clone(), Code([0; DIMENSION]), code.clone()], query, &mut products);
+                assert_eq!(products.map(i64::from), [exact, 0, exact], "{}", kernel.name());
             }
         }
     }

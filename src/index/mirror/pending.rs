@@ -6,6 +6,7 @@ use super::record::{MirrorState, Record, STATE_KEY, Sealed, Stored, place_key};
 use crate::clock::now_ms;
 use crate::event::{EmbeddedRow, Row, RowKey, VectorEvent, Version};
 use crate::index::matrix::{Becomes, Body, Cells, Edit, Matrix};
+use crate::index::quantise::Coded;
 use crate::index::scan::{DIMENSION, Vector};
 use crate::topic::Partition;
 
@@ -81,7 +82,7 @@ impl Put {
 /// What a search needs of a row, or why the row cannot have it.
 pub(super) fn searchable(row: &EmbeddedRow, fields: &[String]) -> Result<Body, String> {
     let vectors: Option<Vec<_>> =
-        row.windows.iter().map(|window| Vector::from_le_bytes(&window.vector_bytes)).collect();
+        row.windows.iter().map(|window| Vector::from_le_bytes(&window.vector_bytes).map(Coded::new)).collect();
     let vectors = vectors.ok_or_else(|| format!("a vector is not {DIMENSION} finite numbers"))?;
     if vectors.is_empty() {
         return Err("no window".to_owned());
