@@ -100,6 +100,8 @@ impl ClientContext for Context {
 impl ConsumerContext for Context {
     fn pre_rebalance(&self, _: &BaseConsumer<Self>, rebalance: &Rebalance<'_>) {
         match rebalance {
+            // The group has shared out anew, and nothing has changed for this member.
+            Rebalance::Revoke(list) | Rebalance::Assign(list) if list.count() == 0 => {}
             Rebalance::Revoke(list) => {
                 let partitions = partitions(list);
                 tracing::info!(?partitions, "partitions given back");
