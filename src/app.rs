@@ -1,6 +1,7 @@
 //! Puts the rooms together and owns every task. The only room that knows them all; holds no logic of theirs.
 
 mod commands;
+mod embedding;
 pub mod foreign;
 mod letters;
 mod process;
@@ -167,6 +168,7 @@ pub async fn run(config: Config) -> Result<(), AppError> {
         status: does(Role::Capture).then_some(status),
         freshness: Mutex::new(freshness_at_start(&log)?),
         log_fault: Mutex::new(None),
+        embed_fault: Mutex::new(None),
         serves: does(Role::Serve),
     });
 
@@ -201,7 +203,8 @@ pub async fn run(config: Config) -> Result<(), AppError> {
         if let Some(completion) = foreign::completion(&config, held, &shutdown).await? {
             worker = worker.completed_by(completion);
         }
-        spawn(&mut tasks, "embed", worker.run(embed_log, shutdown.clone()));
+        let (log, revision, shared) = (log.clone(), revision.clone(), Arc::clone(&shared));
+        spawn(&mut tasks, "embed", embedding::run(worker, embed_log, log, revision, shared, shutdown.clone()));
     }
     if let Some(generations) = &generations {
         let index = Index {

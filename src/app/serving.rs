@@ -27,6 +27,8 @@ pub(super) struct Shared {
     pub freshness: Mutex<Freshness>,
     /// What is wrong with the brokers or their topics.
     pub log_fault: Mutex<Option<String>>,
+    /// Why nothing is embedded here.
+    pub embed_fault: Mutex<Option<String>>,
     pub serves: bool,
 }
 
@@ -37,6 +39,11 @@ impl Shared {
     /// The store that answers.
     pub fn mirror(&self) -> Option<Mirror> {
         self.generations.as_ref().map(|generations| generations.current().mirror)
+    }
+
+    /// Why the store that answers is not followed any more.
+    fn lost(&self) -> Option<String> {
+        self.generations.as_ref().and_then(|generations| generations.current().lost)
     }
 
     pub async fn search(&self, request: SearchRequest) -> Result<SearchAnswer, SearchError> {
@@ -85,7 +92,7 @@ impl Shared {
     fn answer(&self, results: Vec<SearchResult>) -> SearchAnswer {
         let freshness = self.freshness();
         let staleness_ms = freshness.as_of_ms().map(|as_of| u64::try_from(now_ms() - as_of).unwrap_or(0));
-        let degraded = !freshness.is_loaded() || !self.is_fed(freshness.as_of_ms());
+        let degraded = !freshness.is_loaded() || !self.is_fed(freshness.as_of_ms()) || self.lost().is_some();
         SearchAnswer { results, served_by: LOCAL, degraded, staleness_ms }
     }
 
@@ -104,8 +111,10 @@ impl Shared {
     pub fn report(&self) -> Report {
         let mut components = vec![];
         components.extend(self.status.as_ref().map(|status| source(&status.borrow())));
-        if let Some(fault) = &*self.log_fault.lock().unwrap_or_else(PoisonError::into_inner) {
-            components.push(faulty("log", fault));
+        for (name, fault) in [("log", &self.log_fault), ("embed", &self.embed_fault)] {
+            if let Some(fault) = &*fault.lock().unwrap_or_else(PoisonError::into_inner) {
+                components.push(faulty(name, fault));
+            }
         }
         if let Some(embedder) = &self.embedder {
             let mut model = Component::new("model", Status::Healthy);
@@ -115,7 +124,7 @@ impl Shared {
         components.push(Component::new(health::QDRANT, Status::Disabled));
         let mut ready = Ok(());
         if let Some(mirror) = self.mirror() {
-            components.push(self.local(&mirror));
+            components.push(self.local(&mirror, self.lost()));
             if !mirror.is_open() {
                 ready = Err("the local store".to_owned());
             }
@@ -123,7 +132,7 @@ impl Shared {
         Report { components, ready, serves: self.serves }
     }
 
-    fn local(&self, mirror: &Mirror) -> Component {
+    fn local(&self, mirror: &Mirror, lost: Option<String>) -> Component {
         let (loaded, as_of_ms) = {
             let freshness = self.freshness();
             (freshness.is_loaded(), freshness.as_of_ms())
@@ -131,6 +140,8 @@ impl Shared {
         let mut local = if !mirror.is_open() {
             let why = "the local store is being opened again after a fault of its files".to_owned();
             Component { error: Some(why), ..Component::new(health::LOCAL, Status::Unhealthy) }
+        } else if let Some(reason) = &lost {
+            faulty(health::LOCAL, &format!("{reason}: all rows are embedded again, and it answers with what it had"))
         } else if !loaded {
             faulty(health::LOCAL, "the load is not complete")
         } else if self.status.is_none() && !self.is_fed(as_of_ms) {

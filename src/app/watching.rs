@@ -107,7 +107,7 @@ impl Watching {
 
     async fn check_log(&self) {
         let Log::Kafka(log) = &self.log else { return };
-        let fault = log.check_partitions().await.err().map(|error| Chain(&error).to_string());
+        let fault = log.check_partitions(&self.revision).await.err().map(|error| Chain(&error).to_string());
         let mut known = self.shared.log_fault.lock().unwrap_or_else(PoisonError::into_inner);
         if let (Some(fault), true) = (&fault, *known != fault) {
             tracing::warn!("{fault}");

@@ -86,7 +86,7 @@ impl Worker {
 
     /// Embeds until shutdown; then finishes the batches that are under way. A model that is out of order, a full disk and
     /// a broker that is away are tried again, from the committed positions.
-    pub async fn run(self, mut log: EmbedLog, shutdown: Shutdown) -> Result<(), WorkerError> {
+    pub async fn run(&self, mut log: EmbedLog, shutdown: Shutdown) -> Result<(), WorkerError> {
         let mut retries = Retries { model: Retry::new("model"), log: Retry::new("log") };
         let mut rows_max = ROWS_MIN;
         let mut under_way: VecDeque<Batch> = VecDeque::new();

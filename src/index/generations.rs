@@ -36,12 +36,16 @@ pub struct Current {
     pub number: u32,
     /// The store.
     pub mirror: Mirror,
+    /// Why its positions mean nothing any more: the log is another one. It answers until another generation is filled.
+    pub lost: Option<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Named {
     revision: String,
     generation: u32,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    lost: Option<String>,
 }
 
 impl Generations {
@@ -53,9 +57,9 @@ impl Generations {
         let number = named.as_ref().map_or(1, |named| named.generation);
         let mirror = Mirror::open(of(&root, &settings, number))?;
         if named.is_none() {
-            name(&root, &settings.revision, number)?;
+            name(&root, &settings.revision, number, None)?;
         }
-        let (current, _) = watch::channel(Current { number, mirror });
+        let (current, _) = watch::channel(Current { number, mirror, lost: named.and_then(|named| named.lost) });
         let generations = Generations { root, settings, current };
         for left in generations.others(number) {
             remove(&left);
@@ -76,15 +80,25 @@ impl Generations {
             let settings = of(&generations.root, &generations.settings, number);
             // What an earlier replay that failed has left.
             remove(&settings.dir);
-            Mirror::open(settings).map(|mirror| Current { number, mirror })
+            Mirror::open(settings).map(|mirror| Current { number, mirror, lost: None })
         };
         blocking(self.root.clone(), open).await
+    }
+
+    /// Notes durably that the log is another one than the current generation was filled from.
+    pub async fn note_lost(&self, reason: &str) -> Result<(), MirrorError> {
+        let (generations, lost) = (self.clone(), reason.to_owned());
+        let naming =
+            move || name(&generations.root, &generations.settings.revision, generations.current().number, Some(&lost));
+        blocking(self.root.clone(), naming).await?;
+        self.current.send_modify(|current| current.lost = Some(reason.to_owned()));
+        Ok(())
     }
 
     /// Makes a generation the current one, durably, then closes and removes the one before.
     pub async fn switch(&self, to: Current) -> Result<(), MirrorError> {
         let (generations, number) = (self.clone(), to.number);
-        let naming = move || name(&generations.root, &generations.settings.revision, number);
+        let naming = move || name(&generations.root, &generations.settings.revision, number, None);
         blocking(self.root.clone(), naming).await?;
         let old = self.current.send_replace(to);
         self.discard(old).await;
@@ -135,8 +149,8 @@ fn read(root: &Path) -> Option<Named> {
 }
 
 /// Names a generation durably, in one step.
-fn name(root: &Path, revision: &str, generation: u32) -> Result<(), MirrorError> {
-    let named = Named { revision: revision.to_owned(), generation };
+fn name(root: &Path, revision: &str, generation: u32, lost: Option<&str>) -> Result<(), MirrorError> {
+    let named = Named { revision: revision.to_owned(), generation, lost: lost.map(str::to_owned) };
     let text = serde_json::to_vec(&named).expect("a name has string keys only");
     let write = || -> io::Result<()> {
         let beside = root.join(format!("{CURRENT}.new"));

@@ -11,7 +11,7 @@ use super::mirror::{Difference, Mirror, MirrorError};
 use super::sink::{self, Seen, SinkError, Span, Told};
 use crate::clock::now_ms;
 use crate::metrics::PipelineMetrics;
-use crate::retry::Chain;
+use crate::retry::{Chain, Retry};
 use crate::shutdown::Shutdown;
 use crate::topic::replay::{Source, Target};
 use crate::topic::{Log, LogError, Offsets};
@@ -124,9 +124,22 @@ impl Index {
         let told = Told { positions: progress, ..Told::default() };
         loop {
             let current = self.generations.current();
+            if current.lost.is_some() {
+                match self.refill(current, &shutdown).await {
+                    Ok(()) => continue,
+                    Err(Fault::Index(error)) => return Err(error),
+                    Err(Fault::Replay(_) | Fault::Stopped) => return Ok(()),
+                }
+            }
             let mut feeding = self.feed(&current.mirror, Span::Follow, &shutdown, told.clone())?;
             let request = tokio::select! {
-                ended = &mut feeding.task => return Ok(ended??),
+                ended = &mut feeding.task => match ended? {
+                    Err(SinkError::Lost(reason)) => {
+                        self.note_lost(&current, &Chain(&reason).to_string()).await;
+                        continue;
+                    }
+                    ended => return Ok(ended?),
+                },
                 request = requests.recv() => request,
             };
             let Some(ReplayRequest { topic, into, done, passed }) = request else {
@@ -163,6 +176,8 @@ impl Index {
                     );
                     Ok(replayed)
                 }
+                // What follows the mirror finds it again.
+                Err(Fault::Index(IndexError::Sink(SinkError::Lost(reason)))) => Err(Chain(&reason).to_string()),
                 Err(Fault::Index(error)) => return Err(error),
                 Err(Fault::Stopped) => return Ok(()),
                 Err(Fault::Replay(reason)) => {
@@ -179,6 +194,64 @@ impl Index {
         let (reader, stop) = (self.log.vectors(&self.revision)?, shutdown.child());
         let sink = sink::run(mirror.clone(), reader, span, self.metrics.clone(), stop.clone(), told);
         Ok(Feeding { stop, task: tokio::spawn(sink) })
+    }
+
+    async fn note_lost(&self, current: &Current, reason: &str) {
+        tracing::error!(
+            "{reason}: the mirror goes on answering with what it has, {} rows, and another is filled beside it",
+            current.mirror.rows()
+        );
+        if let Err(error) = self.generations.note_lost(reason).await {
+            // It is found again.
+            tracing::warn!("{}", Chain(&error));
+        }
+    }
+
+    /// Fills a new generation from a log that has lost what the current one was filled from: all of `changes` is embedded
+    /// again, and the new one takes over when it has seen the whole of it.
+    async fn refill(&self, current: Current, shutdown: &Shutdown) -> Result<(), Fault> {
+        let mut retry = Retry::new("mirror");
+        loop {
+            let fault = match self.filled_again(&current, shutdown).await {
+                Err(Fault::Replay(reason)) => reason,
+                Err(fault) => return Err(fault),
+                Ok(()) => return Ok(()),
+            };
+            if !retry.wait(&fault, shutdown).await {
+                return Err(Fault::Stopped);
+            }
+        }
+    }
+
+    async fn filled_again(&self, current: &Current, shutdown: &Shutdown) -> Result<(), Fault> {
+        let failed = |error: MirrorError| Fault::Replay(Chain(&error).to_string());
+        let next = self.generations.add().await.map_err(failed)?;
+        let told = Told::default();
+        let mut feeding = self.feed(&next.mirror, Span::Follow, shutdown, told.clone())?;
+        let (unseen, _) = watch::channel((0, 0));
+        let embedded = self.embed_again(&next, &mut feeding, &told.seen, &unseen).await;
+        match embedded {
+            Ok(()) => {
+                feeding.stop().await?;
+                let (rows, before) = (next.mirror.rows(), current.mirror.rows());
+                self.generations.switch(next).await.map_err(failed)?;
+                tracing::info!(rows, before, "the mirror was filled again and answers");
+                Ok(())
+            }
+            Err(fault) => {
+                if let Fault::Replay(_) = fault {
+                    feeding.stop().await?;
+                }
+                self.generations.discard(next).await;
+                Err(match fault {
+                    // Once more.
+                    Fault::Index(IndexError::Sink(SinkError::Lost(reason))) => {
+                        Fault::Replay(Chain(&reason).to_string())
+                    }
+                    fault => fault,
+                })
+            }
+        }
     }
 
     /// Has all of `changes` embedded again and follows what comes of it to its end.

@@ -41,6 +41,9 @@ pub enum SinkError {
         /// Partitions of the mirror.
         mirror: usize,
     },
+    /// The log is another one than the mirror was filled from, and brokers keep it: what it lacks has to be embedded again.
+    #[error("follow vectors")]
+    Lost(#[source] LogError),
     /// Decoding panicked: a defect.
     #[error("decode records of vectors")]
     Task(#[from] JoinError),
@@ -128,7 +131,7 @@ impl Seen {
 /// Runs until shutdown or to the end of its span. `told` has the positions up to which all is durable whenever they
 /// move; a run from the beginning starts at 0 there. Faults of the disk and of the log are tried again for ever, with the
 /// mirror opened and checked anew and the log taken up at its positions. A mirror that is ahead of the log belongs to
-/// another one: it is emptied and filled again.
+/// another one: it is emptied and filled again, or, where brokers keep the log and it lost the topic, [`SinkError::Lost`].
 ///
 /// A record that cannot be read is logged with its place, counted as a dead letter and stepped over. It will never be
 /// readable; `vectors` is derived, so its row comes right with the row's next change, a resync or a repair.
@@ -240,6 +243,12 @@ impl Sink {
             return Ok(());
         }
         match self.reader.seek(&self.mirror.positions()).await {
+            // A log on this machine is lost together with `changes`, and then the table is read again.
+            Err(error @ LogError::Ahead { .. })
+                if matches!(self.reader, VectorsReader::Kafka(_)) && self.mirror.rows() > 0 =>
+            {
+                return Err(Fault::Fatal(SinkError::Lost(error)));
+            }
             Err(error @ (LogError::Ahead { .. } | LogError::Expired { .. })) => {
                 self.mirror.reset(&error.to_string()).await?;
                 self.reader.seek(&self.mirror.positions()).await?;

@@ -174,7 +174,8 @@ impl Log {
 
     /// See [`super::Log::vectors`]; not connected yet.
     pub fn vectors(&self, revision: &str) -> VectorsReader {
-        VectorsReader::new(self.0.settings.clone(), self.0.names.vectors(revision))
+        let Inner { settings, names, .. } = &*self.0;
+        VectorsReader::new(settings.clone(), names.vectors(revision), names.changes.clone())
     }
 
     /// The offset behind the last record of a partition of `vectors.<revision>`, markers of transactions left aside.
@@ -184,15 +185,12 @@ impl Log {
     }
 
     /// Refuses topics whose number of partitions has changed since they were made, and the lack of Debezium's topic.
-    pub async fn check_partitions(&self) -> Result<(), LogError> {
+    pub async fn check_partitions(&self, revision: &str) -> Result<(), LogError> {
         let Inner { settings, names, .. } = &*self.0;
-        let partitions = settings.partitions;
         if names.is_foreign {
             topics::check_foreign(settings, &names.changes).await?;
-            return topics::check_partitions(settings, &[Wanted { name: &names.dead_letters, partitions }]).await;
         }
-        let wanted = [&names.changes, &names.dead_letters].map(|name| Wanted { name, partitions });
-        topics::check_partitions(settings, &wanted).await
+        topics::check_partitions(settings, &[&names.changes, &names.dead_letters, &names.vectors(revision)]).await
     }
 
     /// Refuses to start where the brokers do not let us in.
@@ -276,6 +274,6 @@ async fn ensure(inner: &Inner) -> Result<(), LogError> {
         Wanted { name: &names.dead_letters, partitions },
         Wanted { name: &names.state, partitions: 1 },
     ];
-    *lock(&inner.limits) = topics::ensure(settings, &wanted).await?;
+    *lock(&inner.limits) = topics::ensure(settings, &wanted, &[]).await?;
     Ok(())
 }

@@ -231,11 +231,13 @@ pub enum LogError {
     },
     /// The reader's position is gone, or the records at it are.
     #[error(
-        "read {topic}: there is no valid position to go on from, although it was begun once: the group's offsets have expired, or the records at them were deleted; put the group at the beginning with kafka-consumer-groups --reset-offsets --to-earliest, which reads everything again, then run `vecsync sync`"
+        "read {topic}: there is no valid position to go on from, although it was begun once: the group's offsets have expired, or the records at them were deleted; stop all who embed, put the group at the beginning with kafka-consumer-groups --reset-offsets --to-earliest --group {group} --topic {topic} --execute, which has everything read again, start them, then run `vecsync sync`"
     )]
     NoPosition {
         /// The topic.
         topic: String,
+        /// The group of those who embed.
+        group: String,
     },
     /// There was a fault since the last take-over, or none yet.
     #[error("write {topic}: not taken over")]

@@ -10,6 +10,7 @@ mod debezium;
 mod http;
 mod kafka;
 mod kafka_login;
+mod kafka_topics;
 mod large;
 mod refusals;
 mod replay;

@@ -89,7 +89,8 @@ async fn a_worker_that_is_stopped_goes_on_where_it_was() {
         let metrics = PipelineMetrics::new("faq");
         let worker =
             Worker::new(embedder.clone(), &document(), Cache::off(), metrics, "t.faq.changes").expect("templates");
-        tokio::spawn(worker.run(EmbedLog::Embedded(log.embedder(&revision).expect("a reader")), shutdown.clone()))
+        let (embed_log, shutdown) = (log.embedder(&revision).expect("a reader"), shutdown.clone());
+        tokio::spawn(async move { worker.run(EmbedLog::Embedded(embed_log), shutdown).await })
     };
     let mut reader = log.vectors(&revision).expect("a reader");
 

@@ -92,8 +92,14 @@ impl EmbedLog {
             false => joined.feed.next(max_records, max_bytes, revocations).await,
         };
         drop(joined);
-        if let Err(LogError::Broker { .. }) = &given {
-            self.leave();
+        match &given {
+            Err(LogError::Broker { .. }) => self.leave(),
+            Err(LogError::NoPosition { .. }) => {
+                // A partition that was added has no position either, and that is another fault.
+                let vectors = self.names.vectors(&self.revision);
+                topics::check_partitions(&self.settings, &[&self.names.changes, &vectors]).await?;
+            }
+            _ => {}
         }
         let mut batch = given?;
         let replayed = &self.replayed;
@@ -273,10 +279,10 @@ impl EmbedLog {
         ];
         if names.is_foreign {
             topics::check_foreign(&settings, &names.changes).await?;
-            self.limits = topics::ensure(&settings, &wanted[..3]).await?;
+            self.limits = topics::ensure(&settings, &wanted[..3], &[]).await?;
             topics::warn_of_retention(&settings, &names.changes).await?;
         } else {
-            self.limits = topics::ensure(&settings, &wanted).await?;
+            self.limits = topics::ensure(&settings, &wanted, &[]).await?;
         }
         let join = move || join(&settings, &names, &revision);
         let joined = spawn_blocking(join).await.unwrap_or_else(|fault| Err(LogError::Task(fault)))?;

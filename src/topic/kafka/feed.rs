@@ -46,6 +46,7 @@ pub(super) struct Feed {
 
 struct Shared {
     topic: String,
+    group: String,
     buffer: Mutex<Buffer>,
     arrived: Notify,
     /// The buffer has become smaller.
@@ -159,6 +160,7 @@ impl Feed {
         let fault = client::fault("read", topic);
         let shared = Arc::new(Shared {
             topic: topic.to_owned(),
+            group: config.get("group.id").unwrap_or_default().to_owned(),
             buffer: Mutex::default(),
             arrived: Notify::new(),
             room: Condvar::new(),
@@ -389,7 +391,7 @@ fn poll(consumer: &BaseConsumer<Context>, shared: &Shared) {
                 }
             }
             Some(Err(error)) => {
-                if let Some(fault) = grave(&shared.topic, error) {
+                if let Some(fault) = grave(shared, error) {
                     lock(&shared.buffer).fault = Some(fault);
                     shared.arrived.notify_one();
                 }
@@ -444,11 +446,12 @@ fn regulate(consumer: &BaseConsumer<Context>, shared: &Shared) -> Duration {
 }
 
 /// What the reader has to know; a broker that is away comes back by itself.
-fn grave(topic: &str, error: KafkaError) -> Option<LogError> {
+fn grave(shared: &Shared, error: KafkaError) -> Option<LogError> {
+    let Shared { topic, group, .. } = shared;
     let code = error.rdkafka_error_code();
     match code {
         Some(RDKafkaErrorCode::AutoOffsetReset | RDKafkaErrorCode::OffsetOutOfRange) => {
-            Some(LogError::NoPosition { topic: topic.to_owned() })
+            Some(LogError::NoPosition { topic: topic.clone(), group: group.clone() })
         }
         Some(
             RDKafkaErrorCode::AllBrokersDown

@@ -16,15 +16,21 @@ pub(super) struct Wanted<'a> {
     pub partitions: u16,
 }
 
-/// Makes the topics that are missing and checks the others. Gives what all of them ask for.
-pub(super) async fn ensure(settings: &Settings, wanted: &[Wanted<'_>]) -> Result<Limits, LogError> {
+/// Makes the topics that are missing and checks the others. Gives what all of them ask for. Nothing is made while one has
+/// another number of partitions, be it one of those `beside`, which are not made here.
+pub(super) async fn ensure(
+    settings: &Settings,
+    wanted: &[Wanted<'_>],
+    beside: &[Wanted<'_>],
+) -> Result<Limits, LogError> {
+    refuse_other_numbers(beside, &partitions(settings, beside).await?)?;
     let found = partitions(settings, wanted).await?;
+    refuse_other_numbers(wanted, &found)?;
     let missing: Vec<&Wanted> = wanted.iter().filter(|topic| !found.contains_key(topic.name)).collect();
     let admin: AdminClient<Quiet> =
         client::config(settings).create_with_context(Quiet).map_err(client::fault("connect to", &settings.brokers))?;
     let options = AdminOptions::new().request_timeout(Some(PATIENCE)).operation_timeout(Some(PATIENCE));
     make(settings, &admin, &options, &missing).await?;
-    refuse_other_numbers(wanted, &found)?;
     let present: Vec<&str> = wanted.iter().map(|topic| topic.name).filter(|name| found.contains_key(*name)).collect();
     check_settings(&admin, &options, &present, Limits::new(settings)).await
 }
@@ -37,9 +43,10 @@ pub(super) async fn check_login(settings: &Settings) -> Result<(), LogError> {
     }
 }
 
-/// Refuses a topic whose number of partitions has changed.
-pub(super) async fn check_partitions(settings: &Settings, wanted: &[Wanted<'_>]) -> Result<(), LogError> {
-    refuse_other_numbers(wanted, &partitions(settings, wanted).await?)
+/// Refuses topics whose number of partitions has changed.
+pub(super) async fn check_partitions(settings: &Settings, names: &[&str]) -> Result<(), LogError> {
+    let wanted: Vec<Wanted> = names.iter().map(|name| Wanted { name, partitions: settings.partitions }).collect();
+    refuse_other_numbers(&wanted, &partitions(settings, &wanted).await?)
 }
 
 /// Checks a topic that others write: it has to be there, with as many partitions as ours.
@@ -95,8 +102,8 @@ fn refuse_other_numbers(wanted: &[Wanted<'_>], found: &HashMap<String, u16>) -> 
 fn wrong_partitions(found: u16, wanted: u16) -> String {
     format!(
         "it has {found} partitions, VECSYNC_TOPIC_PARTITIONS asks for {wanted}; keys would change their partition and \
-         lose their order: set VECSYNC_TOPIC_PARTITIONS to the number that the topics were made with, or set another \
-         VECSYNC_TOPIC_PREFIX and let the topics be made and filled anew"
+         lose their order: set VECSYNC_TOPIC_PARTITIONS to the number that all the topics were made with, or, where one of \
+         them was given more since, set another VECSYNC_TOPIC_PREFIX and let the topics be made and filled anew"
     )
 }
 

@@ -26,15 +26,17 @@ const TAIL: u64 = 20;
 pub struct VectorsReader {
     settings: Settings,
     topic: String,
+    changes: String,
     feed: Option<Feed>,
     positions: Offsets,
     ends: Offsets,
 }
 
 impl VectorsReader {
-    pub(super) fn new(settings: Settings, topic: String) -> VectorsReader {
+    /// `changes` is what the topic is made from, with as many partitions.
+    pub(super) fn new(settings: Settings, topic: String, changes: String) -> VectorsReader {
         let zeros = vec![0; usize::from(settings.partitions)];
-        VectorsReader { settings, topic, feed: None, positions: zeros.clone(), ends: zeros }
+        VectorsReader { settings, topic, changes, feed: None, positions: zeros.clone(), ends: zeros }
     }
 
     /// See [`super::super::VectorsReader::seek`].
@@ -44,9 +46,10 @@ impl VectorsReader {
             let closing = spawn_blocking(move || drop(feed));
             closing.await.map_err(LogError::Task)?;
         }
-        let wanted = [Wanted { name: &self.topic, partitions: self.settings.partitions }];
+        let [wanted, beside] =
+            [&self.topic, &self.changes].map(|name| [Wanted { name, partitions: self.settings.partitions }]);
         // The topic's own setting counts: somebody may have made it, or changed it since.
-        let tombstone_retention = topics::ensure(&self.settings, &wanted).await?.tombstone_retention;
+        let tombstone_retention = topics::ensure(&self.settings, &wanted, &beside).await?.tombstone_retention;
         let (settings, topic, wanted) = (self.settings.clone(), self.topic.clone(), positions.clone());
         let open = move || open(&settings, &topic, &wanted, tombstone_retention);
         let (feed, ends) = spawn_blocking(open).await.unwrap_or_else(|fault| Err(LogError::Task(fault)))?;
