@@ -114,7 +114,12 @@ fn dead_letters(environment: &Environment, command: DeadLetters) -> Result<(), F
     let settings = Settings::read(environment)?;
     let (request, as_json, lines): (_, _, fn(&Value) -> String) = match command {
         DeadLetters::Retry { ids, all: _ } => {
-            let (said, failed) = to_end(&settings.log, letters::retry(&settings, ids))?;
+            let retried = to_end(&settings.log, letters::retry(&settings, ids));
+            let is_foreign = |config: Config| config.pipeline.source.topic.is_some();
+            if retried.is_err() && Config::load(environment, &[], &check_templates).is_ok_and(is_foreign) {
+                return Err(Failure::Error(app::foreign::NO_RETRY.into()));
+            }
+            let (said, failed) = retried?;
             print(&said)?;
             return failed.map_or(Ok(()), |failed| Err(Failure::Error(Box::new(failed))));
         }

@@ -18,6 +18,11 @@ use crate::topic::{Log, LogError, Offsets};
 pub const NO_SYNC: &str = "resync: source.topic names a topic that Debezium writes, so vecsync captures nothing: have Debezium \
      take a snapshot (a signal execute-snapshot, or a connector with a new name), whose records bring the index to the table";
 
+/// Why no dead letter can be retried there, and what to do instead.
+pub const NO_RETRY: &str = "retry dead letters: source.topic names a topic that Debezium writes, so vecsync reads no row from \
+     PostgreSQL to publish it again: change the row, or have Debezium take a snapshot of it (a signal execute-snapshot); a \
+     letter goes when its row is embedded";
+
 /// The rows of a store that this process keeps.
 pub(super) struct Held {
     pub generations: Generations,

@@ -53,6 +53,9 @@ fn what_debezium_wrote_is_indexed_as_the_table_has_it() {
     let refused = readers[0].run(&["sync"]);
     assert_eq!(refused.code, Some(1), "{refused:?}");
     assert!(refused.stderr.contains("execute-snapshot"), "{refused:?}");
+    let refused = readers[0].run(&["dead-letters", "retry", "--all"]);
+    assert_eq!(refused.code, Some(1), "{refused:?}");
+    assert!(refused.stderr.contains("source.topic names a topic that Debezium writes"), "{refused:?}");
     let mut connect = Connect::start(&kafka, &site.postgres, PARTITIONS, &connectors);
 
     // The snapshot.

@@ -28,6 +28,8 @@ const COMMIT_PATIENCE: Duration = Duration::from_secs(20);
 /// Between a commit and the next transaction. The broker writes the markers of a transaction after it has confirmed it; a
 /// next one that comes sooner is sent away, and librdkafka waits 20 ms before it tries again, once for each partition.
 const APART: Duration = Duration::from_millis(4);
+/// How long what was sent in a transaction that failed may take to be reported: a broker that is there does so at once.
+const SETTLING: Duration = Duration::from_secs(2);
 /// How long the producer is polled at a time: it does not return sooner, whatever comes.
 const GLANCE: Duration = Duration::from_millis(1);
 
@@ -121,13 +123,22 @@ impl Writer {
         self.producer.begin_transaction()?;
         let written = self.fill(records, positions);
         if written.is_err() {
-            // Sooner than by its time-out; whether it succeeds changes nothing.
-            let _ = self.producer.abort_transaction(PATIENCE);
+            self.abort();
         }
         written?;
         self.producer.commit_transaction(COMMIT_PATIENCE)?;
         *lock(&self.committed) = Some(Instant::now());
         Ok(std::mem::take(&mut self.delivered().ends))
+    }
+
+    /// Ends a transaction that failed sooner than its time-out does; whether it succeeds changes nothing.
+    fn abort(&self) {
+        // Aborting waits for the reports of all that was sent, and hears none of them: they come by `poll` alone.
+        let deadline = Instant::now() + SETTLING;
+        while self.producer.in_flight_count() > 0 && Instant::now() < deadline {
+            self.producer.poll(GLANCE);
+        }
+        let _ = self.producer.abort_transaction(PATIENCE);
     }
 
     fn keep_apart(&self) {
