@@ -48,7 +48,7 @@ fn describe() {
         ("vecsync_titles_cut_total", "Titles too long to stand whole in front of their windows"),
         ("vecsync_store_requests_total", "Requests to a store"),
         ("vecsync_queries_total", "Searches answered"),
-        ("vecsync_dead_letters_total", "Records put aside as unreadable"),
+        ("vecsync_dead_letters_total", "Records put aside, by reason"),
         ("vecsync_retries_total", "Attempts that failed and are made again"),
     ];
     for (name, text) in counters {
