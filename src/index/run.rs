@@ -135,7 +135,7 @@ impl Index {
             let request = tokio::select! {
                 ended = &mut feeding.task => match ended? {
                     Err(SinkError::Lost(reason)) => {
-                        self.note_lost(&current, &Chain(&reason).to_string()).await;
+                        self.lost(&current, &Chain(&reason).to_string()).await;
                         continue;
                     }
                     ended => return Ok(ended?),
@@ -196,12 +196,19 @@ impl Index {
         Ok(Feeding { stop, task: tokio::spawn(sink) })
     }
 
-    async fn note_lost(&self, current: &Current, reason: &str) {
-        tracing::error!(
-            "{reason}: the mirror goes on answering with what it has, {} rows, and another is filled beside it",
-            current.mirror.rows()
-        );
-        if let Err(error) = self.generations.note_lost(reason).await {
+    /// The log is another one than the mirror was filled from.
+    async fn lost(&self, current: &Current, reason: &str) {
+        let done = if self.log.is_foreign() {
+            // Only its owner can have it embedded again, and nobody tells when that is done.
+            current.mirror.reset(reason).await
+        } else {
+            let rows = current.mirror.rows();
+            tracing::error!(
+                "{reason}: the mirror goes on answering with what it has, {rows} rows, and another is filled beside it"
+            );
+            self.generations.note_lost(reason).await
+        };
+        if let Err(error) = done {
             // It is found again.
             tracing::warn!("{}", Chain(&error));
         }

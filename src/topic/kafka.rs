@@ -193,6 +193,11 @@ impl Log {
         topics::check_partitions(settings, &[&names.changes, &names.dead_letters, &names.vectors(revision)]).await
     }
 
+    /// See [`super::Log::is_foreign`].
+    pub fn is_foreign(&self) -> bool {
+        self.0.names.is_foreign
+    }
+
     /// Refuses to start where the brokers do not let us in.
     pub async fn check_login(&self) -> Result<(), LogError> {
         topics::check_login(&self.0.settings).await

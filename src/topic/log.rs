@@ -122,6 +122,11 @@ impl Log {
         }
     }
 
+    /// Whether others write `changes`: then nothing can be asked of who embeds through it.
+    pub fn is_foreign(&self) -> bool {
+        matches!(self, Log::Kafka(log) if log.is_foreign())
+    }
+
     /// A store's side for a revision, at the beginning of topic `vectors.<revision>`, which is made if there is none.
     pub fn vectors(&self, revision: &str) -> Result<VectorsReader, LogError> {
         match self {
