@@ -11,6 +11,7 @@ use super::Settings;
 use super::client::{self, Limits, PATIENCE, Quiet, RECORD_BYTES_MAX};
 
 /// A topic that is there, or has to be.
+#[derive(Clone)]
 pub(super) struct Wanted<'a> {
     pub name: &'a str,
     pub partitions: u16,
@@ -23,9 +24,9 @@ pub(super) async fn ensure(
     wanted: &[Wanted<'_>],
     beside: &[Wanted<'_>],
 ) -> Result<Limits, LogError> {
-    refuse_other_numbers(beside, &partitions(settings, beside).await?)?;
-    let found = partitions(settings, wanted).await?;
-    refuse_other_numbers(wanted, &found)?;
+    let all = [beside, wanted].concat();
+    let found = partitions(settings, &all).await?;
+    refuse_other_numbers(&all, &found)?;
     let missing: Vec<&Wanted> = wanted.iter().filter(|topic| !found.contains_key(topic.name)).collect();
     let admin: AdminClient<Quiet> =
         client::config(settings).create_with_context(Quiet).map_err(client::fault("connect to", &settings.brokers))?;
