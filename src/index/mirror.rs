@@ -362,10 +362,10 @@ impl Inner {
             let position = &mut state.positions[usize::from(partition)];
             *position = (*position).max(offset + 1);
             match step {
-                Step::Put(put) if self.overtaken(&pending, barrier, &put.key, put.version) => applied.stale += 1,
-                Step::Put(put) => {
+                Step::Put(key, put) if self.overtaken(&pending, barrier, &key, put.version) => applied.stale += 1,
+                Step::Put(key, put) => {
                     *if put.is_live() { &mut applied.upserts } else { &mut applied.deletes } += 1;
-                    pending.put(put, partition);
+                    pending.put(key, put);
                 }
                 Step::Refused(why) => {
                     applied.refused += 1;

@@ -26,8 +26,8 @@ pub struct Prepared {
 /// What an event asks for.
 #[derive(Debug)]
 pub(super) enum Step {
-    /// A row or a tombstone.
-    Put(Put),
+    /// A row or a tombstone under its key.
+    Put(RowKey, Put),
     /// A row that cannot be stored, and why.
     Refused(String),
     /// What is below this version goes.
@@ -41,8 +41,8 @@ pub(super) enum Step {
 /// A record to be stored.
 #[derive(Debug)]
 pub(super) struct Put {
-    pub(super) key: RowKey,
     pub(super) version: Version,
+    partition: Partition,
     sealed: Sealed,
     body: Body,
 }
@@ -53,7 +53,7 @@ impl Prepared {
         let put = |key: RowKey, version, body: Body, stored| {
             let record = Record { key, version, partition, body: stored };
             let sealed = record.seal();
-            Step::Put(Put { key: record.key, version, sealed, body })
+            Step::Put(record.key, Put { version, partition, sealed, body })
         };
         let step = match event {
             VectorEvent::Upsert { key, row } => match searchable(&row, fields) {
@@ -97,26 +97,18 @@ pub(super) fn parse_payload(payload: &str) -> Result<Row, String> {
 /// Records on their way into one transaction; of each key the last.
 #[derive(Default)]
 pub(super) struct Pending {
-    records: HashMap<RowKey, Option<Waiting>>,
+    records: HashMap<RowKey, Option<Put>>,
     bytes: usize,
-}
-
-struct Waiting {
-    version: Version,
-    partition: Partition,
-    sealed: Sealed,
-    body: Body,
 }
 
 impl Pending {
     pub(super) fn version(&self, key: &RowKey) -> Option<Version> {
-        self.records.get(key)?.as_ref().map(|waiting| waiting.version)
+        self.records.get(key)?.as_ref().map(|put| put.version)
     }
 
-    pub(super) fn put(&mut self, put: Put, partition: Partition) {
-        let Put { key, version, sealed, body } = put;
-        self.bytes += sealed.len();
-        self.records.insert(key, Some(Waiting { version, partition, sealed, body }));
+    pub(super) fn put(&mut self, key: RowKey, put: Put) {
+        self.bytes += put.sealed.len();
+        self.records.insert(key, Some(put));
     }
 
     pub(super) fn forget(&mut self, key: RowKey) {
@@ -131,13 +123,13 @@ impl Pending {
     pub(super) fn into_batch(self, state: &mut MirrorState, matrix: &Matrix) -> (sled::Batch, Vec<Edit>) {
         let mut batch = sled::Batch::default();
         let mut edits = Vec::with_capacity(self.records.len());
-        for (key, waiting) in self.records {
+        for (key, put) in self.records {
             if let Some(old) = matrix.get(&key) {
                 state.records -= 1;
                 state.digest = state.digest.wrapping_sub(old.fingerprint);
                 batch.remove(&place_key(old.place));
             }
-            let becomes = waiting.map(|Waiting { version, partition, sealed, body }| {
+            let becomes = put.map(|Put { version, partition, sealed, body }| {
                 let (place, fingerprint) = (state.next_place, sealed.fingerprint);
                 batch.insert(&place_key(place), sealed.at(place));
                 state.next_place += 1;
