@@ -119,8 +119,10 @@ async fn create(client: &Client, table: &Table, publication: &str) -> Result<(),
             tracing::info!(publication, table = %name, "publication created");
             Ok(())
         }
-        // Somebody was faster: what they made is checked like any other.
-        Err(error) if error.code() == Some(&SqlState::DUPLICATE_OBJECT) => Ok(()),
+        // Somebody was faster: what they made is checked like any other. In the same moment, the catalog's own index says so.
+        Err(error) if [&SqlState::DUPLICATE_OBJECT, &SqlState::UNIQUE_VIOLATION].map(Some).contains(&error.code()) => {
+            Ok(())
+        }
         Err(source) => Err(CatalogError::NotCreated { publication: publication.to_owned(), remedy: sql, source }),
     }
 }

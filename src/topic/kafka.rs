@@ -11,6 +11,7 @@ mod feed;
 mod foreign;
 mod keys;
 mod letters;
+mod standstill;
 mod state;
 mod topics;
 mod vectors;

@@ -59,3 +59,19 @@ fn a_publication_that_was_made_anew_needs_a_sync_and_says_so() {
     assert_eq!(synced.code, Some(0), "{synced:?}");
     site.expect_equal(SOON);
 }
+
+#[test]
+fn a_publication_that_somebody_else_makes_in_the_same_moment_is_taken() {
+    let mut site = Site::prepare();
+    let other = site.postgres.client();
+    other.execute("BEGIN; CREATE PUBLICATION vecsync_faq FOR TABLE faq_faq");
+    site.vecsync.start();
+    wait_until("vecsync to wait for the other", SOON, || {
+        let waits = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE 'CREATE PUB%'";
+        if site.sql.value(waits) == "1" { Ok(()) } else { Err(site.vecsync.log()) }
+    });
+    other.execute("COMMIT");
+    site.vecsync.wait_ready();
+    site.sql.execute(&table::insert(&[table::values(1, "Q", "Followed all the same", "c00")]));
+    site.expect_equal(SOON);
+}

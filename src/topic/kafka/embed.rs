@@ -372,7 +372,7 @@ impl Joined {
         let group = self.feed.consumer().group_metadata();
         let group = group.ok_or_else(|| LogError::Revoked { topic: names.changes.clone() })?;
         let offsets = client::offsets(&names.changes, ends).map_err(&fault)?;
-        self.write(settings, transactional_id, |writer| writer.transact(records, Some((&offsets, &group))))
+        self.write(settings, transactional_id, |writer| writer.transact(records, Some((offsets, group))))
             .map_err(&fault)?;
         self.feed.forget_below(ends);
         lock(&self.done).extend(ends);

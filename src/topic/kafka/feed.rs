@@ -18,7 +18,8 @@ use rdkafka::{ClientContext, Message, Offset, TopicPartitionList};
 use tokio::sync::Notify;
 
 use super::super::{LogError, Partition, Stored, lock};
-use super::client;
+use super::client::{self, Quiet};
+use super::standstill::Standstill;
 use crate::event::Record;
 
 /// Bytes of records that wait, beyond which partitions are paused. librdkafka holds about as much before them.
@@ -33,6 +34,8 @@ const POLL_PAUSED: Duration = Duration::from_millis(5);
 /// How long a partition that was taken on may bring neither a record nor its end. Longer than a transaction may hold its
 /// position back.
 const SILENCE_MAX: Duration = Duration::from_secs(30);
+/// How long the brokers may take to say where the partitions end. Nothing is polled meanwhile.
+const ENDS_PATIENCE: Duration = Duration::from_secs(3);
 
 /// What a record costs in memory besides its own bytes.
 const RECORD_OVERHEAD: usize = 200;
@@ -54,6 +57,20 @@ struct Shared {
     stopping: AtomicBool,
     /// Held by a transaction that commits positions; a partition is given back only between two of them.
     transaction: Mutex<()>,
+}
+
+impl Shared {
+    fn new(topic: &str, config: &ClientConfig) -> Shared {
+        Shared {
+            topic: topic.to_owned(),
+            group: config.get("group.id").unwrap_or_default().to_owned(),
+            buffer: Mutex::default(),
+            arrived: Notify::new(),
+            room: Condvar::new(),
+            stopping: AtomicBool::new(false),
+            transaction: Mutex::new(()),
+        }
+    }
 }
 
 #[derive(Default)]
@@ -158,22 +175,14 @@ impl Feed {
         begin: impl FnOnce(&BaseConsumer<Context>) -> Result<(), KafkaError>,
     ) -> Result<Feed, LogError> {
         let fault = client::fault("read", topic);
-        let shared = Arc::new(Shared {
-            topic: topic.to_owned(),
-            group: config.get("group.id").unwrap_or_default().to_owned(),
-            buffer: Mutex::default(),
-            arrived: Notify::new(),
-            room: Condvar::new(),
-            stopping: AtomicBool::new(false),
-            transaction: Mutex::new(()),
-        });
+        let shared = Arc::new(Shared::new(topic, config));
         let consumer = config.create_with_context(Context(Arc::clone(&shared))).map_err(&fault)?;
         let consumer: Arc<BaseConsumer<Context>> = Arc::new(consumer);
         begin(&consumer).map_err(&fault)?;
-        let (polled, buffer) = (Arc::clone(&consumer), Arc::clone(&shared));
+        let (polled, buffer, config) = (Arc::clone(&consumer), Arc::clone(&shared), config.clone());
         let thread = std::thread::Builder::new()
             .name("vecsync-kafka".to_owned())
-            .spawn(move || poll(&polled, &buffer))
+            .spawn(move || poll(&polled, &buffer, &config))
             .map_err(|source| LogError::Thread { topic: topic.to_owned(), source })?;
         Ok(Feed { shared, consumer, thread: Some(thread) })
     }
@@ -373,19 +382,22 @@ fn size(stored: &Stored) -> usize {
     RECORD_OVERHEAD + key.len() + value.as_ref().map_or(0, Bytes::len) + headers
 }
 
-fn poll(consumer: &BaseConsumer<Context>, shared: &Shared) {
+fn poll(consumer: &BaseConsumer<Context>, shared: &Shared, config: &ClientConfig) {
     let mut wait = POLL;
+    let mut standstill = Standstill::new(Instant::now());
     while !shared.stopping.load(Ordering::Acquire) {
         match consumer.poll(wait) {
             None => {}
             Some(Err(KafkaError::PartitionEOF(partition))) => {
                 let partition = Partition::try_from(partition).unwrap_or_default();
+                standstill.hear(partition);
                 let mut buffer = lock(&shared.buffer);
                 let lane = buffer.lanes.entry(partition).or_default();
                 (lane.at_end, lane.heard) = (true, true);
             }
             Some(Ok(message)) => {
                 if let Some(stored) = stored(&message) {
+                    standstill.hear(stored.partition);
                     lock(&shared.buffer).push(stored);
                     shared.arrived.notify_one();
                 }
@@ -397,7 +409,8 @@ fn poll(consumer: &BaseConsumer<Context>, shared: &Shared) {
                 }
             }
         }
-        if lock(&shared.buffer).is_silent(Instant::now()) {
+        let is_silent = lock(&shared.buffer).is_silent(Instant::now());
+        if is_silent || stands_still(consumer, shared, config, &mut standstill) {
             let silence = KafkaError::MessageConsumption(RDKafkaErrorCode::OperationTimedOut);
             lock(&shared.buffer).fault = Some(client::fault("read", &shared.topic)(silence));
             shared.arrived.notify_one();
@@ -405,6 +418,68 @@ fn poll(consumer: &BaseConsumer<Context>, shared: &Shared) {
         wait = regulate(consumer, shared);
         seek(consumer, shared);
     }
+}
+
+/// Whether the consumer is to be replaced: it reads nothing although there is something to read, or does not get through to
+/// the brokers although others do.
+fn stands_still(
+    consumer: &BaseConsumer<Context>,
+    shared: &Shared,
+    config: &ClientConfig,
+    standstill: &mut Standstill,
+) -> bool {
+    let (paused, owned) = {
+        let buffer = lock(&shared.buffer);
+        (buffer.paused, buffer.lanes.keys().copied().collect::<Vec<_>>())
+    };
+    if paused {
+        standstill.reset();
+    }
+    if paused || !standstill.is_due(Instant::now()) {
+        return false;
+    }
+    let topic = &shared.topic;
+    let stands_still = match ends(consumer, topic, &owned) {
+        Ok(ends) => standstill.is_behind(&ends),
+        Err(error) => {
+            tracing::debug!("ask for the ends of {topic}: {error}");
+            let other: Result<BaseConsumer<Quiet>, _> = config.create_with_context(Quiet);
+            let told = other.and_then(|other| other.fetch_metadata(Some(topic), ENDS_PATIENCE));
+            // A broker that has just started may know of none.
+            let is_answered = told.is_ok_and(|told| !told.brokers().is_empty());
+            if !is_answered {
+                standstill.reset();
+            }
+            is_answered && standstill.is_deaf()
+        }
+    };
+    if stands_still {
+        tracing::warn!(topic, "the Kafka client reads nothing although there is something to read; it is replaced");
+        standstill.reset();
+    }
+    stands_still
+}
+
+/// Where these partitions end for who reads what is committed; where there are none, whether the brokers answer.
+fn ends(
+    consumer: &BaseConsumer<Context>,
+    topic: &str,
+    partitions: &[Partition],
+) -> Result<BTreeMap<Partition, u64>, KafkaError> {
+    if partitions.is_empty() {
+        return consumer.fetch_metadata(Some(topic), ENDS_PATIENCE).map(|_| BTreeMap::new());
+    }
+    let mut asked = TopicPartitionList::new();
+    for partition in partitions {
+        asked.add_partition_offset(topic, i32::from(*partition), Offset::End)?;
+    }
+    let told = consumer.offsets_for_times(asked, ENDS_PATIENCE)?;
+    let ends = told.elements().into_iter().map(|element| {
+        element.error()?;
+        let end = element.offset().to_raw().and_then(|end| u64::try_from(end).ok()).unwrap_or_default();
+        Ok((Partition::try_from(element.partition()).unwrap_or_default(), end))
+    });
+    ends.collect()
 }
 
 /// Does what was asked of `Feed::seek`, here, so that nothing of before is polled after it.
@@ -489,6 +564,8 @@ pub(super) fn stored(message: &BorrowedMessage<'_>) -> Option<Stored> {
 
 #[cfg(test)]
 mod tests {
+    use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
+
     use super::*;
 
     fn stored(partition: Partition, offset: u64) -> Stored {
@@ -558,5 +635,24 @@ mod tests {
         assert_eq!(given(&mut buffer, 9).iter().filter(|(partition, _)| *partition == 1).count(), 0);
         buffer.drop_lane(0);
         assert_eq!(buffer.bytes, 0);
+    }
+
+    #[test]
+    fn the_ends_of_all_partitions_are_one_question() {
+        let brokers = rdkafka::mocking::MockCluster::new(1).expect("a broker inside librdkafka");
+        brokers.create_topic("topic", 3, 1).expect("a topic");
+        let mut config = ClientConfig::new();
+        config.set("bootstrap.servers", brokers.bootstrap_servers()).set("group.id", "group");
+        let producer: BaseProducer = config.clone().remove("group.id").create().expect("a producer");
+        for record in 0..5 {
+            let record = BaseRecord::<str, str>::to("topic").partition(if record < 3 { 0 } else { 2 }).payload("x");
+            producer.send(record).expect("it is taken");
+        }
+        producer.flush(client::PATIENCE).expect("it is written");
+        let shared = Arc::new(Shared::new("topic", &config));
+        let consumer = config.create_with_context(Context(shared)).expect("a consumer");
+        let ends = |partitions: &[Partition]| ends(&consumer, "topic", partitions).expect("the broker answers");
+        assert_eq!(ends(&[0, 1, 2]), BTreeMap::from([(0, 3), (1, 0), (2, 2)]));
+        assert_eq!(ends(&[]), BTreeMap::new());
     }
 }

@@ -1,7 +1,8 @@
 //! A transactional producer: writes records, and where asked a group's positions, all or nothing. Decides nothing.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, mpsc};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use rdkafka::ClientContext;
@@ -32,6 +33,9 @@ const APART: Duration = Duration::from_millis(4);
 const SETTLING: Duration = Duration::from_secs(2);
 /// How long the producer is polled at a time: it does not return sooner, whatever comes.
 const GLANCE: Duration = Duration::from_millis(1);
+/// How long a commit of positions may take, and how long the client has, beyond it, to say that the time is over.
+const POSITIONS_PATIENCE: Duration = Duration::from_secs(6);
+const GRACE: Duration = Duration::from_secs(2);
 
 /// A record with the topic and the partition that it goes to.
 pub(super) type Placed = (Arc<str>, Partition, Record);
@@ -40,7 +44,7 @@ pub(super) type Ends = HashMap<String, BTreeMap<Partition, u64>>;
 
 /// A producer that has been initialised: it has fenced those before it.
 pub(super) struct Writer {
-    producer: BaseProducer<Deliveries>,
+    producer: Arc<BaseProducer<Deliveries>>,
     /// When the last transaction was committed.
     committed: Mutex<Option<Instant>>,
 }
@@ -107,7 +111,7 @@ impl Writer {
             .set("message.max.bytes", RECORD_BYTES_MAX.to_string());
         let producer: BaseProducer<Deliveries> = config.create_with_context(Deliveries::default())?;
         producer.init_transactions(PATIENCE)?;
-        Ok(Writer { producer, committed: Mutex::new(None) })
+        Ok(Writer { producer: Arc::new(producer), committed: Mutex::new(None) })
     }
 
     /// Writes records, and `positions` of a group, in one transaction. Gives the offset after the last record of each
@@ -116,7 +120,7 @@ impl Writer {
     pub fn transact(
         &self,
         records: &[Placed],
-        positions: Option<(&TopicPartitionList, &ConsumerGroupMetadata)>,
+        positions: Option<(TopicPartitionList, ConsumerGroupMetadata)>,
     ) -> Result<Ends, KafkaError> {
         *self.delivered() = Delivered::default();
         self.keep_apart();
@@ -144,22 +148,37 @@ impl Writer {
     fn keep_apart(&self) {
         let committed = *lock(&self.committed);
         if let Some(committed) = committed {
-            std::thread::sleep(APART.saturating_sub(committed.elapsed()));
+            thread::sleep(APART.saturating_sub(committed.elapsed()));
         }
     }
 
     fn fill(
         &self,
         records: &[Placed],
-        positions: Option<(&TopicPartitionList, &ConsumerGroupMetadata)>,
+        positions: Option<(TopicPartitionList, ConsumerGroupMetadata)>,
     ) -> Result<(), KafkaError> {
         for (topic, partition, record) in records {
             self.send(topic, *partition, record)?;
         }
         if let Some((offsets, group)) = positions {
-            self.producer.send_offsets_to_transaction(offsets, group, PATIENCE)?;
+            self.send_positions(offsets, group)?;
         }
         self.wait_for(records.len())
+    }
+
+    /// Adds a group's positions to the transaction. librdkafka since 2.10 may never return from this, whatever limit it is
+    /// given, when brokers have come back and have told it of none at first (its issue 5511). So it waits on a thread of its
+    /// own; one that does not return is left behind with its producer, which the next writer fences.
+    fn send_positions(&self, offsets: TopicPartitionList, group: ConsumerGroupMetadata) -> Result<(), KafkaError> {
+        let (tell, told) = mpsc::channel();
+        let producer = Arc::clone(&self.producer);
+        let send = move || drop(tell.send(producer.send_offsets_to_transaction(&offsets, &group, POSITIONS_PATIENCE)));
+        let spawned = thread::Builder::new().name("vecsync-positions".to_owned()).spawn(send);
+        spawned.map_err(|_| KafkaError::Flush(RDKafkaErrorCode::CriticalSystemResource))?;
+        told.recv_timeout(POSITIONS_PATIENCE + GRACE).unwrap_or_else(|_| {
+            tracing::warn!("the Kafka client did not come back from a commit of positions; it is replaced");
+            Err(KafkaError::Flush(RDKafkaErrorCode::OperationTimedOut))
+        })
     }
 
     /// Waits until so many records are delivered. The producer's own `flush` looks every 100 ms only.
@@ -220,7 +239,7 @@ pub(super) fn write(settings: &Settings, records: &[Placed]) -> Result<(), Kafka
     let mut config = client::config(settings);
     config.set("enable.idempotence", "true").set("message.timeout.ms", PATIENCE.as_millis().to_string());
     let producer: BaseProducer<Deliveries> = config.create_with_context(Deliveries::default())?;
-    let writer = Writer { producer, committed: Mutex::new(None) };
+    let writer = Writer { producer: Arc::new(producer), committed: Mutex::new(None) };
     writer.fill(records, None)
 }
 
@@ -238,4 +257,59 @@ pub(super) fn place(topic: &str, partitions: u16, outgoing: Vec<Outgoing>) -> Ve
         }
     }
     placed
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ffi::CString;
+    use std::path::PathBuf;
+
+    use rdkafka::bindings;
+    use rdkafka::consumer::{BaseConsumer, Consumer};
+
+    use super::*;
+    use crate::config::Secret;
+
+    /// Two brokers inside librdkafka. The second looks after the group until it is taken out of the cluster. Where librdkafka
+    /// is mended this fails, and `send_positions` needs no thread any more.
+    #[test]
+    fn a_commit_of_positions_that_never_returns_is_left_behind() {
+        let settings = Settings {
+            brokers: String::new(),
+            security: vec![("test.mock.num.brokers", Secret::new("2".to_owned()))],
+            prefix: "t".to_owned(),
+            pipeline: "faq".to_owned(),
+            source_topic: None,
+            partitions: 1,
+            replication: 1,
+            tombstone_retention: Duration::from_secs(1),
+            scratch: PathBuf::new(),
+        };
+        let writer = Writer::open(&settings, "writer").expect("the brokers take it");
+        let [topic, group, kind] = ["topic", "group", "group"].map(|name| CString::new(name).expect("no zero in it"));
+        // SAFETY: the producer lives to the end of the test and its cluster with it; the strings outlive the calls.
+        let (brokers, cluster) = unsafe {
+            let cluster = bindings::rd_kafka_handle_mock_cluster(writer.producer.client().native_ptr());
+            bindings::rd_kafka_mock_topic_create(cluster, topic.as_ptr(), 1, 1);
+            bindings::rd_kafka_mock_partition_set_leader(cluster, topic.as_ptr(), 0, 1);
+            bindings::rd_kafka_mock_coordinator_set(cluster, kind.as_ptr(), group.as_ptr(), 2);
+            let brokers = std::ffi::CStr::from_ptr(bindings::rd_kafka_mock_cluster_bootstraps(cluster));
+            (brokers.to_string_lossy().into_owned(), cluster)
+        };
+        let mut config = rdkafka::ClientConfig::new();
+        config.set("bootstrap.servers", brokers).set("group.id", "group");
+        let consumer: BaseConsumer = config.create().expect("a consumer");
+        let commit = || {
+            let positions = client::offsets("topic", &BTreeMap::from([(0, 1)])).expect("a list");
+            writer.transact(&[], Some((positions, consumer.group_metadata().expect("it has a group"))))
+        };
+        commit().expect("the second broker takes it");
+        // SAFETY: as above.
+        unsafe {
+            bindings::rd_kafka_mock_coordinator_set(cluster, kind.as_ptr(), group.as_ptr(), 1);
+            bindings::rd_kafka_mock_broker_decommission(cluster, 2);
+        }
+        writer.producer.client().fetch_metadata(None, PATIENCE).expect("the first broker answers");
+        assert_eq!(commit(), Err(KafkaError::Flush(RDKafkaErrorCode::OperationTimedOut)));
+    }
 }
