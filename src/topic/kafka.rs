@@ -153,7 +153,8 @@ impl Log {
         let mut held = lock(&inner.live_keys);
         if held.as_ref().is_none_or(|keys| keys.partition() != partition || after.is_none()) {
             *held = None;
-            *held = Some(LiveKeys::read(&inner.settings, &inner.names.changes, partition)?);
+            let end = lock(&inner.ends).get(usize::from(partition)).copied().unwrap_or_default();
+            *held = Some(LiveKeys::read(&inner.settings, &inner.names.changes, partition, end)?);
         }
         let page = held.as_ref().map_or(Ok(vec![]), |keys| keys.below(offset, after, limit))?;
         if page.is_empty() {

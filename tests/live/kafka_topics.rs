@@ -1,10 +1,16 @@
 //! Topics that are lost, grow, or were made for other settings: searches go on, and what is to be done is said.
 
+use std::time::Duration;
+
 use serde_json::Value;
+use tokio::task::spawn_blocking;
+use vecsync::event::{Lsn, Position, Record};
+use vecsync::topic::kafka::{Log, Settings};
+use vecsync::topic::{CaptureState, Outgoing, SnapshotMarker};
 
 use crate::kafka::{CAUGHT_UP, Cluster, revision};
 use crate::support::kafka::Kafka;
-use crate::support::process::wait_until;
+use crate::support::process::{free_port, wait_until};
 use crate::support::table::{category, expect_equal, insert, values};
 use crate::support::vecsync::{COMMAND, Vecsync};
 
@@ -93,4 +99,49 @@ fn a_wrong_number_of_partitions_is_refused_before_any_topic_is_made() {
 
 fn vectors(cluster: &Cluster, vecsync: &Vecsync) -> String {
     cluster.topic(&format!("vectors.{}", revision(vecsync)))
+}
+
+/// A resync deletes what the log had before it and does not have anew. What it has written cannot be read before the
+/// transactions of others that were there first have ended.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_resync_has_just_written_is_not_taken_for_gone() {
+    let (kafka, scratch) = (Kafka::shared(), tempfile::tempdir().unwrap());
+    let prefix = format!("t{}", free_port());
+    let log = Log::new(Settings {
+        brokers: kafka.brokers(),
+        security: vec![],
+        prefix: prefix.clone(),
+        pipeline: "faq".to_owned(),
+        source_topic: None,
+        partitions: 1,
+        replication: 1,
+        tombstone_retention: Duration::from_secs(3600),
+        scratch: scratch.path().to_owned(),
+    });
+    let state = CaptureState {
+        system_id: 1,
+        timeline: 1,
+        position: Position::default(),
+        confirm: Lsn::default(),
+        snapshot: SnapshotMarker::Wanted,
+        captured: String::new(),
+    };
+    let record = |id| Record {
+        key: format!("{{\"id\":{id}}}").into(),
+        value: Some("{}".into()),
+        headers: vec![],
+        timestamp_ms: 1,
+    };
+    let rows = || vec![Outgoing::To(0, record(1)), Outgoing::To(0, record(2))];
+    log.take_over().await.unwrap();
+    log.append_changes(rows(), &state).await.unwrap();
+    let began = log.changes_ends()[0];
+    // It ends when the broker finds that its writer has gone, seconds later.
+    let _open = kafka.begin_writing(&format!("{prefix}.faq.changes"), Duration::from_secs(3));
+    log.append_changes(vec![Outgoing::To(0, record(1))], &state).await.unwrap();
+    let read = log.clone();
+    let gone = spawn_blocking(move || read.live_keys_below(0, began, None, 10)).await.unwrap().unwrap();
+    let gone: Vec<_> = gone.into_iter().map(|(_, key)| key).collect();
+    assert_eq!(gone, [record(2).key]);
+    log.close().await;
 }

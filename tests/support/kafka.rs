@@ -229,6 +229,22 @@ impl Kafka {
         delivered.now_or_never().expect("it was flushed").expect("the producer lives").expect("it is written");
     }
 
+    /// Writes a record in a transaction that nobody ends but the broker, after so long.
+    pub fn begin_writing(&self, topic: &str, time_out: Duration) -> BaseProducer {
+        let producer: BaseProducer = ClientConfig::new()
+            .set("bootstrap.servers", self.brokers())
+            .set("transactional.id", format!("{topic}.open"))
+            .set("transaction.timeout.ms", time_out.as_millis().to_string())
+            .create()
+            .expect("a producer");
+        producer.init_transactions(PATIENCE).expect("it is let in");
+        producer.begin_transaction().expect("begun");
+        let record = BaseRecord::<str, str>::to(topic).partition(0).key("{\"id\":0}").payload("{}");
+        producer.send(record).map_err(|(error, _)| error).expect("it is taken");
+        producer.flush(PATIENCE).expect("it is written");
+        producer
+    }
+
     /// Writes a record as any producer of Kafka's own would, into the partition of its key.
     pub fn write_keyed(&self, topic: &str, key: &str, value: &str) {
         let producer: BaseProducer = ClientConfig::new()

@@ -4,17 +4,23 @@
 use std::collections::BTreeMap;
 use std::ops::Bound;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use rdkafka::Message;
-use rdkafka::error::KafkaError;
+use rdkafka::consumer::BaseConsumer;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 
 use super::super::{LogError, Partition};
-use super::{Settings, client, state};
+use super::client::{self, PATIENCE, Quiet};
+use super::{Settings, state};
 use crate::event::{BARRIER_KEY, Record};
 
 /// Memory that sled may use for pages, in bytes.
 const CACHE: u64 = 16 << 20;
+
+/// Between two looks whether all that was written can be read.
+const LOOK_EVERY: Duration = Duration::from_millis(10);
 
 /// Partitions that this process has read.
 static READ: AtomicU64 = AtomicU64::new(0);
@@ -40,8 +46,8 @@ impl From<KafkaError> for Fault {
 }
 
 impl LiveKeys {
-    /// Reads a partition from its beginning to its end. Blocks.
-    pub fn read(settings: &Settings, topic: &str, partition: Partition) -> Result<LiveKeys, LogError> {
+    /// Reads a partition from its beginning to its end, at least to `end`, up to where the caller has written. Blocks.
+    pub fn read(settings: &Settings, topic: &str, partition: Partition, end: u64) -> Result<LiveKeys, LogError> {
         let disk = |source| LogError::Storage { operation: "list the keys of", path: topic.to_owned(), source };
         let broker = client::fault("list the keys of", topic);
         let nth = READ.fetch_add(1, Ordering::Relaxed);
@@ -54,7 +60,7 @@ impl LiveKeys {
             sled::Config::new().path(settings.scratch.join(nth.to_string())).temporary(true).cache_capacity(CACHE);
         let db = config.open().map_err(disk)?;
         let consumer = client::reader(settings).map_err(&broker)?;
-        let (low, high) = client::bounds(&consumer, topic, partition).map_err(&broker)?;
+        let (low, high) = visible_upto(&consumer, topic, partition, end).map_err(&broker)?;
         let mut barrier = 0;
         if low < high {
             // Nothing is appended meanwhile: who asks is the one who appends.
@@ -98,5 +104,26 @@ impl LiveKeys {
             }
         }
         Ok(page)
+    }
+}
+
+/// The bounds of a partition when all below `end` can be read. Brokers confirm a transaction before they have marked its
+/// records as committed; to go by what can be read until then would be to miss the newest record of a key.
+fn visible_upto(
+    consumer: &BaseConsumer<Quiet>,
+    topic: &str,
+    partition: Partition,
+    end: u64,
+) -> Result<(u64, u64), KafkaError> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let (low, high) = client::bounds(consumer, topic, partition)?;
+        if high >= end {
+            return Ok((low, high));
+        }
+        if Instant::now() > deadline {
+            return Err(KafkaError::MetadataFetch(RDKafkaErrorCode::OperationTimedOut));
+        }
+        std::thread::sleep(LOOK_EVERY);
     }
 }
