@@ -371,6 +371,11 @@ impl Joined {
         let fault = client::fault("commit to", &names.changes);
         let group = self.feed.consumer().group_metadata();
         let group = group.ok_or_else(|| LogError::Revoked { topic: names.changes.clone() })?;
+        // Who was thrown out of the group has a membership that names no member, and brokers let a transaction with that
+        // pass. Asked after it was taken: the client marks its partitions as lost in the same step.
+        if self.feed.consumer().assignment_lost() {
+            return Err(LogError::Revoked { topic: names.changes.clone() });
+        }
         let offsets = client::offsets(&names.changes, ends).map_err(&fault)?;
         self.write(settings, transactional_id, |writer| writer.transact(records, Some((offsets, group))))
             .map_err(&fault)?;
