@@ -21,11 +21,12 @@ bench: ## measure freshness, backfill and search; ARGS are handed on
 	@setup/bench.sh $(ARGS)
 
 fmt: ## format the Rust code
-	cargo fmt
+	cargo fmt --all
 
 lint: ## format check and lints only
-	cargo fmt --check
+	cargo fmt --all --check
 	cargo clippy --locked --all-targets -- -D warnings
+	cargo clippy --locked --package qdrant-test-server --profile test-server --all-targets -- -D warnings
 
 audit: ## known vulnerabilities of the dependencies (needs the network)
 	@setup/audit.sh

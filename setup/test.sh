@@ -24,6 +24,12 @@ alert_rules() {
   promtool test rules dashboards/alerts_test.yml
 }
 
+# A profile of its own, which is cheap to compile: Qdrant's engine is large. Lints and build share what they can.
+qdrant_server() {
+  cargo clippy --locked --package qdrant-test-server --profile test-server --all-targets -- -D warnings
+  cargo build --locked --package qdrant-test-server --profile test-server
+}
+
 scripts() {
   "$CACHE/deb/shellcheck/usr/bin/shellcheck" -x -P setup setup/*.sh .ci/run
   python3 -c 'import sys
@@ -33,8 +39,9 @@ for name in sys.argv[1:]:
 
 step "set-up" setup/setup.sh
 . setup/test_env.sh
-step "format (cargo fmt --check)" cargo fmt --check
+step "format (cargo fmt --check)" cargo fmt --all --check
 step "lints (cargo clippy)" cargo clippy --locked --all-targets -- -D warnings
+step "Qdrant for the tests (cargo clippy, cargo build)" qdrant_server
 step "tests (cargo test)" cargo test --locked
 step "dependencies (cargo deny)" "$DENY" --log-level error check bans licenses sources
 step "alert rules (promtool)" alert_rules

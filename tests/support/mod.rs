@@ -8,6 +8,7 @@ pub mod http;
 pub mod kafka;
 pub mod postgres;
 pub mod process;
+pub mod qdrant;
 pub mod site;
 pub mod table;
 pub mod vecsync;
