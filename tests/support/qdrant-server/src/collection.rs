@@ -47,7 +47,7 @@ struct Core {
 }
 
 enum Job {
-    Write(Write, SyncSender<Result<u64, Status>>),
+    Write(Box<Write>, SyncSender<Result<u64, Status>>),
     /// Something that needs everything to be on disk and nobody to write.
     AtRest(Box<dyn FnOnce(&Core) + Send>),
     Stop,
@@ -103,7 +103,7 @@ impl Collection {
     /// Hands a write to the writer. The answer comes when the write outlives the process and can be read.
     pub fn write(&self, write: Write) -> Result<Receiver<Result<u64, Status>>, Status> {
         let (answer, answered) = sync_channel(1);
-        self.queue.send(Job::Write(write, answer)).map_err(|_| gone())?;
+        self.queue.send(Job::Write(Box::new(write), answer)).map_err(|_| gone())?;
         Ok(answered)
     }
 
@@ -174,7 +174,7 @@ impl Keeper {
                 Ok(Job::Write(write, answer)) => {
                     thread::sleep(self.delay);
                     // Who does not wait for the answer has let go of it.
-                    let _ = answer.send(self.write(write));
+                    let _ = answer.send(self.write(*write));
                 }
                 Ok(Job::AtRest(action)) => {
                     self.rest();

@@ -65,7 +65,7 @@ async fn respond(request: Request<Incoming>, site: Site, key: Option<Arc<str>>) 
         (Method::GET, ["collections", name, "snapshots", snapshot]) => {
             let (name, snapshot) = ((*name).to_owned(), (*snapshot).to_owned());
             match site.run(move |store| store.snapshot(&name, &snapshot)).await {
-                Ok((path, _)) => return Ok(download(&path)?),
+                Ok((path, _)) => return download(&path),
                 Err(status) => Err(status),
             }
         }
@@ -117,8 +117,9 @@ fn download(path: &Path) -> io::Result<Response<Body>> {
                 buffer.truncate(read);
                 Frame::data(Bytes::from(buffer))
             });
-            let is_last = chunk.as_ref().map_or(true, |frame| frame.data_ref().is_none_or(Bytes::is_empty));
-            if is_last && chunk.is_ok() || chunks.blocking_send(chunk).is_err() || is_last {
+            let is_end = chunk.as_ref().is_ok_and(|frame| frame.data_ref().is_none_or(Bytes::is_empty));
+            let has_failed = chunk.is_err();
+            if is_end || chunks.blocking_send(chunk).is_err() || has_failed {
                 return;
             }
         }
