@@ -34,7 +34,6 @@ pub fn listing(environment: &Environment) -> (Listing, Problems) {
                 let note = match known.support {
                     Support::Yes => "",
                     Support::NoEffect => ", no effect in this version",
-                    Support::No(_) => ", not supported by this version",
                 };
                 (shown(value, known.show, database_is_good), format!("{origin}{note}"))
             }
@@ -96,7 +95,7 @@ mod tests {
             ("VECSYNC_MODEL", "int8", ".env line 1"),
             ("VECSYNC_LOG", "info", "default"),
             ("KAFKA_BROKERS", "-", "not set"),
-            ("QDRANT_API_KEY", "***", "environment, not supported by this version"),
+            ("QDRANT_API_KEY", "***", "environment, no effect in this version"),
         ] {
             let row = text.lines().find(|line| line.split_whitespace().next() == Some(name)).expect("listed");
             assert!(row.contains(value) && row.ends_with(origin), "{row}");

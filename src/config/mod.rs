@@ -12,6 +12,7 @@ pub mod listing;
 mod passfile;
 pub mod pipeline;
 pub mod problems;
+mod qdrant;
 pub mod settings;
 
 use std::net::SocketAddr;
@@ -38,6 +39,8 @@ pub struct Config {
     pub topics: Topics,
     /// The brokers that hold it; none: it is on this machine.
     pub kafka: Option<Kafka>,
+    /// The primary store; none: the local store alone.
+    pub qdrant: Option<Qdrant>,
     /// The model.
     pub model: Model,
     /// The query server.
@@ -106,8 +109,8 @@ impl Config {
         }
         let config = match (settings, database, pipeline) {
             (Some(settings), Some(database), Some(pipeline)) => {
-                let Settings { data_dir, topics, kafka, model, server, log, .. } = settings;
-                Some(Config { roles, database, pipeline, data_dir, topics, kafka, model, server, log })
+                let Settings { data_dir, topics, kafka, qdrant, model, server, log, .. } = settings;
+                Some(Config { roles, database, pipeline, data_dir, topics, kafka, qdrant, model, server, log })
             }
             _ => None,
         };
@@ -235,6 +238,32 @@ pub struct Kafka {
     pub brokers: String,
     /// librdkafka's own properties of security, with their values.
     pub security: Vec<(&'static str, Secret)>,
+}
+
+/// `QDRANT_*`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Qdrant {
+    /// Its host as it stands in a URL.
+    pub host: String,
+    /// The port of REST.
+    pub port: u16,
+    /// The port of gRPC.
+    pub grpc_port: u16,
+    /// The key that it asks for.
+    pub api_key: Option<Secret>,
+    /// Whether both are reached by TLS.
+    pub tls: bool,
+    /// The alias that searches ask; the collections behind it are generations.
+    pub collection: String,
+    /// How long a write may take.
+    pub timeout: Duration,
+}
+
+impl Qdrant {
+    /// Where its gRPC is.
+    pub fn url(&self) -> String {
+        format!("{}://{}:{}", if self.tls { "https" } else { "http" }, self.host, self.grpc_port)
+    }
 }
 
 /// `VECSYNC_MODEL*` and `ORT_DYLIB_PATH`.

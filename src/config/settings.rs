@@ -11,7 +11,7 @@ use tracing_subscriber::EnvFilter;
 
 use super::environment::Environment;
 use super::problems::{Problem, Problems, nearest};
-use super::{Kafka, Log, LogFormat, Model, Precision, Server, Topics, kafka, keys};
+use super::{Kafka, Log, LogFormat, Model, Precision, Qdrant, Server, Topics, kafka, keys, qdrant};
 
 /// Settings that no command can do without, checked; files that only `run` needs are not opened.
 #[derive(Clone, Debug)]
@@ -24,6 +24,8 @@ pub struct Settings {
     pub topics: Topics,
     /// `KAFKA_*`; none: the embedded log.
     pub kafka: Option<Kafka>,
+    /// `QDRANT_*`; none: the local store alone.
+    pub qdrant: Option<Qdrant>,
     /// `VECSYNC_MODEL*`, `ORT_DYLIB_PATH`.
     pub model: Model,
     /// `VECSYNC_LISTEN`, `VECSYNC_API_KEYS*`, `VECSYNC_TLS_*`, `VECSYNC_SEARCH_DEADLINE_MS`.
@@ -56,8 +58,6 @@ pub(super) enum Support {
     Yes,
     /// It is read and checked; what it is about does not exist yet.
     NoEffect,
-    /// Refused, but for the values that say what is so anyhow.
-    No(&'static [&'static str]),
 }
 
 /// A setting that vecsync knows.
@@ -104,7 +104,7 @@ const TOPIC_PREFIX_MAX: usize = 100;
 /// Every setting, in the order the listing has them.
 pub(super) const SETTINGS: &[Known] = {
     use Show::{ConnInfo, Plain, Secret, SecretFile, Url};
-    use Support::{No, NoEffect, Yes};
+    use Support::{NoEffect, Yes};
     &[
         known(super::database::DATABASE_URL, "", ConnInfo, Yes),
         known(PIPELINE, "pipelines/faq.toml", Plain, Yes),
@@ -125,14 +125,14 @@ pub(super) const SETTINGS: &[Known] = {
         known(TOPIC_PREFIX, "vecsync", Plain, Yes),
         known(TOPIC_PARTITIONS, "8", Plain, Yes),
         known(TOPIC_REPLICATION, "1", Plain, Yes),
-        known("RAG_VECTOR_STORE_TYPE", "local", Plain, No(&["local"])),
-        known("QDRANT_HOST", "", Plain, No(&[])),
-        known("QDRANT_PORT", "6333", Plain, No(&["6333"])),
-        known("QDRANT_GRPC_PORT", "6334", Plain, No(&["6334"])),
-        known("QDRANT_API_KEY", "", Secret, No(&[])),
-        known("QDRANT_TLS", "false", Plain, No(&["false"])),
-        known("QDRANT_COLLECTION_NAME", "faq_embeddings", Plain, No(&["faq_embeddings"])),
-        known("QDRANT_TIMEOUT", "30", Plain, No(&["30"])),
+        known(qdrant::STORE_TYPE, "qdrant if QDRANT_HOST is set, else local", Plain, NoEffect),
+        known(qdrant::HOST, "", Plain, NoEffect),
+        known(qdrant::PORT, "6333", Plain, NoEffect),
+        known(qdrant::GRPC_PORT, "6334", Plain, NoEffect),
+        known(qdrant::API_KEY, "", Secret, NoEffect),
+        known(qdrant::TLS, "false", Plain, NoEffect),
+        known(qdrant::COLLECTION, "faq_embeddings", Plain, NoEffect),
+        known(qdrant::TIMEOUT, "30", Plain, NoEffect),
         known(SEARCH_DEADLINE, "1000", Plain, Yes),
         known(HEDGE_DELAY, "50", Plain, NoEffect),
         known(MODEL, "the better one of those in VECSYNC_MODEL_DIR", Plain, Yes),
@@ -170,7 +170,6 @@ impl Settings {
     pub fn read(environment: &Environment) -> Result<Self, Problems> {
         let mut reader = Reader { environment, problems: environment.problems() };
         reader.refuse_unknown();
-        reader.refuse_unsupported();
         let settings = reader.settings();
         reader.problems.or(Some(settings))
     }
@@ -196,22 +195,6 @@ impl<'a> Reader<'a> {
         }
     }
 
-    fn refuse_unsupported(&mut self) {
-        for known in SETTINGS {
-            let (Support::No(harmless), Some(value)) = (known.support, given(self.environment, known.name)) else {
-                continue;
-            };
-            if !harmless.contains(&value) {
-                let what = match harmless {
-                    [] => "is not supported by this version: unset it".to_owned(),
-                    some => format!("is not supported by this version: unset it (or set {})", some.join(" or ")),
-                };
-                // Some of these are secrets, and no value would change the answer.
-                self.problems.push(Problem::new(self.environment.place(known.name), what));
-            }
-        }
-    }
-
     fn settings(&mut self) -> Settings {
         let server = self.server();
         let prefix =
@@ -224,6 +207,7 @@ impl<'a> Reader<'a> {
         let partitions = self.whole(TOPIC_PARTITIONS, 1..=PARTITIONS_MAX);
         let replication = self.whole(TOPIC_REPLICATION, 1..=REPLICATION_MAX);
         let kafka = kafka::read(self.environment);
+        let qdrant = qdrant::read(self.environment);
         let precision = self.checked(MODEL, "wanted fp32 or int8", |text| match text {
             "fp32" => Some(Precision::Fp32),
             "int8" => Some(Precision::Int8),
@@ -238,6 +222,7 @@ impl<'a> Reader<'a> {
                 replication: replication.and_then(|count| u16::try_from(count).ok()).unwrap_or(1),
             },
             kafka: self.problems.take(kafka).flatten(),
+            qdrant: self.problems.take(qdrant).flatten(),
             model: Model {
                 precision,
                 dir: self.path(MODEL_DIR).unwrap_or_else(|| default(MODEL_DIR).into()),
@@ -475,22 +460,6 @@ mod tests {
         for good in ["debug", "WARN", "vecsync::index=debug", "warn,vecsync=trace", "vecsync"] {
             assert!(read(&[(LOG, good)]).is_ok(), "{good}");
         }
-    }
-
-    #[test]
-    fn what_is_not_there_yet_is_refused_unless_it_changes_nothing() {
-        for known in SETTINGS {
-            let Support::No(harmless) = known.support else { continue };
-            check(
-                &[(known.name, "canary")],
-                &format!("{} (environment): is not supported by this version", known.name),
-            );
-            assert!(!read(&[(known.name, "canary")]).expect_err("refused").contains("canary"));
-            for value in harmless {
-                assert!(read(&[(known.name, value)]).is_ok(), "{}={value}", known.name);
-            }
-        }
-        assert!(read(&[(HEDGE_DELAY, "60")]).is_ok());
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Embedded rows into the stores and out of them again. The mirror is the store on this machine.
+//! Embedded rows into the stores and out of them again: the mirror on this machine, and Qdrant.
 //!
 //! **Invariant:** a store's positions are written with the data that they cover, in one transaction; a row's newer
 //! version wins, in whatever order the versions come; nothing here reads `changes` or PostgreSQL.
@@ -7,6 +7,7 @@ pub mod filter;
 pub mod generations;
 pub mod matrix;
 pub mod mirror;
+pub mod qdrant;
 pub mod quantise;
 mod run;
 pub mod scan;
@@ -15,4 +16,5 @@ pub mod sink;
 pub use filter::{Filter, FilterValue};
 pub use generations::Generations;
 pub use mirror::{Applied, Difference, Hit, Mirror, MirrorError, MirrorSettings};
+pub use qdrant::{Accuracy, QdrantError, QdrantSettings, QdrantStore};
 pub use run::{Index, IndexError, ReplayRequest, Replayed};

@@ -135,7 +135,7 @@ fn every_problem_of_every_source_is_listed_at_once_and_nothing_is_connected_to()
         "VECSYNC_LISTN (environment): unknown setting; did you mean VECSYNC_LISTEN?",
         "VECSYNC_TLS_KEY: is missing",
         "VECSYNC_HEDGE_DELAY_MS (environment) = \"50\": wanted less than",
-        "QDRANT_HOST (environment): is not supported by this version: unset it",
+        "wanted a host's name or an IP address, without scheme and port",
         "VECSYNC_MODEL (.env line 1) = \"fp16\": wanted fp32 or int8",
         ".env line 3: is not NAME=value",
         "VECSYNC_API_KEYS (.env line 4): key 1 is too short",

@@ -74,6 +74,24 @@ impl Qdrant {
         format!("http://{}:{}", self.host, self.grpc_port)
     }
 
+    /// How vecsync is told of it.
+    pub fn settings(&self) -> vecsync::config::Qdrant {
+        vecsync::config::Qdrant {
+            host: self.host.clone(),
+            port: self.http_port,
+            grpc_port: self.grpc_port,
+            api_key: self.key.clone().map(vecsync::config::Secret::new),
+            tls: false,
+            collection: "none".to_owned(),
+            timeout: PATIENCE,
+        }
+    }
+
+    /// A setting of the test server from its next start on.
+    pub fn set(&mut self, name: &'static str, value: &str) {
+        self.environment.push((name, value.to_owned()));
+    }
+
     pub fn client(&self) -> qdrant_client::Qdrant {
         self.client_with(self.key.as_deref())
     }

@@ -1,0 +1,481 @@
+//! The store in Qdrant, one generation of it: rows as points, written under conditions, positions beside them. Takes
+//! events that others have read from `vectors`; it reads no log and moves no alias.
+//!
+//! **Invariant:** an older version never replaces a newer one, nor comes back after a delete; positions move only behind
+//! writes that Qdrant has called Completed; whole points are written, never parts of them.
+
+mod collection;
+mod error;
+mod filter;
+mod plan;
+mod point;
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use futures_util::future::BoxFuture;
+use qdrant_client::qdrant::{
+    Condition, CountPointsBuilder, CreateFieldIndexCollectionBuilder, DeletePointsBuilder, Filter as QdrantFilter,
+    GetPointsBuilder, PayloadIncludeSelector, PointId, PointsOperationResponse, QueryPointsBuilder, Range,
+    RetrievedPoint, ScoredPoint, SearchParamsBuilder, UpdateStatus, UpsertPointsBuilder,
+};
+use tokio::sync::Mutex as AsyncMutex;
+use tonic::Code;
+
+pub use self::error::QdrantError;
+use self::plan::{Pending, Step, Write};
+use self::point::{Origin, Progress};
+use super::filter::Filter;
+use super::matrix::rank;
+use super::mirror::{Applied, Hit};
+use super::scan::Vector;
+use crate::clock::now_ms;
+use crate::config::Qdrant as Server;
+use crate::event::{RowKey, VectorEvent, Version};
+use crate::topic::{Offsets, Partition};
+
+/// How long a connection may take to come about.
+const CONNECT: Duration = Duration::from_secs(5);
+/// Points asked for at once by their ids.
+const GET_MAX: usize = 1000;
+/// Points asked for beyond those that are wanted, since a row can have several.
+const RESERVE: usize = 8;
+/// Points of a search at most; rows whose windows take up more than these are left out.
+const FOUND_MAX: usize = 20_000;
+
+/// What a store is made for.
+#[derive(Clone, Debug)]
+pub struct QdrantSettings {
+    /// The server.
+    pub server: Server,
+    /// The generation's own name, not the alias.
+    pub collection: String,
+    /// The pipeline's name.
+    pub pipeline: String,
+    /// Revision of the embedding.
+    pub revision: String,
+    /// Partitions of `vectors`.
+    pub partitions: Partition,
+    /// Fields of the payload that searches may filter by.
+    pub filters: Vec<String>,
+}
+
+/// How a search finds the nearest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Accuracy {
+    /// By Qdrant's index, where it has one.
+    Indexed,
+    /// By looking at every point.
+    Exact,
+}
+
+/// One generation of one pipeline and revision in Qdrant. Clones are the same store.
+#[derive(Clone)]
+pub struct QdrantStore(Arc<Inner>);
+
+struct Inner {
+    client: qdrant_client::Qdrant,
+    settings: QdrantSettings,
+    /// One writer at a time; what Qdrant durably has, once it was read.
+    writer: AsyncMutex<Option<Vec<Progress>>>,
+    /// A copy of the writer's, so that looking does not wait for a write.
+    progress: Mutex<Vec<Progress>>,
+    /// Purges to be made once more.
+    again: Mutex<Vec<(Instant, Partition, u64)>>,
+}
+
+impl QdrantStore {
+    /// Prepares connections; makes none.
+    pub fn new(settings: QdrantSettings) -> Result<QdrantStore, QdrantError> {
+        let server = &settings.server;
+        let client = qdrant_client::Qdrant::from_url(&server.url())
+            .api_key(server.api_key.as_ref().map(|key| key.expose().to_owned()))
+            .timeout(server.timeout)
+            .connect_timeout(CONNECT)
+            .keep_alive_while_idle()
+            // That check prints; ours is in `open`.
+            .skip_compatibility_check()
+            .build()
+            .map_err(|source| QdrantError::Call {
+                operation: "prepare",
+                collection: settings.collection.clone(),
+                source: Box::new(source),
+            })?;
+        Ok(QdrantStore(Arc::new(Inner {
+            client,
+            progress: Mutex::new(vec![Progress::default(); usize::from(settings.partitions)]),
+            writer: AsyncMutex::new(None),
+            again: Mutex::default(),
+            settings,
+        })))
+    }
+
+    /// Makes the collection and its indexes where they are not there, and opens it. An existing one stays as it is.
+    pub async fn create(&self) -> Result<(), QdrantError> {
+        let inner = &*self.0;
+        inner.check_version().await?;
+        let created = inner.call("create", inner.client.create_collection(collection::create(&inner.settings))).await;
+        match created {
+            Err(error) if error.code() == Some(Code::AlreadyExists) => {}
+            created => drop(created?),
+        }
+        inner.check_collection().await?;
+        for (field, kind) in collection::indexes(&inner.settings) {
+            let request = CreateFieldIndexCollectionBuilder::new(&inner.settings.collection, field, kind).wait(true);
+            inner.completed("index", inner.client.create_field_index(request)).await?;
+        }
+        self.open().await
+    }
+
+    /// Checks the server and the collection and reads the positions. Also after a fault: a write may have happened that
+    /// was not answered, and a collection that was restored has the positions that it had then.
+    pub async fn open(&self) -> Result<(), QdrantError> {
+        let inner = &*self.0;
+        let mut writer = inner.writer.lock().await;
+        *writer = None;
+        inner.check_version().await?;
+        inner.check_collection().await?;
+        let progress = inner.read_progress().await?;
+        lock(&inner.progress).clone_from(&progress);
+        *writer = Some(progress);
+        Ok(())
+    }
+
+    /// The next offset of `vectors` to take in each partition, as of the last write or `open`; all before is durable.
+    pub fn positions(&self) -> Offsets {
+        lock(&self.0.progress).iter().map(|progress| progress.position).collect()
+    }
+
+    /// The moment up to which it holds everything that was committed in the source, milliseconds since the Unix epoch;
+    /// `None`: there was no heartbeat in every partition yet.
+    pub fn as_of_ms(&self) -> Option<i64> {
+        lock(&self.0.progress).iter().map(|progress| progress.as_of_ms).min().filter(|as_of_ms| *as_of_ms > 0)
+    }
+
+    /// Applies events, each with its place in `vectors`, in their order. When it returns they and the positions behind
+    /// them are durable. After an error the caller calls `open` and takes up the log at `positions` again: they may be
+    /// anywhere between those before and those after.
+    pub async fn apply(&self, batch: Vec<(Partition, u64, VectorEvent)>) -> Result<Applied, QdrantError> {
+        self.apply_upto(batch, Offsets::new()).await
+    }
+
+    /// As `apply`; the positions move on to `upto` at least.
+    pub async fn apply_upto(
+        &self,
+        batch: Vec<(Partition, u64, VectorEvent)>,
+        upto: Offsets,
+    ) -> Result<Applied, QdrantError> {
+        let inner = &*self.0;
+        let partitions = inner.settings.partitions;
+        if let Some((found, ..)) = batch.iter().find(|(partition, ..)| *partition >= partitions) {
+            return Err(QdrantError::Partition { found: *found, partitions });
+        }
+        let mut writer = inner.writer.lock().await;
+        // What is taken here stays away when a write fails: nothing is known then.
+        let before = match writer.take() {
+            Some(progress) => progress,
+            None => inner.read_progress().await?,
+        };
+        let mut after = before.clone();
+        let plan = plan::plan(batch, &upto, &mut after);
+        let applied = inner.perform(plan, &before, &after).await?;
+        lock(&inner.progress).clone_from(&after);
+        *writer = Some(after);
+        Ok(applied)
+    }
+
+    /// Makes those purges once more that were made at least a request's time-out ago: what a write that came late
+    /// has brought back since goes for good. Call it now and then.
+    pub async fn tidy(&self) -> Result<(), QdrantError> {
+        let now = Instant::now();
+        let due: Vec<_> = lock(&self.0.again).iter().filter(|(due, ..)| *due <= now).copied().collect();
+        for purge @ (_, partition, barrier) in due {
+            self.0.purge(partition, barrier).await?;
+            lock(&self.0.again).retain(|other| *other != purge);
+        }
+        Ok(())
+    }
+
+    /// Forgets tombstones that were stored before this time, milliseconds since the Unix epoch, and says how many.
+    /// An older upsert that comes later than that would bring its row back.
+    pub async fn prune(&self, older_than_ms: i64) -> Result<u64, QdrantError> {
+        let older = Range { lt: Some(older_than_ms as f64), ..Range::default() };
+        let filter =
+            QdrantFilter::must([Condition::matches(point::DELETED, true), Condition::range(point::DELETED_AT, older)]);
+        let count = self.0.count(filter.clone()).await?;
+        if count > 0 {
+            self.0.delete("prune", filter).await?;
+        }
+        Ok(count)
+    }
+
+    /// The best `limit` rows by the score of their best window, at least `min_score`: by falling score, equal scores by
+    /// key. `query` has `DIMENSION` finite numbers. The deadline is the caller's, who drops this future.
+    pub async fn search(
+        &self,
+        query: &[f32],
+        limit: usize,
+        min_score: f32,
+        filter: &Filter,
+        accuracy: Accuracy,
+    ) -> Result<Vec<Hit>, QdrantError> {
+        if Vector::new(query).is_none() {
+            return Err(QdrantError::Query { found: query.len() });
+        }
+        let known = &self.0.settings.filters;
+        if let Some((field, _)) = filter.conditions().iter().find(|(field, _)| !known.contains(field)) {
+            return Err(QdrantError::Field { field: field.clone(), known: known.clone() });
+        }
+        let mut asked = (limit + RESERVE).min(FOUND_MAX);
+        loop {
+            let points = self.0.nearest(query, asked, min_score, filter, accuracy).await?;
+            let (found, last) = (points.len(), points.last().map(|point| point.score));
+            let hits = self.0.best(points)?;
+            // Equal scores are put in order here, so all that have the score of the last one must be known.
+            let is_whole = hits.get(limit.saturating_sub(1)).is_some_and(|hit| Some(hit.score) > last);
+            if found < asked || is_whole || asked == FOUND_MAX || limit == 0 {
+                return Ok(hits.into_iter().take(limit).collect());
+            }
+            asked = (asked * 4).min(FOUND_MAX);
+        }
+    }
+
+    /// Rows that can be found.
+    pub async fn rows(&self) -> Result<u64, QdrantError> {
+        let filter = [Condition::matches(point::DELETED, false), Condition::matches(point::WINDOW, 0)];
+        self.0.count(QdrantFilter::must(filter)).await
+    }
+
+    /// Windows that can be found.
+    pub async fn points(&self) -> Result<u64, QdrantError> {
+        self.0.count(QdrantFilter::must([Condition::matches(point::DELETED, false)])).await
+    }
+
+    /// Fields that searches may filter by.
+    pub fn fields(&self) -> &[String] {
+        &self.0.settings.filters
+    }
+
+    /// Partitions of `vectors` that it was made for.
+    pub fn partitions(&self) -> Partition {
+        self.0.settings.partitions
+    }
+}
+
+impl std::fmt::Debug for QdrantStore {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("QdrantStore").field("collection", &self.0.settings.collection).finish_non_exhaustive()
+    }
+}
+
+impl Inner {
+    fn origin(&self) -> Origin<'_> {
+        Origin { pipeline: &self.settings.pipeline, revision: &self.settings.revision }
+    }
+
+    async fn check_version(&self) -> Result<(), QdrantError> {
+        let found = self.call("reach", self.client.health_check()).await?.version;
+        let mut parts = found.trim_start_matches('v').split('.').map(|part| part.parse::<u32>().ok());
+        match (parts.next().flatten(), parts.next().flatten()) {
+            (Some(1), Some(16..)) | (Some(2..), _) => Ok(()),
+            _ => Err(QdrantError::Version { url: self.settings.server.url(), found }),
+        }
+    }
+
+    async fn check_collection(&self) -> Result<(), QdrantError> {
+        let info = self.call("look at", self.client.collection_info(&self.settings.collection)).await?;
+        let info = info.result.unwrap_or_default();
+        match collection::refusal(&self.settings, &info) {
+            Some(what) => Err(QdrantError::Foreign { collection: self.settings.collection.clone(), what }),
+            None => Ok(()),
+        }
+    }
+
+    /// What the points of positions say; a partition that has none is at its beginning.
+    async fn read_progress(&self) -> Result<Vec<Progress>, QdrantError> {
+        let partitions: Vec<Partition> = (0..self.settings.partitions).collect();
+        let ids: Vec<PointId> =
+            partitions.iter().map(|partition| point::position_id(&self.settings.pipeline, *partition)).collect();
+        let points = self.get(&ids, &[point::RESERVED]).await?;
+        let progress = ids.iter().map(|id| match points.get(id) {
+            None => Ok(Progress::default()),
+            Some(point) => point::progress(&point.payload).ok_or_else(|| self.damaged(id, "it has no position")),
+        });
+        progress.collect()
+    }
+
+    async fn perform(&self, plan: plan::Plan, before: &[Progress], after: &[Progress]) -> Result<Applied, QdrantError> {
+        let mut applied = plan.applied;
+        let mut last = vec![];
+        for step in plan.steps {
+            match step {
+                Step::Write(rows) => {
+                    let known = self.known(&rows).await?;
+                    let writes =
+                        plan::writes(self.origin(), rows, |key| known.get(key).copied(), now_ms(), &mut applied);
+                    self.write(std::mem::replace(&mut last, writes)).await?;
+                }
+                Step::Purge(partition, barrier) => {
+                    self.write(std::mem::take(&mut last)).await?;
+                    applied.purged += self.purge(partition, barrier).await?;
+                    // A write that was sent before and given up may arrive until then.
+                    let due = Instant::now() + self.settings.server.timeout;
+                    lock(&self.again).push((due, partition, barrier));
+                }
+            }
+        }
+        plan::add_positions(&mut last, self.origin(), before, after);
+        self.write(last).await?;
+        Ok(applied)
+    }
+
+    /// The version and the windows that the store has of each key.
+    async fn known(&self, rows: &BTreeMap<RowKey, Pending>) -> Result<HashMap<RowKey, (Version, usize)>, QdrantError> {
+        let pipeline = &self.settings.pipeline;
+        let ids: Vec<PointId> = rows.keys().map(|key| point::id(pipeline, key, 0)).collect();
+        let fields = [point::VERSION, point::WINDOWS, point::DELETED];
+        let points = self.get(&ids, &fields).await?;
+        let mut known = HashMap::with_capacity(points.len());
+        for (key, id) in rows.keys().zip(&ids) {
+            if let Some(point) = points.get(id) {
+                let state = point::state(&point.payload).ok_or_else(|| self.damaged(id, "it has no version"))?;
+                known.insert(key.clone(), state);
+            }
+        }
+        Ok(known)
+    }
+
+    async fn get(&self, ids: &[PointId], fields: &[&str]) -> Result<HashMap<PointId, RetrievedPoint>, QdrantError> {
+        let mut points = HashMap::with_capacity(ids.len());
+        for ids in ids.chunks(GET_MAX) {
+            let fields = PayloadIncludeSelector { fields: fields.iter().map(|field| (*field).to_owned()).collect() };
+            let request =
+                GetPointsBuilder::new(&self.settings.collection, ids).with_payload(fields).with_vectors(false);
+            let found = self.call("read", self.client.get_points(request)).await?.result;
+            points.extend(found.into_iter().filter_map(|point| Some((point.id.clone()?, point))));
+        }
+        Ok(points)
+    }
+
+    async fn write(&self, writes: Vec<Write>) -> Result<(), QdrantError> {
+        for Write { points, branches } in writes {
+            let request = UpsertPointsBuilder::new(&self.settings.collection, points)
+                .update_filter(QdrantFilter::should(branches))
+                .wait(true);
+            self.completed("upsert", self.client.upsert_points(request)).await?;
+        }
+        Ok(())
+    }
+
+    /// Removes what is older than the barrier, and says how many rows and tombstones that were.
+    async fn purge(&self, partition: Partition, barrier: u64) -> Result<u64, QdrantError> {
+        let older = Range { lt: Some(barrier as f64), ..Range::default() };
+        let doomed =
+            vec![Condition::matches(point::PARTITION, i64::from(partition)), Condition::range(point::VERSION, older)];
+        let rows = [doomed.clone(), vec![Condition::matches(point::WINDOW, 0)]].concat();
+        let count = self.count(QdrantFilter::must(rows)).await?;
+        self.delete("purge", QdrantFilter::must(doomed)).await?;
+        Ok(count)
+    }
+
+    async fn delete(&self, operation: &'static str, filter: QdrantFilter) -> Result<(), QdrantError> {
+        let request = DeletePointsBuilder::new(&self.settings.collection).points(filter).wait(true);
+        self.completed(operation, self.client.delete_points(request)).await
+    }
+
+    async fn count(&self, filter: QdrantFilter) -> Result<u64, QdrantError> {
+        let request = CountPointsBuilder::new(&self.settings.collection).filter(filter).exact(true);
+        Ok(self.call("count", self.client.count(request)).await?.result.unwrap_or_default().count)
+    }
+
+    async fn nearest(
+        &self,
+        query: &[f32],
+        asked: usize,
+        min_score: f32,
+        filter: &Filter,
+        accuracy: Accuracy,
+    ) -> Result<Vec<ScoredPoint>, QdrantError> {
+        let request = QueryPointsBuilder::new(&self.settings.collection)
+            .query(query.to_vec())
+            .limit(asked as u64)
+            // Qdrant takes what is above its threshold; here what is at it belongs to it.
+            .score_threshold(min_score.next_down())
+            .filter(filter::conditions(filter))
+            .with_payload(true)
+            .params(SearchParamsBuilder::default().exact(accuracy == Accuracy::Exact));
+        Ok(self.call("search", self.client.query(request)).await?.result)
+    }
+
+    /// The best window of each row, in the order of hits.
+    fn best(&self, points: Vec<ScoredPoint>) -> Result<Vec<Hit>, QdrantError> {
+        let mut best: HashMap<RowKey, Hit> = HashMap::with_capacity(points.len());
+        for point in points {
+            let hit = point::hit(point.payload, point.score).ok_or_else(|| match &point.id {
+                Some(id) => self.damaged(id, "it is no window of a row"),
+                None => self.damaged(&PointId::default(), "it is no window of a row"),
+            })?;
+            // While a row is being replaced, windows of both are there: those of the newer one count.
+            let is_better = best.get(&hit.key).is_none_or(|other| {
+                hit.version > other.version || (hit.version == other.version && hit.score > other.score)
+            });
+            if is_better {
+                best.insert(hit.key.clone(), hit);
+            }
+        }
+        let mut hits: Vec<Hit> = best.into_values().collect();
+        hits.sort_by(|a, b| rank((a.score, &a.key), (b.score, &b.key)));
+        Ok(hits)
+    }
+
+    fn damaged(&self, id: &PointId, what: &str) -> QdrantError {
+        let (collection, point) = (self.settings.collection.clone(), point::shown(Some(id)));
+        QdrantError::Damaged { collection, point, what: what.to_owned() }
+    }
+
+    /// A write counts only when it is called Completed.
+    fn completed<'a>(
+        &'a self,
+        operation: &'static str,
+        call: impl Future<Output = Answer<PointsOperationResponse>> + Send + 'a,
+    ) -> BoxFuture<'a, Result<(), QdrantError>> {
+        let called = self.call(operation, call);
+        Box::pin(async move {
+            match called.await?.result.unwrap_or_default().status() {
+                UpdateStatus::Completed => Ok(()),
+                status => {
+                    let collection = self.settings.collection.clone();
+                    Err(QdrantError::NotDurable { operation, collection, status })
+                }
+            }
+        })
+    }
+
+    /// Boxed, for the client's calls are some 20 kB large.
+    fn call<'a, T: 'a>(
+        &'a self,
+        operation: &'static str,
+        call: impl Future<Output = Answer<T>> + Send + 'a,
+    ) -> BoxFuture<'a, Result<T, QdrantError>> {
+        // The client tries once more over a new connection, each time with the time-out of its own.
+        let after = 2 * self.settings.server.timeout + CONNECT;
+        let called = tokio::time::timeout(after, call);
+        Box::pin(async move {
+            let called = called.await;
+            let collection = self.settings.collection.clone();
+            match called {
+                Ok(Ok(answer)) => Ok(answer),
+                Ok(Err(source)) => Err(QdrantError::from_call(operation, collection, source)),
+                Err(_) => Err(QdrantError::Silent { operation, collection, after }),
+            }
+        })
+    }
+}
+
+/// What the client gives.
+type Answer<T> = Result<T, qdrant_client::QdrantError>;
+
+fn lock<T>(lock: &Mutex<T>) -> MutexGuard<'_, T> {
+    lock.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,68 @@
+//! The collection of a generation: how it is made, and whether one that is there is as it should be. No I/O.
+
+use std::collections::HashMap;
+
+use qdrant_client::qdrant::vectors_config::Config as Vectors;
+use qdrant_client::qdrant::{
+    CollectionInfo, CreateCollection, CreateCollectionBuilder, Distance, FieldType, OptimizersConfigDiffBuilder, Value,
+    VectorParamsBuilder,
+};
+
+use super::QdrantSettings;
+use super::point::{DELETED, PARTITION, VERSION};
+use crate::index::scan::DIMENSION;
+
+/// Where a collection's metadata says what it is made for.
+const METADATA: &str = "vecsync";
+
+/// A new generation.
+pub(super) fn create(settings: &QdrantSettings) -> CreateCollection {
+    let optimizers = OptimizersConfigDiffBuilder::default()
+        .default_segment_number(2)
+        .max_segment_size(20_000)
+        .memmap_threshold(20_000)
+        .indexing_threshold(20_000)
+        .flush_interval_sec(5)
+        .max_optimization_threads(1);
+    let request = CreateCollectionBuilder::new(&settings.collection)
+        .vectors_config(VectorParamsBuilder::new(DIMENSION as u64, Distance::Cosine))
+        .optimizers_config(optimizers)
+        .build();
+    let metadata = HashMap::from([(METADATA.to_owned(), Value::from(made_for(settings)))]);
+    CreateCollection { metadata, ..request }
+}
+
+/// The payload's fields that are indexed: those that writes and counts ask for, and those that searches may ask for.
+pub(super) fn indexes(settings: &QdrantSettings) -> Vec<(String, FieldType)> {
+    let own = [(VERSION, FieldType::Integer), (PARTITION, FieldType::Integer), (DELETED, FieldType::Bool)];
+    let own = own.into_iter().map(|(field, kind)| (field.to_owned(), kind));
+    own.chain(settings.filters.iter().map(|field| (super::filter::path(field), FieldType::Keyword))).collect()
+}
+
+/// Why the collection cannot be written to as a generation of these settings, if it cannot.
+pub(super) fn refusal(settings: &QdrantSettings, info: &CollectionInfo) -> Option<String> {
+    let config = info.config.as_ref()?;
+    let vectors = config.params.as_ref().and_then(|params| params.vectors_config.as_ref()?.config.as_ref());
+    let has = match vectors {
+        Some(Vectors::Params(params)) => (params.size, params.distance()),
+        Some(Vectors::ParamsMap(_)) => {
+            return Some("it has several vectors a point, wanted one without a name".to_owned());
+        }
+        None => return Some("it has no vectors".to_owned()),
+    };
+    if has != (DIMENSION as u64, Distance::Cosine) {
+        return Some(format!("it has vectors of {} by {:?}, wanted {DIMENSION} by Cosine", has.0, has.1));
+    }
+    match config.metadata.get(METADATA).and_then(|metadata| metadata.as_str()) {
+        None => Some("it was not made by vecsync; `vecsync init --migrate` takes it over".to_owned()),
+        Some(found) if *found != made_for(settings) => {
+            Some(format!("it was made for {found}, wanted {}", made_for(settings)))
+        }
+        Some(_) => None,
+    }
+}
+
+fn made_for(settings: &QdrantSettings) -> String {
+    let QdrantSettings { pipeline, revision, partitions, .. } = settings;
+    format!("pipeline {pipeline}, revision {revision}, {partitions} partitions")
+}

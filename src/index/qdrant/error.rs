@@ -1,0 +1,119 @@
+//! What can go wrong with Qdrant, and which of it passes by itself.
+
+use std::time::Duration;
+
+use qdrant_client::qdrant::UpdateStatus;
+use tonic::Code;
+
+use crate::index::scan::DIMENSION;
+use crate::topic::Partition;
+
+/// Qdrant failed, or is not what was expected. Positions have not moved past anything that is not known to be durable.
+#[derive(Debug, thiserror::Error)]
+pub enum QdrantError {
+    /// It cannot be reached, or answered with an error.
+    #[error("{operation} Qdrant collection {collection}")]
+    Call {
+        /// What was being done.
+        operation: &'static str,
+        /// The collection.
+        collection: String,
+        /// What the client or the server said.
+        #[source]
+        source: Box<qdrant_client::QdrantError>,
+    },
+    /// No answer in time. A write may have happened, or may still.
+    #[error("{operation} Qdrant collection {collection}: no answer for {} ms", after.as_millis())]
+    Silent {
+        /// What was being done.
+        operation: &'static str,
+        /// The collection.
+        collection: String,
+        /// How long it was waited for.
+        after: Duration,
+    },
+    /// The write is not known to be durable.
+    #[error("{operation} Qdrant collection {collection}: answered {status:?}, wanted Completed")]
+    NotDurable {
+        /// What was being done.
+        operation: &'static str,
+        /// The collection.
+        collection: String,
+        /// What was answered.
+        status: UpdateStatus,
+    },
+    /// There is no such collection.
+    #[error("use Qdrant collection {collection}: it is not there; `vecsync init` makes it")]
+    Missing {
+        /// The collection.
+        collection: String,
+    },
+    /// The collection is not one that this pipeline and revision can write to.
+    #[error("use Qdrant collection {collection}: {what}")]
+    Foreign {
+        /// The collection.
+        collection: String,
+        /// What it has, and what was wanted.
+        what: String,
+    },
+    /// The server does not know conditional writes, and would take older rows for newer ones.
+    #[error("use Qdrant at {url}: version {found}, wanted 1.16 or later")]
+    Version {
+        /// Where it is.
+        url: String,
+        /// What it says it is.
+        found: String,
+    },
+    /// A point is not what was stored.
+    #[error("read Qdrant collection {collection}: point {point}: {what}")]
+    Damaged {
+        /// The collection.
+        collection: String,
+        /// The point.
+        point: String,
+        /// What is wrong with it.
+        what: String,
+    },
+    /// An event of a partition that the collection was not made for.
+    #[error("apply to Qdrant: partition {found}, made for {partitions} partitions")]
+    Partition {
+        /// The event's partition.
+        found: Partition,
+        /// Partitions it has.
+        partitions: Partition,
+    },
+    /// The query is not a vector of this store.
+    #[error("search Qdrant: the query has {found} numbers or one that is not finite, wanted {DIMENSION}")]
+    Query {
+        /// Numbers in the query.
+        found: usize,
+    },
+    /// The filter names a field that cannot be filtered by.
+    #[error("search Qdrant: {field:?} is not a filterable field; those are {}", known.join(", "))]
+    Field {
+        /// The field.
+        field: String,
+        /// Fields that can be.
+        known: Vec<String>,
+    },
+}
+
+impl QdrantError {
+    pub(super) fn from_call(operation: &'static str, collection: String, source: qdrant_client::QdrantError) -> Self {
+        let error = QdrantError::Call { operation, collection, source: Box::new(source) };
+        match (error.code(), error) {
+            (Some(Code::NotFound), QdrantError::Call { collection, .. }) => QdrantError::Missing { collection },
+            (_, error) => error,
+        }
+    }
+
+    /// The status of gRPC that the server, or the way to it, answered with.
+    pub(super) fn code(&self) -> Option<Code> {
+        let QdrantError::Call { source, .. } = self else { return None };
+        match &**source {
+            qdrant_client::QdrantError::ResponseError { status }
+            | qdrant_client::QdrantError::ResourceExhaustedError { status, .. } => Some(status.code()),
+            _ => None,
+        }
+    }
+}
