@@ -16,5 +16,5 @@ pub mod sink;
 pub use filter::{Filter, FilterValue};
 pub use generations::Generations;
 pub use mirror::{Applied, Difference, Hit, Mirror, MirrorError, MirrorSettings};
-pub use qdrant::{Accuracy, QdrantError, QdrantSettings, QdrantStore};
+pub use qdrant::{Accuracy, QdrantError, QdrantGeneration, QdrantGenerations, QdrantSettings, QdrantStore};
 pub use run::{Index, IndexError, ReplayRequest, Replayed};

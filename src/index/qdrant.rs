@@ -7,23 +7,26 @@
 mod collection;
 mod error;
 mod filter;
+mod generations;
+mod link;
 mod plan;
 mod point;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use futures_util::future::BoxFuture;
 use qdrant_client::qdrant::{
     Condition, CountPointsBuilder, CreateFieldIndexCollectionBuilder, DeletePointsBuilder, Filter as QdrantFilter,
-    GetPointsBuilder, PayloadIncludeSelector, PointId, PointsOperationResponse, QueryPointsBuilder, Range,
-    RetrievedPoint, ScoredPoint, SearchParamsBuilder, UpdateStatus, UpsertPointsBuilder,
+    GetPointsBuilder, PayloadIncludeSelector, PointId, QueryPointsBuilder, Range, RetrievedPoint, ScoredPoint,
+    SearchParamsBuilder, UpsertPointsBuilder,
 };
 use tokio::sync::Mutex as AsyncMutex;
 use tonic::Code;
 
 pub use self::error::QdrantError;
+pub use self::generations::{QdrantGeneration, QdrantGenerations};
+use self::link::Link;
 use self::plan::{Pending, Step, Write};
 use self::point::{Origin, Progress};
 use super::filter::Filter;
@@ -35,8 +38,6 @@ use crate::config::Qdrant as Server;
 use crate::event::{RowKey, VectorEvent, Version};
 use crate::topic::{Offsets, Partition};
 
-/// How long a connection may take to come about.
-const CONNECT: Duration = Duration::from_secs(5);
 /// Points asked for at once by their ids.
 const GET_MAX: usize = 1000;
 /// Points asked for beyond those that are wanted, since a row can have several.
@@ -75,7 +76,7 @@ pub enum Accuracy {
 pub struct QdrantStore(Arc<Inner>);
 
 struct Inner {
-    client: qdrant_client::Qdrant,
+    link: Link,
     settings: QdrantSettings,
     /// One writer at a time; what Qdrant durably has, once it was read.
     writer: AsyncMutex<Option<Vec<Progress>>>,
@@ -88,34 +89,25 @@ struct Inner {
 impl QdrantStore {
     /// Prepares connections; makes none.
     pub fn new(settings: QdrantSettings) -> Result<QdrantStore, QdrantError> {
-        let server = &settings.server;
-        let client = qdrant_client::Qdrant::from_url(&server.url())
-            .api_key(server.api_key.as_ref().map(|key| key.expose().to_owned()))
-            .timeout(server.timeout)
-            .connect_timeout(CONNECT)
-            .keep_alive_while_idle()
-            // That check prints; ours is in `open`.
-            .skip_compatibility_check()
-            .build()
-            .map_err(|source| QdrantError::Call {
-                operation: "prepare",
-                collection: settings.collection.clone(),
-                source: Box::new(source),
-            })?;
-        Ok(QdrantStore(Arc::new(Inner {
-            client,
+        Ok(QdrantStore::over(Link::new(&settings.server, settings.collection.clone())?, settings))
+    }
+
+    fn over(link: Link, settings: QdrantSettings) -> QdrantStore {
+        QdrantStore(Arc::new(Inner {
+            link,
             progress: Mutex::new(vec![Progress::default(); usize::from(settings.partitions)]),
             writer: AsyncMutex::new(None),
             again: Mutex::default(),
             settings,
-        })))
+        }))
     }
 
     /// Makes the collection and its indexes where they are not there, and opens it. An existing one stays as it is.
     pub async fn create(&self) -> Result<(), QdrantError> {
         let inner = &*self.0;
-        inner.check_version().await?;
-        let created = inner.call("create", inner.client.create_collection(collection::create(&inner.settings))).await;
+        inner.link.check_version().await?;
+        let created =
+            inner.link.call("create", inner.link.client.create_collection(collection::create(&inner.settings))).await;
         match created {
             Err(error) if error.code() == Some(Code::AlreadyExists) => {}
             created => drop(created?),
@@ -123,7 +115,7 @@ impl QdrantStore {
         inner.check_collection().await?;
         for (field, kind) in collection::indexes(&inner.settings) {
             let request = CreateFieldIndexCollectionBuilder::new(&inner.settings.collection, field, kind).wait(true);
-            inner.completed("index", inner.client.create_field_index(request)).await?;
+            inner.link.completed("index", inner.link.client.create_field_index(request)).await?;
         }
         self.open().await
     }
@@ -134,7 +126,7 @@ impl QdrantStore {
         let inner = &*self.0;
         let mut writer = inner.writer.lock().await;
         *writer = None;
-        inner.check_version().await?;
+        inner.link.check_version().await?;
         inner.check_collection().await?;
         let progress = inner.read_progress().await?;
         lock(&inner.progress).clone_from(&progress);
@@ -252,6 +244,11 @@ impl QdrantStore {
         self.0.count(QdrantFilter::must([Condition::matches(point::DELETED, false)])).await
     }
 
+    /// The collection's name.
+    pub fn collection(&self) -> &str {
+        &self.0.settings.collection
+    }
+
     /// Fields that searches may filter by.
     pub fn fields(&self) -> &[String] {
         &self.0.settings.filters
@@ -274,17 +271,8 @@ impl Inner {
         Origin { pipeline: &self.settings.pipeline, revision: &self.settings.revision }
     }
 
-    async fn check_version(&self) -> Result<(), QdrantError> {
-        let found = self.call("reach", self.client.health_check()).await?.version;
-        let mut parts = found.trim_start_matches('v').split('.').map(|part| part.parse::<u32>().ok());
-        match (parts.next().flatten(), parts.next().flatten()) {
-            (Some(1), Some(16..)) | (Some(2..), _) => Ok(()),
-            _ => Err(QdrantError::Version { url: self.settings.server.url(), found }),
-        }
-    }
-
     async fn check_collection(&self) -> Result<(), QdrantError> {
-        let info = self.call("look at", self.client.collection_info(&self.settings.collection)).await?;
+        let info = self.link.call("look at", self.link.client.collection_info(&self.settings.collection)).await?;
         let info = info.result.unwrap_or_default();
         match collection::refusal(&self.settings, &info) {
             Some(what) => Err(QdrantError::Foreign { collection: self.settings.collection.clone(), what }),
@@ -352,7 +340,7 @@ impl Inner {
             let fields = PayloadIncludeSelector { fields: fields.iter().map(|field| (*field).to_owned()).collect() };
             let request =
                 GetPointsBuilder::new(&self.settings.collection, ids).with_payload(fields).with_vectors(false);
-            let found = self.call("read", self.client.get_points(request)).await?.result;
+            let found = self.link.call("read", self.link.client.get_points(request)).await?.result;
             points.extend(found.into_iter().filter_map(|point| Some((point.id.clone()?, point))));
         }
         Ok(points)
@@ -363,7 +351,7 @@ impl Inner {
             let request = UpsertPointsBuilder::new(&self.settings.collection, points)
                 .update_filter(QdrantFilter::should(branches))
                 .wait(true);
-            self.completed("upsert", self.client.upsert_points(request)).await?;
+            self.link.completed("upsert", self.link.client.upsert_points(request)).await?;
         }
         Ok(())
     }
@@ -381,12 +369,12 @@ impl Inner {
 
     async fn delete(&self, operation: &'static str, filter: QdrantFilter) -> Result<(), QdrantError> {
         let request = DeletePointsBuilder::new(&self.settings.collection).points(filter).wait(true);
-        self.completed(operation, self.client.delete_points(request)).await
+        self.link.completed(operation, self.link.client.delete_points(request)).await
     }
 
     async fn count(&self, filter: QdrantFilter) -> Result<u64, QdrantError> {
         let request = CountPointsBuilder::new(&self.settings.collection).filter(filter).exact(true);
-        Ok(self.call("count", self.client.count(request)).await?.result.unwrap_or_default().count)
+        Ok(self.link.call("count", self.link.client.count(request)).await?.result.unwrap_or_default().count)
     }
 
     async fn nearest(
@@ -405,7 +393,7 @@ impl Inner {
             .filter(filter::conditions(filter))
             .with_payload(true)
             .params(SearchParamsBuilder::default().exact(accuracy == Accuracy::Exact));
-        Ok(self.call("search", self.client.query(request)).await?.result)
+        Ok(self.link.call("search", self.link.client.query(request)).await?.result)
     }
 
     /// The best window of each row, in the order of hits.
@@ -433,48 +421,7 @@ impl Inner {
         let (collection, point) = (self.settings.collection.clone(), point::shown(Some(id)));
         QdrantError::Damaged { collection, point, what: what.to_owned() }
     }
-
-    /// A write counts only when it is called Completed.
-    fn completed<'a>(
-        &'a self,
-        operation: &'static str,
-        call: impl Future<Output = Answer<PointsOperationResponse>> + Send + 'a,
-    ) -> BoxFuture<'a, Result<(), QdrantError>> {
-        let called = self.call(operation, call);
-        Box::pin(async move {
-            match called.await?.result.unwrap_or_default().status() {
-                UpdateStatus::Completed => Ok(()),
-                status => {
-                    let collection = self.settings.collection.clone();
-                    Err(QdrantError::NotDurable { operation, collection, status })
-                }
-            }
-        })
-    }
-
-    /// Boxed, for the client's calls are some 20 kB large.
-    fn call<'a, T: 'a>(
-        &'a self,
-        operation: &'static str,
-        call: impl Future<Output = Answer<T>> + Send + 'a,
-    ) -> BoxFuture<'a, Result<T, QdrantError>> {
-        // The client tries once more over a new connection, each time with the time-out of its own.
-        let after = 2 * self.settings.server.timeout + CONNECT;
-        let called = tokio::time::timeout(after, call);
-        Box::pin(async move {
-            let called = called.await;
-            let collection = self.settings.collection.clone();
-            match called {
-                Ok(Ok(answer)) => Ok(answer),
-                Ok(Err(source)) => Err(QdrantError::from_call(operation, collection, source)),
-                Err(_) => Err(QdrantError::Silent { operation, collection, after }),
-            }
-        })
-    }
 }
-
-/// What the client gives.
-type Answer<T> = Result<T, qdrant_client::QdrantError>;
 
 fn lock<T>(lock: &Mutex<T>) -> MutexGuard<'_, T> {
     lock.lock().unwrap_or_else(PoisonError::into_inner)

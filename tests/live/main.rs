@@ -12,6 +12,7 @@ mod kafka;
 mod kafka_login;
 mod kafka_topics;
 mod large;
+mod qdrant_generations;
 mod qdrant_server;
 mod qdrant_store;
 mod refusals;

@@ -151,6 +151,9 @@ async fn rows_are_found_with_their_payload_and_the_positions_are_kept() {
     assert_eq!(hits[0].passage, "row 2 version 4 window 1");
     assert_eq!(Value::from(hits[0].payload.clone()), payload(2, 4));
     assert!((hits[0].score - 1.0).abs() < 1e-5);
+    // What has the least score that is asked for belongs to it.
+    let least = store.search(&vector(2, 4, 1), 9, hits[1].score, &Filter::none(), Accuracy::Exact).await.unwrap();
+    assert_eq!(least, hits);
     assert_eq!((store.rows().await.unwrap(), store.points().await.unwrap()), (3, 4));
 
     let heartbeats = (0..PARTITIONS).map(|partition| (partition, VectorEvent::Heartbeat { as_of_ms: 70 }));

@@ -1,0 +1,155 @@
+//! Qdrant's generations: the collections behind an alias, and how another becomes the one that searches ask. Reads no log.
+//!
+//! **Invariant:** the alias names one whole generation at every moment; it is moved by one request and read back; what it
+//! names is never removed, nor is anything that vecsync did not make.
+
+use qdrant_client::qdrant::{CreateAliasBuilder, DeleteCollectionBuilder};
+
+use super::link::Link;
+use super::{QdrantError, QdrantSettings, QdrantStore};
+
+/// What stands between an alias and the number of a generation.
+const MARK: &str = "__";
+
+/// The generations of one pipeline. Clones are the same ones.
+#[derive(Clone)]
+pub struct QdrantGenerations {
+    link: Link,
+    /// For all of them, but for the collection.
+    settings: QdrantSettings,
+}
+
+/// One generation.
+#[derive(Clone, Debug)]
+pub struct QdrantGeneration {
+    /// Its number, from 1.
+    pub number: u32,
+    /// Its points.
+    pub store: QdrantStore,
+}
+
+impl QdrantGenerations {
+    /// Prepares connections; makes none. `settings.collection` is the alias.
+    pub fn new(settings: QdrantSettings) -> Result<Self, QdrantError> {
+        let link = Link::new(&settings.server, settings.collection.clone())?;
+        Ok(QdrantGenerations { link, settings })
+    }
+
+    /// The generation that the alias names, opened; `None`: there is no such alias. An alias that names something else,
+    /// and a collection that has the alias's name, are refused.
+    pub async fn current(&self) -> Result<Option<QdrantGeneration>, QdrantError> {
+        match self.named().await? {
+            Some(number) => {
+                let generation = self.of(number);
+                generation.store.open().await?;
+                Ok(Some(generation))
+            }
+            None => Ok(None),
+        }
+    }
+
+    /// The current generation; where there is none, the first one, made now. Finishes what was begun before a kill.
+    pub async fn current_or_first(&self) -> Result<QdrantGeneration, QdrantError> {
+        if let Some(number) = self.named().await? {
+            let generation = self.of(number);
+            generation.store.create().await?;
+            return Ok(generation);
+        }
+        let first = match self.numbers().await?.last() {
+            // Made, and not named before a kill.
+            Some(number) => self.of(*number),
+            None => self.of(1),
+        };
+        first.store.create().await?;
+        self.switch(&first).await?;
+        Ok(first)
+    }
+
+    /// Makes an empty generation beside the others. Searches do not ask it.
+    pub async fn add(&self) -> Result<QdrantGeneration, QdrantError> {
+        let highest = self.numbers().await?.last().copied().unwrap_or(0);
+        let generation = self.of(highest + 1);
+        generation.store.create().await?;
+        Ok(generation)
+    }
+
+    /// Lets the alias name this generation, in one step, and reads it back.
+    pub async fn switch(&self, to: &QdrantGeneration) -> Result<(), QdrantError> {
+        let (collection, alias) = (self.collection(to.number), &self.settings.collection);
+        let request = CreateAliasBuilder::new(&collection, alias);
+        self.link.call("move the alias", self.link.client.create_alias(request)).await?;
+        match self.named().await? {
+            Some(number) if number == to.number => Ok(()),
+            found => {
+                let found = found.map_or("nothing".to_owned(), |number| self.collection(number));
+                Err(self.foreign(format!("the alias names {found} after it was moved to {collection}")))
+            }
+        }
+    }
+
+    /// Removes a generation that the alias does not name.
+    pub async fn discard(&self, number: u32) -> Result<(), QdrantError> {
+        if self.named().await? == Some(number) {
+            return Err(self.foreign(format!("the alias names {}, so it is not removed", self.collection(number))));
+        }
+        let request = DeleteCollectionBuilder::new(self.collection(number));
+        self.link.call("remove", self.link.client.delete_collection(request)).await?;
+        Ok(())
+    }
+
+    /// The numbers of all generations that are there, rising.
+    pub async fn numbers(&self) -> Result<Vec<u32>, QdrantError> {
+        let collections = self.link.call("list", self.link.client.list_collections()).await?.collections;
+        let mut numbers: Vec<u32> = collections.iter().filter_map(|collection| self.number(&collection.name)).collect();
+        numbers.sort_unstable();
+        Ok(numbers)
+    }
+
+    /// The number of the generation that the alias names.
+    async fn named(&self) -> Result<Option<u32>, QdrantError> {
+        let alias = &self.settings.collection;
+        let aliases = self.link.call("look up", self.link.client.list_aliases()).await?.aliases;
+        let Some(found) = aliases.into_iter().find(|found| found.alias_name == *alias) else {
+            let collections = self.link.call("list", self.link.client.list_collections()).await?.collections;
+            if collections.iter().any(|collection| collection.name == *alias) {
+                let what = "it is a collection of its own, and no alias can have its name; `vecsync init --migrate` \
+                            takes it over";
+                return Err(self.foreign(what.to_owned()));
+            }
+            return Ok(None);
+        };
+        match self.number(&found.collection_name) {
+            Some(number) => Ok(Some(number)),
+            None => Err(self.foreign(format!(
+                "the alias names {}, wanted {alias}{MARK} and a number; `vecsync init --migrate` takes it over",
+                found.collection_name
+            ))),
+        }
+    }
+
+    fn of(&self, number: u32) -> QdrantGeneration {
+        let collection = self.collection(number);
+        let settings = QdrantSettings { collection: collection.clone(), ..self.settings.clone() };
+        QdrantGeneration { number, store: QdrantStore::over(self.link.to(collection), settings) }
+    }
+
+    fn collection(&self, number: u32) -> String {
+        format!("{}{MARK}{number}", self.settings.collection)
+    }
+
+    fn number(&self, collection: &str) -> Option<u32> {
+        let number = collection.strip_prefix(&self.settings.collection)?.strip_prefix(MARK)?;
+        // No other spelling of the number: `__01` is not ours.
+        number.parse().ok().filter(|parsed: &u32| *parsed > 0 && parsed.to_string() == number)
+    }
+
+    fn foreign(&self, what: String) -> QdrantError {
+        QdrantError::Foreign { collection: self.settings.collection.clone(), what }
+    }
+}
+
+impl std::fmt::Debug for QdrantGenerations {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("QdrantGenerations").field("alias", &self.settings.collection).finish_non_exhaustive()
+    }
+}
