@@ -386,7 +386,8 @@ async fn check_searches(store: &QdrantStore, mirror: &Mirror, dice: &mut Dice, s
 /// its rows.
 #[tokio::test]
 async fn what_was_applied_outlives_kills() {
-    let mut qdrant = Qdrant::own();
+    // Slow enough for a kill to come between the writes of one batch.
+    let mut qdrant = Qdrant::own_with(None, &[("QDRANT_TEST_DELAY_MS", "10")]);
     let (first, name) = store(&qdrant).await;
     let mut applied = first.positions();
     let mut dice = Dice::new(19);
@@ -402,8 +403,8 @@ async fn what_was_applied_outlives_kills() {
                 // Row `partition + 4 * n` has the offset of its last event as its version.
                 let mut batch = vec![];
                 for (partition, next) in next.iter_mut().enumerate() {
-                    for _ in 0..40 {
-                        let id = partition as u64 + 4 * (*next % 25);
+                    for _ in 0..80 {
+                        let id = partition as u64 + 4 * (*next % ROWS);
                         batch.push((partition as Partition, *next, upsert(id, *next + 1, 1 + *next % 2).1));
                         *next += 1;
                     }
@@ -414,10 +415,11 @@ async fn what_was_applied_outlives_kills() {
                 let _ = told.send(()).await;
             }
         });
-        for _ in 0..dice.below(8) {
+        for _ in 0..1 + dice.below(3) {
             heard.recv().await.unwrap();
         }
         drop(heard);
+        tokio::time::sleep(Duration::from_millis(dice.below(60) as u64)).await;
         qdrant.kill();
         applied = writing.await.unwrap();
         qdrant.restart();
@@ -425,12 +427,15 @@ async fn what_was_applied_outlives_kills() {
     assert!(applied.iter().all(|position| *position > 100), "{applied:?}");
 }
 
+/// Rows of each partition.
+const ROWS: u64 = 60;
+
 /// What each row must have by the positions.
 async fn check_versions(store: &QdrantStore) {
     let versions = store_versions(store).await;
     for (partition, position) in store.positions().into_iter().enumerate() {
-        for offset in position.saturating_sub(25)..position {
-            let id = partition as u64 + 4 * (offset % 25);
+        for offset in position.saturating_sub(ROWS)..position {
+            let id = partition as u64 + 4 * (offset % ROWS);
             assert!(versions.get(&id) > Some(&offset), "row {id} is {:?}, position {position}", versions.get(&id));
         }
     }
