@@ -12,7 +12,7 @@ mod link;
 mod plan;
 mod point;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
@@ -27,7 +27,7 @@ use tonic::Code;
 pub use self::error::QdrantError;
 pub use self::generations::{QdrantGeneration, QdrantGenerations};
 use self::link::Link;
-use self::plan::{Pending, Step, Write};
+use self::plan::{Step, Write};
 use self::point::{Origin, Progress};
 use super::filter::Filter;
 use super::matrix::rank;
@@ -223,7 +223,7 @@ impl QdrantStore {
         loop {
             let points = self.0.nearest(query, asked, min_score, filter, accuracy).await?;
             let (found, last) = (points.len(), points.last().map(|point| point.score));
-            let hits = self.0.best(points)?;
+            let hits = self.0.best(points).await?;
             // Equal scores are put in order here, so all that have the score of the last one must be known.
             let is_whole = hits.get(limit.saturating_sub(1)).is_some_and(|hit| Some(hit.score) > last);
             if found < asked || is_whole || asked == FOUND_MAX || limit == 0 {
@@ -299,7 +299,7 @@ impl Inner {
         for step in plan.steps {
             match step {
                 Step::Write(rows) => {
-                    let known = self.known(&rows).await?;
+                    let known = self.known(rows.keys()).await?;
                     let writes =
                         plan::writes(self.origin(), rows, |key| known.get(key).copied(), now_ms(), &mut applied);
                     self.write(std::mem::replace(&mut last, writes)).await?;
@@ -319,13 +319,16 @@ impl Inner {
     }
 
     /// The version and the windows that the store has of each key.
-    async fn known(&self, rows: &BTreeMap<RowKey, Pending>) -> Result<HashMap<RowKey, (Version, usize)>, QdrantError> {
+    async fn known(
+        &self,
+        keys: impl Iterator<Item = &RowKey> + Clone + Send,
+    ) -> Result<HashMap<RowKey, (Version, usize)>, QdrantError> {
         let pipeline = &self.settings.pipeline;
-        let ids: Vec<PointId> = rows.keys().map(|key| point::id(pipeline, key, 0)).collect();
+        let ids: Vec<PointId> = keys.clone().map(|key| point::id(pipeline, key, 0)).collect();
         let fields = [point::VERSION, point::WINDOWS, point::DELETED];
         let points = self.get(&ids, &fields).await?;
         let mut known = HashMap::with_capacity(points.len());
-        for (key, id) in rows.keys().zip(&ids) {
+        for (key, id) in keys.zip(&ids) {
             if let Some(point) = points.get(id) {
                 let state = point::state(&point.payload).ok_or_else(|| self.damaged(id, "it has no version"))?;
                 known.insert(key.clone(), state);
@@ -396,19 +399,26 @@ impl Inner {
         Ok(self.link.call("search", self.link.client.query(request)).await?.result)
     }
 
-    /// The best window of each row, in the order of hits.
-    fn best(&self, points: Vec<ScoredPoint>) -> Result<Vec<Hit>, QdrantError> {
-        let mut best: HashMap<RowKey, Hit> = HashMap::with_capacity(points.len());
+    /// The best window of each row, in the order of hits. A row is what its window 0 says: another window of another
+    /// version is being replaced, or was brought back by a write that came late, and does not count.
+    async fn best(&self, points: Vec<ScoredPoint>) -> Result<Vec<Hit>, QdrantError> {
+        let mut found = Vec::with_capacity(points.len());
         for point in points {
-            let hit = point::hit(point.payload, point.score).ok_or_else(|| match &point.id {
-                Some(id) => self.damaged(id, "it is no window of a row"),
-                None => self.damaged(&PointId::default(), "it is no window of a row"),
-            })?;
-            // While a row is being replaced, windows of both are there: those of the newer one count.
-            let is_better = best.get(&hit.key).is_none_or(|other| {
-                hit.version > other.version || (hit.version == other.version && hit.score > other.score)
-            });
-            if is_better {
+            let hit = point::hit(point.payload, point.score);
+            found.push(hit.ok_or_else(|| self.damaged(&point.id.unwrap_or_default(), "it is no window of a row"))?);
+        }
+        let mut versions: HashMap<RowKey, Version> =
+            found.iter().filter(|(_, window)| *window == 0).map(|(hit, _)| (hit.key.clone(), hit.version)).collect();
+        let others = found.iter().map(|(hit, _)| &hit.key).filter(|key| !versions.contains_key(*key));
+        let others: BTreeSet<RowKey> = others.cloned().collect();
+        if !others.is_empty() {
+            let known = self.known(others.iter()).await?;
+            versions.extend(known.into_iter().map(|(key, (version, _))| (key, version)));
+        }
+        let mut best: HashMap<RowKey, Hit> = HashMap::with_capacity(versions.len());
+        for (hit, _) in found {
+            let is_better = best.get(&hit.key).is_none_or(|other| hit.score > other.score);
+            if is_better && versions.get(&hit.key) == Some(&hit.version) {
                 best.insert(hit.key.clone(), hit);
             }
         }

@@ -162,17 +162,18 @@ fn version(payload: &HashMap<String, Value>) -> Option<Version> {
     Some(Version(field(payload, "version")?.as_integer()?.try_into().ok()?))
 }
 
-/// A point that a search found; `None`: not one of ours.
-pub(super) fn hit(mut payload: HashMap<String, Value>, score: f32) -> Option<Hit> {
+/// A point that a search found, and which of its row's windows it is; `None`: not one of ours.
+pub(super) fn hit(mut payload: HashMap<String, Value>, score: f32) -> Option<(Hit, usize)> {
     let key = RowKey::from_bytes(field(&payload, "key")?.as_str()?.as_bytes()).ok()?;
     let version = version(&payload)?;
+    let window = usize::try_from(field(&payload, "window")?.as_integer()?).ok()?;
     let passage = match field(&payload, PASSAGE) {
         Some(passage) => passage.as_str()?.clone(),
         None => payload.remove(PASSAGE)?.as_str()?.clone(),
     };
     payload.remove(RESERVED);
     let payload = payload.into_iter().map(|(name, value)| (name, Json::from(value))).collect();
-    Some(Hit { key, score, passage, payload, version })
+    Some((Hit { key, score, passage, payload, version }, window))
 }
 
 /// A branch of a conditional write: a point of these ids may be written unless it is newer in `field` than `number`.
@@ -262,7 +263,8 @@ mod tests {
             let payload = payload.as_object().expect("an object").clone();
             let point = window(origin, &key(json!({"id": 7})), 3, &row, &payload, 0);
             assert_eq!(state(&point.payload), Some((Version(9), 1)));
-            let hit = hit(point.payload, 0.5).expect("a hit");
+            let (hit, window) = hit(point.payload, 0.5).expect("a hit");
+            assert_eq!(window, 0);
             assert_eq!((hit.passage.as_str(), hit.version, &hit.payload), ("said", Version(9), &payload));
         }
         let gone = tombstone(origin, &key(json!({"id": 7})), 3, Version(10), (0, 0), 5);
@@ -272,7 +274,7 @@ mod tests {
         assert_eq!(hit_of_position(), None);
     }
 
-    fn hit_of_position() -> Option<Hit> {
+    fn hit_of_position() -> Option<(Hit, usize)> {
         hit(position(Origin { pipeline: "faq", revision: "r" }, 3, Progress::default()).payload, 1.0)
     }
 }
