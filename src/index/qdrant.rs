@@ -18,11 +18,10 @@ use std::time::Instant;
 
 use qdrant_client::qdrant::{
     Condition, CountPointsBuilder, CreateFieldIndexCollectionBuilder, DeletePointsBuilder, Filter as QdrantFilter,
-    GetPointsBuilder, PayloadIncludeSelector, PointId, QueryPointsBuilder, Range, RetrievedPoint, ScoredPoint,
-    SearchParamsBuilder, UpsertPointsBuilder,
+    GetCollectionInfoRequest, GetPointsBuilder, PayloadIncludeSelector, PointId, QueryPointsBuilder, Range,
+    RetrievedPoint, ScoredPoint, SearchParamsBuilder, UpsertPointsBuilder,
 };
 use tokio::sync::Mutex as AsyncMutex;
-use tonic::Code;
 
 pub use self::error::QdrantError;
 pub use self::generations::{QdrantGeneration, QdrantGenerations};
@@ -87,7 +86,7 @@ struct Inner {
 }
 
 impl QdrantStore {
-    /// Prepares connections; makes none.
+    /// Prepares a connection; makes none. Called inside of a runtime.
     pub fn new(settings: QdrantSettings) -> Result<QdrantStore, QdrantError> {
         Ok(QdrantStore::over(Link::new(&settings.server, settings.collection.clone())?, settings))
     }
@@ -106,16 +105,15 @@ impl QdrantStore {
     pub async fn create(&self) -> Result<(), QdrantError> {
         let inner = &*self.0;
         inner.link.check_version().await?;
-        let created =
-            inner.link.call("create", inner.link.client.create_collection(collection::create(&inner.settings))).await;
-        match created {
-            Err(error) if error.code() == Some(Code::AlreadyExists) => {}
+        let request = collection::create(&inner.settings);
+        match inner.link.call("create", inner.link.collections().create(request)).await {
+            Err(error) if error.is_there_already() => {}
             created => drop(created?),
         }
         inner.check_collection().await?;
         for (field, kind) in collection::indexes(&inner.settings) {
             let request = CreateFieldIndexCollectionBuilder::new(&inner.settings.collection, field, kind).wait(true);
-            inner.link.completed("index", inner.link.client.create_field_index(request)).await?;
+            inner.link.completed("index", inner.link.points().create_field_index(request.build())).await?;
         }
         self.open().await
     }
@@ -272,7 +270,8 @@ impl Inner {
     }
 
     async fn check_collection(&self) -> Result<(), QdrantError> {
-        let info = self.link.call("look at", self.link.client.collection_info(&self.settings.collection)).await?;
+        let request = GetCollectionInfoRequest { collection_name: self.settings.collection.clone() };
+        let info = self.link.call("look at", self.link.collections().get(request)).await?;
         let info = info.result.unwrap_or_default();
         match collection::refusal(&self.settings, &info) {
             Some(what) => Err(QdrantError::Foreign { collection: self.settings.collection.clone(), what }),
@@ -343,7 +342,7 @@ impl Inner {
             let fields = PayloadIncludeSelector { fields: fields.iter().map(|field| (*field).to_owned()).collect() };
             let request =
                 GetPointsBuilder::new(&self.settings.collection, ids).with_payload(fields).with_vectors(false);
-            let found = self.link.call("read", self.link.client.get_points(request)).await?.result;
+            let found = self.link.call("read", self.link.points().get(request.build())).await?.result;
             points.extend(found.into_iter().filter_map(|point| Some((point.id.clone()?, point))));
         }
         Ok(points)
@@ -354,7 +353,7 @@ impl Inner {
             let request = UpsertPointsBuilder::new(&self.settings.collection, points)
                 .update_filter(QdrantFilter::should(branches))
                 .wait(true);
-            self.link.completed("upsert", self.link.client.upsert_points(request)).await?;
+            self.link.completed("upsert", self.link.points().upsert(request.build())).await?;
         }
         Ok(())
     }
@@ -372,12 +371,12 @@ impl Inner {
 
     async fn delete(&self, operation: &'static str, filter: QdrantFilter) -> Result<(), QdrantError> {
         let request = DeletePointsBuilder::new(&self.settings.collection).points(filter).wait(true);
-        self.link.completed(operation, self.link.client.delete_points(request)).await
+        self.link.completed(operation, self.link.points().delete(request.build())).await
     }
 
     async fn count(&self, filter: QdrantFilter) -> Result<u64, QdrantError> {
         let request = CountPointsBuilder::new(&self.settings.collection).filter(filter).exact(true);
-        Ok(self.link.call("count", self.link.client.count(request)).await?.result.unwrap_or_default().count)
+        Ok(self.link.call("count", self.link.points().count(request.build())).await?.result.unwrap_or_default().count)
     }
 
     async fn nearest(
@@ -396,7 +395,7 @@ impl Inner {
             .filter(filter::conditions(filter))
             .with_payload(true)
             .params(SearchParamsBuilder::default().exact(accuracy == Accuracy::Exact));
-        Ok(self.link.call("search", self.link.client.query(request)).await?.result)
+        Ok(self.link.call("search", self.link.points().query(request.build())).await?.result)
     }
 
     /// The best window of each row, in the order of hits. A row is what its window 0 says: another window of another

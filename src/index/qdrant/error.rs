@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use qdrant_client::qdrant::UpdateStatus;
-use tonic::Code;
+use tonic::{Code, Status};
 
 use crate::index::scan::DIMENSION;
 use crate::topic::Partition;
@@ -18,9 +18,17 @@ pub enum QdrantError {
         operation: &'static str,
         /// The collection.
         collection: String,
-        /// What the client or the server said.
+        /// What the server or the way to it said.
         #[source]
-        source: Box<qdrant_client::QdrantError>,
+        source: Box<Status>,
+    },
+    /// No place that could be reached.
+    #[error("prepare a connection to Qdrant at {url}")]
+    Address {
+        /// Where it is said to be.
+        url: String,
+        /// What is wrong with that.
+        source: tonic::transport::Error,
     },
     /// No answer in time. A write may have happened, or may still.
     #[error("{operation} Qdrant collection {collection}: no answer for {} ms", after.as_millis())]
@@ -99,21 +107,15 @@ pub enum QdrantError {
 }
 
 impl QdrantError {
-    pub(super) fn from_call(operation: &'static str, collection: String, source: qdrant_client::QdrantError) -> Self {
-        let error = QdrantError::Call { operation, collection, source: Box::new(source) };
-        match (error.code(), error) {
-            (Some(Code::NotFound), QdrantError::Call { collection, .. }) => QdrantError::Missing { collection },
-            (_, error) => error,
+    pub(super) fn from_status(operation: &'static str, collection: String, source: Status) -> Self {
+        match source.code() {
+            Code::NotFound => QdrantError::Missing { collection },
+            _ => QdrantError::Call { operation, collection, source: Box::new(source) },
         }
     }
 
-    /// The status of gRPC that the server, or the way to it, answered with.
-    pub(super) fn code(&self) -> Option<Code> {
-        let QdrantError::Call { source, .. } = self else { return None };
-        match &**source {
-            qdrant_client::QdrantError::ResponseError { status }
-            | qdrant_client::QdrantError::ResourceExhaustedError { status, .. } => Some(status.code()),
-            _ => None,
-        }
+    /// What is to be made is there already.
+    pub(super) fn is_there_already(&self) -> bool {
+        matches!(self, QdrantError::Call { source, .. } if source.code() == Code::AlreadyExists)
     }
 }

@@ -3,7 +3,10 @@
 //! **Invariant:** the alias names one whole generation at every moment; it is moved by one request and read back; what it
 //! names is never removed, nor is anything that vecsync did not make.
 
-use qdrant_client::qdrant::{CreateAliasBuilder, DeleteCollectionBuilder};
+use qdrant_client::qdrant::alias_operations::Action;
+use qdrant_client::qdrant::{
+    AliasOperations, ChangeAliases, CreateAlias, DeleteCollection, ListAliasesRequest, ListCollectionsRequest,
+};
 
 use super::link::Link;
 use super::{QdrantError, QdrantSettings, QdrantStore};
@@ -29,7 +32,7 @@ pub struct QdrantGeneration {
 }
 
 impl QdrantGenerations {
-    /// Prepares connections; makes none. `settings.collection` is the alias.
+    /// Prepares a connection; makes none. Called inside of a runtime. `settings.collection` is the alias.
     pub fn new(settings: QdrantSettings) -> Result<Self, QdrantError> {
         let link = Link::new(&settings.server, settings.collection.clone())?;
         Ok(QdrantGenerations { link, settings })
@@ -76,8 +79,10 @@ impl QdrantGenerations {
     /// Lets the alias name this generation, in one step, and reads it back.
     pub async fn switch(&self, to: &QdrantGeneration) -> Result<(), QdrantError> {
         let (collection, alias) = (self.collection(to.number), &self.settings.collection);
-        let request = CreateAliasBuilder::new(&collection, alias);
-        self.link.call("move the alias", self.link.client.create_alias(request)).await?;
+        let create = CreateAlias { collection_name: collection.clone(), alias_name: alias.clone() };
+        let action = AliasOperations { action: Some(Action::CreateAlias(create)) };
+        let request = ChangeAliases { actions: vec![action], timeout: None };
+        self.link.call("move the alias", self.link.collections().update_aliases(request)).await?;
         match self.named().await? {
             Some(number) if number == to.number => Ok(()),
             found => {
@@ -92,14 +97,15 @@ impl QdrantGenerations {
         if self.named().await? == Some(number) {
             return Err(self.foreign(format!("the alias names {}, so it is not removed", self.collection(number))));
         }
-        let request = DeleteCollectionBuilder::new(self.collection(number));
-        self.link.call("remove", self.link.client.delete_collection(request)).await?;
+        let request = DeleteCollection { collection_name: self.collection(number), timeout: None };
+        self.link.call("remove", self.link.collections().delete(request)).await?;
         Ok(())
     }
 
     /// The numbers of all generations that are there, rising.
     pub async fn numbers(&self) -> Result<Vec<u32>, QdrantError> {
-        let collections = self.link.call("list", self.link.client.list_collections()).await?.collections;
+        let collections =
+            self.link.call("list", self.link.collections().list(ListCollectionsRequest {})).await?.collections;
         let mut numbers: Vec<u32> = collections.iter().filter_map(|collection| self.number(&collection.name)).collect();
         numbers.sort_unstable();
         Ok(numbers)
@@ -108,9 +114,11 @@ impl QdrantGenerations {
     /// The number of the generation that the alias names.
     async fn named(&self) -> Result<Option<u32>, QdrantError> {
         let alias = &self.settings.collection;
-        let aliases = self.link.call("look up", self.link.client.list_aliases()).await?.aliases;
+        let aliases =
+            self.link.call("look up", self.link.collections().list_aliases(ListAliasesRequest {})).await?.aliases;
         let Some(found) = aliases.into_iter().find(|found| found.alias_name == *alias) else {
-            let collections = self.link.call("list", self.link.client.list_collections()).await?.collections;
+            let collections =
+                self.link.call("list", self.link.collections().list(ListCollectionsRequest {})).await?.collections;
             if collections.iter().any(|collection| collection.name == *alias) {
                 let what = "it is a collection of its own, and no alias can have its name; `vecsync init --migrate` \
                             takes it over";

@@ -1,87 +1,130 @@
-//! The way to a Qdrant: its client, what its answers mean, how long they are waited for. Knows no points.
+//! The way to a Qdrant: its connection, what its answers mean, how long they are waited for. Knows no points.
+//!
+//! The official client's stubs are used, not the client around them: that one copies each request before it sends it, and
+//! repeats on its own what timed out.
 
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
-use qdrant_client::qdrant::{PointsOperationResponse, UpdateStatus};
+use qdrant_client::qdrant::collections_client::CollectionsClient;
+use qdrant_client::qdrant::points_client::PointsClient;
+use qdrant_client::qdrant::qdrant_client::QdrantClient;
+use qdrant_client::qdrant::{HealthCheckRequest, PointsOperationResponse, UpdateStatus};
+use tonic::metadata::{Ascii, MetadataValue};
+use tonic::service::Interceptor;
+use tonic::service::interceptor::InterceptedService;
+use tonic::transport::{Channel, ClientTlsConfig, Endpoint};
+use tonic::{Request, Response, Status};
 
 use super::error::QdrantError;
 use crate::config::Qdrant as Server;
 
 /// How long a connection may take to come about.
 const CONNECT: Duration = Duration::from_secs(5);
+/// A connection is asked whether it lives so often, and is given up after so long without an answer.
+const KEEP_ALIVE_EVERY: Duration = Duration::from_secs(10);
+const KEEP_ALIVE_PATIENCE: Duration = Duration::from_secs(10);
+/// The largest answer: thousands of points with their payloads.
+const ANSWER_BYTES_MAX: usize = 64 << 20;
 
-/// What the client gives.
-type Answer<T> = Result<T, qdrant_client::QdrantError>;
+/// What a stub gives.
+type Answer<T> = Result<Response<T>, Status>;
+type Keyed = InterceptedService<Channel, Key>;
 
-/// A client, and the collection or alias that it is used for. Clones have the same connections.
+/// A connection, and the collection or alias that it is used for. It comes about with the first call and again after a
+/// fault, within the call that needs it. Clones have the same one.
 #[derive(Clone)]
 pub(super) struct Link {
-    pub(super) client: qdrant_client::Qdrant,
-    /// Of the collection or alias.
-    pub(super) name: String,
+    channel: Channel,
+    key: Key,
+    name: String,
     url: String,
     timeout: Duration,
 }
 
+/// Puts the API key into each request.
+#[derive(Clone)]
+pub(super) struct Key(Option<MetadataValue<Ascii>>);
+
+impl Interceptor for Key {
+    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
+        if let Some(key) = &self.0 {
+            request.metadata_mut().insert("api-key", key.clone());
+        }
+        Ok(request)
+    }
+}
+
 impl Link {
-    /// Prepares connections; makes none.
+    /// Prepares a connection; makes none. Called inside of a runtime.
     pub(super) fn new(server: &Server, name: String) -> Result<Link, QdrantError> {
         let url = server.url();
-        let client = qdrant_client::Qdrant::from_url(&url)
-            .api_key(server.api_key.as_ref().map(|key| key.expose().to_owned()))
-            .timeout(server.timeout)
-            .connect_timeout(CONNECT)
-            .keep_alive_while_idle()
-            // That check prints; ours is `check_version`.
-            .skip_compatibility_check()
-            .build();
-        match client {
-            Ok(client) => Ok(Link { client, name, url, timeout: server.timeout }),
-            Err(source) => Err(QdrantError::Call { operation: "prepare", collection: name, source: Box::new(source) }),
+        let endpoint = || -> Result<Endpoint, tonic::transport::Error> {
+            let endpoint = Endpoint::from_shared(url.clone())?
+                .connect_timeout(CONNECT)
+                .tcp_nodelay(true)
+                .http2_keep_alive_interval(KEEP_ALIVE_EVERY)
+                .keep_alive_timeout(KEEP_ALIVE_PATIENCE)
+                .keep_alive_while_idle(true);
+            if server.tls { endpoint.tls_config(ClientTlsConfig::new().with_native_roots()) } else { Ok(endpoint) }
+        };
+        let channel = endpoint().map_err(|source| QdrantError::Address { url: url.clone(), source })?.connect_lazy();
+        // The settings let only those keys through that a header can carry.
+        let mut key: Option<MetadataValue<Ascii>> = server.api_key.as_ref().and_then(|key| key.expose().parse().ok());
+        if let Some(key) = &mut key {
+            key.set_sensitive(true);
         }
+        Ok(Link { channel, key: Key(key), name, url, timeout: server.timeout })
     }
 
-    /// The same connections for another collection.
+    /// The same connection for another collection.
     pub(super) fn to(&self, name: String) -> Link {
         Link { name, ..self.clone() }
     }
 
+    /// Calls about points.
+    pub(super) fn points(&self) -> PointsClient<Keyed> {
+        PointsClient::with_interceptor(self.channel.clone(), self.key.clone())
+            .max_decoding_message_size(ANSWER_BYTES_MAX)
+    }
+
+    /// Calls about collections and aliases.
+    pub(super) fn collections(&self) -> CollectionsClient<Keyed> {
+        CollectionsClient::with_interceptor(self.channel.clone(), self.key.clone())
+            .max_decoding_message_size(ANSWER_BYTES_MAX)
+    }
+
     /// Whether the server knows conditional writes. An older one takes what it does not know for absent, and writes.
     pub(super) async fn check_version(&self) -> Result<(), QdrantError> {
-        let found = self.call("reach", self.client.health_check()).await?.version;
+        let mut server = QdrantClient::with_interceptor(self.channel.clone(), self.key.clone());
+        let found = self.call("reach", server.health_check(HealthCheckRequest {})).await?.version;
         if knows_conditions(&found) { Ok(()) } else { Err(QdrantError::Version { url: self.url.clone(), found }) }
     }
 
-    /// A write counts only when it is called Completed.
-    pub(super) fn completed<'a>(
-        &'a self,
+    /// Waits for a write, which counts only when it is called Completed.
+    pub(super) async fn completed(
+        &self,
         operation: &'static str,
-        call: impl Future<Output = Answer<PointsOperationResponse>> + Send + 'a,
-    ) -> BoxFuture<'a, Result<(), QdrantError>> {
-        let called = self.call(operation, call);
-        Box::pin(async move {
-            match called.await?.result.unwrap_or_default().status() {
-                UpdateStatus::Completed => Ok(()),
-                status => Err(QdrantError::NotDurable { operation, collection: self.name.clone(), status }),
-            }
-        })
+        call: impl Future<Output = Answer<PointsOperationResponse>> + Send,
+    ) -> Result<(), QdrantError> {
+        match self.call(operation, call).await?.result.unwrap_or_default().status() {
+            UpdateStatus::Completed => Ok(()),
+            status => Err(QdrantError::NotDurable { operation, collection: self.name.clone(), status }),
+        }
     }
 
-    /// Waits for an answer. Boxed, for the client's calls are some 20 kB large.
+    /// Waits for an answer.
     pub(super) fn call<'a, T: 'a>(
         &'a self,
         operation: &'static str,
         call: impl Future<Output = Answer<T>> + Send + 'a,
     ) -> BoxFuture<'a, Result<T, QdrantError>> {
-        // The client tries once more over a new connection, each time with the time-out of its own.
-        let after = 2 * self.timeout + CONNECT;
-        let called = tokio::time::timeout(after, call);
+        let called = tokio::time::timeout(self.timeout, call);
         Box::pin(async move {
             match called.await {
-                Ok(Ok(answer)) => Ok(answer),
-                Ok(Err(source)) => Err(QdrantError::from_call(operation, self.name.clone(), source)),
-                Err(_) => Err(QdrantError::Silent { operation, collection: self.name.clone(), after }),
+                Ok(Ok(answer)) => Ok(answer.into_inner()),
+                Ok(Err(source)) => Err(QdrantError::from_status(operation, self.name.clone(), source)),
+                Err(_) => Err(QdrantError::Silent { operation, collection: self.name.clone(), after: self.timeout }),
             }
         })
     }
