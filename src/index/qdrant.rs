@@ -77,9 +77,9 @@ pub struct QdrantStore(Arc<Inner>);
 struct Inner {
     link: Link,
     settings: QdrantSettings,
-    /// One writer at a time; what Qdrant durably has, once it was read.
-    writer: AsyncMutex<Option<Vec<Progress>>>,
-    /// A copy of the writer's, so that looking does not wait for a write.
+    /// One writer at a time.
+    writer: AsyncMutex<()>,
+    /// What Qdrant durably has, as of the last look or write.
     progress: Mutex<Vec<Progress>>,
     /// Purges to be made once more.
     again: Mutex<Vec<(Instant, Partition, u64)>>,
@@ -95,7 +95,7 @@ impl QdrantStore {
         QdrantStore(Arc::new(Inner {
             link,
             progress: Mutex::new(vec![Progress::default(); usize::from(settings.partitions)]),
-            writer: AsyncMutex::new(None),
+            writer: AsyncMutex::default(),
             again: Mutex::default(),
             settings,
         }))
@@ -122,13 +122,10 @@ impl QdrantStore {
     /// was not answered, and a collection that was restored has the positions that it had then.
     pub async fn open(&self) -> Result<(), QdrantError> {
         let inner = &*self.0;
-        let mut writer = inner.writer.lock().await;
-        *writer = None;
+        let _writer = inner.writer.lock().await;
         inner.link.check_version().await?;
         inner.check_collection().await?;
-        let progress = inner.read_progress().await?;
-        lock(&inner.progress).clone_from(&progress);
-        *writer = Some(progress);
+        *lock(&inner.progress) = inner.read_progress().await?;
         Ok(())
     }
 
@@ -161,17 +158,19 @@ impl QdrantStore {
         if let Some((found, ..)) = batch.iter().find(|(partition, ..)| *partition >= partitions) {
             return Err(QdrantError::Partition { found: *found, partitions });
         }
-        let mut writer = inner.writer.lock().await;
-        // What is taken here stays away when a write fails: nothing is known then.
-        let before = match writer.take() {
-            Some(progress) => progress,
-            None => inner.read_progress().await?,
-        };
+        let _writer = inner.writer.lock().await;
+        let before = inner.read_progress().await?;
+        let known = std::mem::replace(&mut *lock(&inner.progress), before.clone());
+        for (partition, (found, known)) in (0..).zip(before.iter().zip(&known)) {
+            if found.position < known.position {
+                let (collection, found, stood) = (self.collection().to_owned(), found.position, known.position);
+                return Err(QdrantError::Restored { collection, partition, found, stood });
+            }
+        }
         let mut after = before.clone();
         let plan = plan::plan(batch, &upto, &mut after);
         let applied = inner.perform(plan, &before, &after).await?;
-        lock(&inner.progress).clone_from(&after);
-        *writer = Some(after);
+        *lock(&inner.progress) = after;
         Ok(applied)
     }
 

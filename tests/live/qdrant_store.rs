@@ -219,11 +219,14 @@ async fn what_a_late_write_brings_back_behind_a_barrier_is_purged_again() {
     hasty.server.timeout = Duration::from_millis(500);
     let store = QdrantStore::new(hasty).unwrap();
     store.create().await.unwrap();
-    // It has not seen the barrier when it writes.
-    let late = QdrantStore::new(settings(&qdrant, &name)).unwrap();
-    late.open().await.unwrap();
     apply(&store, vec![barrier(0, 10), upsert(8, 11, 1)]).await;
-    late.apply(vec![(0, 0, upsert(4, 9, 1).1)]).await.unwrap();
+    // As it was sent before the barrier was.
+    let payload = json!({
+        "_vecsync": {"key": "{\"id\":99}", "version": 9, "window": 0, "windows": 1, "partition": 0, "deleted": false},
+        "passage": "late",
+    });
+    let late = PointStruct::new(99, vector(99, 9, 0), qdrant_client::Payload::try_from(payload).unwrap());
+    qdrant.client().upsert_points(UpsertPointsBuilder::new(&name, vec![late]).wait(true)).await.unwrap();
     assert_eq!(store.rows().await.unwrap(), 2);
     let since = Instant::now();
     while store.rows().await.unwrap() == 2 {
@@ -463,6 +466,56 @@ async fn what_is_not_called_completed_moves_no_position() {
     qdrant.kill();
     qdrant.restart();
     assert_eq!(store_versions(&first).await, BTreeMap::from([(1, 2)]));
+}
+
+/// What was not answered is not counted, and is there once when it is sent again.
+#[tokio::test]
+async fn a_server_that_stands_still_is_given_up_in_time_and_taken_up_where_it_is() {
+    let mut qdrant = Qdrant::own();
+    let name = qdrant.name("still");
+    let mut hasty = settings(&qdrant, &name);
+    hasty.server.timeout = Duration::from_secs(1);
+    let store = QdrantStore::new(hasty).unwrap();
+    store.create().await.unwrap();
+    apply(&store, vec![upsert(1, 1, 2)]).await;
+    qdrant.signal("STOP");
+    let since = Instant::now();
+    let batch = vec![(1, 1, upsert(1, 2, 1).1), (2, 0, upsert(2, 3, 1).1)];
+    let silent = store.apply(batch.clone()).await;
+    assert!(matches!(silent, Err(QdrantError::Silent { .. })), "{silent:?}");
+    assert!(since.elapsed() < Duration::from_secs(3), "after {:?}", since.elapsed());
+    let unanswered = store.search(&vector(1, 1, 0), 1, 0.0, &Filter::none(), Accuracy::Exact).await;
+    assert!(unanswered.is_err());
+    assert_eq!(store.positions(), [0, 1, 0, 0]);
+    qdrant.signal("CONT");
+    store.apply(batch).await.unwrap();
+    assert_eq!(store.positions(), [0, 2, 1, 0]);
+    assert_eq!(passages(&store).await, ["row 1 version 2 window 0", "row 2 version 3 window 0"]);
+    assert_eq!((store.rows().await.unwrap(), store.points().await.unwrap()), (2, 2));
+}
+
+/// It is restored under a store that goes on: nothing that came in between is stepped over.
+#[tokio::test]
+async fn a_collection_that_was_restored_goes_on_from_its_own_positions() {
+    let qdrant = Qdrant::start();
+    let (store, name) = store(&qdrant).await;
+    let (first, second, third) = (upsert(1, 1, 1), upsert(5, 2, 1), upsert(1, 3, 1));
+    let events = [(1, 0, first.1), (1, 1, second.1), (1, 2, third.1)];
+    store.apply(events[..1].to_vec()).await.unwrap();
+    let snapshot = qdrant.client().create_snapshot(&name).await.unwrap().snapshot_description.unwrap();
+    let path = format!("/collections/{name}/snapshots/{}", snapshot.name);
+    let (_, file) = qdrant.rest("GET", &path, "text/plain", b"");
+    store.apply(events[1..2].to_vec()).await.unwrap();
+    assert_eq!(store.positions(), [0, 2, 0, 0]);
+
+    qdrant.upload(&name, &file);
+    let noticed = store.apply(events[2..].to_vec()).await;
+    assert!(matches!(noticed, Err(QdrantError::Restored { partition: 1, found: 1, stood: 2, .. })), "{noticed:?}");
+    store.open().await.unwrap();
+    assert_eq!((store.positions(), store.rows().await.unwrap()), (vec![0, 1, 0, 0], 1));
+    store.apply(events[1..].to_vec()).await.unwrap();
+    assert_eq!(passages(&store).await, ["row 1 version 3 window 0", "row 5 version 2 window 0"]);
+    remove(&qdrant, &name).await;
 }
 
 #[tokio::test]

@@ -82,6 +82,20 @@ pub enum QdrantError {
         /// What is wrong with it.
         what: String,
     },
+    /// The collection is as it was earlier: somebody has restored it. Its positions are those of then.
+    #[error(
+        "apply to Qdrant collection {collection}: partition {partition} is at {found} and was at {stood}: restored?"
+    )]
+    Restored {
+        /// The collection.
+        collection: String,
+        /// The partition.
+        partition: Partition,
+        /// Its position.
+        found: u64,
+        /// The position that it had.
+        stood: u64,
+    },
     /// An event of a partition that the collection was not made for.
     #[error("apply to Qdrant: partition {found}, made for {partitions} partitions")]
     Partition {
