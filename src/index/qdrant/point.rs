@@ -15,7 +15,7 @@ use crate::topic::Partition;
 
 /// The reserved object of a payload.
 pub(super) const RESERVED: &str = "_vecsync";
-/// The field with the text of the window, and its name inside the reserved object where the document has such a field.
+/// The field with the text of the window. The configuration lets no document have these two.
 const PASSAGE: &str = "passage";
 
 // Paths into the reserved object, as filters name them.
@@ -72,12 +72,7 @@ pub(super) fn window(
     reserved.insert("text_hash".to_owned(), hex(&row.text_hash).into());
     reserved.insert("windows".to_owned(), integer(row.windows.len() as u64));
     reserved.insert("deleted".to_owned(), false.into());
-    let passage = Value::from(window.passage.clone());
-    if fields.contains_key(PASSAGE) {
-        reserved.insert(PASSAGE.to_owned(), passage);
-    } else {
-        fields.insert(PASSAGE.to_owned(), passage);
-    }
+    fields.insert(PASSAGE.to_owned(), window.passage.clone().into());
     fields.insert(RESERVED.to_owned(), object(reserved));
     PointStruct {
         id: Some(id(origin.pipeline, key, place)),
@@ -167,10 +162,7 @@ pub(super) fn hit(mut payload: HashMap<String, Value>, score: f32) -> Option<(Hi
     let key = RowKey::from_bytes(field(&payload, "key")?.as_str()?.as_bytes()).ok()?;
     let version = version(&payload)?;
     let window = usize::try_from(field(&payload, "window")?.as_integer()?).ok()?;
-    let passage = match field(&payload, PASSAGE) {
-        Some(passage) => passage.as_str()?.clone(),
-        None => payload.remove(PASSAGE)?.as_str()?.clone(),
-    };
+    let passage = payload.remove(PASSAGE)?.as_str()?.clone();
     payload.remove(RESERVED);
     let payload = payload.into_iter().map(|(name, value)| (name, Json::from(value))).collect();
     Some((Hit { key, score, passage, payload, version }, window))
@@ -255,18 +247,17 @@ mod tests {
     }
 
     #[test]
-    fn a_row_and_its_passage_come_back_also_where_the_document_has_such_a_field() {
+    fn a_row_its_passage_and_a_position_come_back_as_they_were() {
         let origin = Origin { pipeline: "faq", revision: "r" };
         let windows = vec![crate::event::Window::new(&[1.0; 384], "said".into())];
         let row = EmbeddedRow { version: 9, row_hash: vec![1, 255], windows, ..EmbeddedRow::default() };
-        for payload in [json!({"a": [1, null, 2.5], "b": {"c": true}}), json!({"passage": "its own"})] {
-            let payload = payload.as_object().expect("an object").clone();
-            let point = window(origin, &key(json!({"id": 7})), 3, &row, &payload, 0);
-            assert_eq!(state(&point.payload), Some((Version(9), 1)));
-            let (hit, window) = hit(point.payload, 0.5).expect("a hit");
-            assert_eq!(window, 0);
-            assert_eq!((hit.passage.as_str(), hit.version, &hit.payload), ("said", Version(9), &payload));
-        }
+        let payload = json!({"a": [1, null, 2.5], "b": {"c": true}});
+        let payload = payload.as_object().expect("an object").clone();
+        let point = window(origin, &key(json!({"id": 7})), 3, &row, &payload, 0);
+        assert_eq!(state(&point.payload), Some((Version(9), 1)));
+        let (hit, window) = hit(point.payload, 0.5).expect("a hit");
+        assert_eq!(window, 0);
+        assert_eq!((hit.passage.as_str(), hit.version, &hit.payload), ("said", Version(9), &payload));
         let gone = tombstone(origin, &key(json!({"id": 7})), 3, Version(10), (0, 0), 5);
         assert_eq!(state(&gone.payload), Some((Version(10), 0)));
         let wanted = Progress { position: 1 << 52, barrier: 3, as_of_ms: -1 };
