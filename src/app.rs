@@ -5,6 +5,7 @@ mod embedding;
 pub mod foreign;
 mod letters;
 mod process;
+mod qdrant;
 mod serving;
 mod watching;
 
@@ -20,17 +21,18 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinSet, spawn_blocking};
 
 use crate::capture::{self, Capture, CaptureError, ColumnCheck};
-use crate::config::{Config, Database, Role};
+use crate::config::{self, Config, Database, Role};
 use crate::control::{self, ControlError, Door, Reply, Request};
 use crate::embed::{self, Cache, Document, DocumentError, Embedder, LoadError, Worker, WorkerError};
 use crate::freshness::Freshness;
-use crate::index::{Generations, Index, IndexError, MirrorError, MirrorSettings};
+use crate::index::{Generations, Index, IndexError, MirrorError, MirrorSettings, Primary, QdrantError, QdrantSettings};
 use crate::metrics::{self, PipelineMetrics};
 use crate::serve::{self, ServeError, Service};
 use crate::shutdown::{self, Shutdown};
 use crate::topic::{EmbedLog, Log, LogError, Offsets, SnapshotMarker, embedded, kafka};
 
 use commands::Commands;
+use qdrant::Qdrant;
 use serving::Shared;
 use watching::Watching;
 
@@ -76,6 +78,9 @@ pub enum AppError {
     /// The log failed.
     #[error(transparent)]
     Log(#[from] LogError),
+    /// Qdrant cannot be used as it is configured.
+    #[error(transparent)]
+    Qdrant(#[from] QdrantError),
     /// The mirror failed.
     #[error(transparent)]
     Mirror(#[from] MirrorError),
@@ -162,9 +167,11 @@ pub async fn run(config: Config) -> Result<(), AppError> {
     let (stored_sender, stored) = watch::channel(generations.as_ref().map(positions).unwrap_or_default());
     let (request_sender, requests) = mpsc::channel(REQUESTS_WAITING);
     let (replay_sender, replays) = mpsc::channel(REQUESTS_WAITING);
+    let qdrant = qdrant_of(&config, &revision, &pipeline_metrics, stores)?;
     let shared = Arc::new(Shared {
         embedder: embedder.clone(),
         generations: generations.clone(),
+        qdrant: qdrant.clone(),
         status: does(Role::Capture).then_some(status),
         freshness: Mutex::new(freshness_at_start(&log)?),
         log_fault: Mutex::new(None),
@@ -214,6 +221,24 @@ pub async fn run(config: Config) -> Result<(), AppError> {
             metrics: pipeline_metrics.clone(),
         };
         spawn(&mut tasks, "index", index.run(shutdown.clone(), stored_sender, replays));
+    }
+    if let Some(Qdrant { primary, .. }) = qdrant {
+        if does(Role::Index) {
+            let (asked, log) = (Arc::clone(&shared), log.clone());
+            let is_whole = Arc::new(move |generation| asked.is_whole_in_qdrant(generation));
+            let follow = primary.clone().follow(log, is_whole, shutdown.clone());
+            spawn(&mut tasks, "Qdrant", async {
+                follow.await;
+                Ok::<(), QdrantError>(())
+            });
+        }
+        let looked = Arc::clone(&shared);
+        let mirror = move || looked.mirror().map(|mirror| mirror.positions()).unwrap_or_default();
+        let watch = primary.watch(mirror, shutdown.clone());
+        spawn(&mut tasks, "look at Qdrant", async {
+            watch.await;
+            Ok::<(), QdrantError>(())
+        });
     }
     let service = service(&config, &shared, &prometheus);
     spawn(&mut tasks, "serve", serve::run(listener, service, server_settings, shutdown.clone()));
@@ -436,6 +461,30 @@ fn kafka_settings(config: &Config) -> Option<kafka::Settings> {
 
 fn positions(generations: &Generations) -> Offsets {
     generations.current().mirror.positions()
+}
+
+/// The primary store, where one is configured and this process writes to it or asks it.
+fn qdrant_of(
+    config: &Config,
+    revision: &str,
+    metrics: &PipelineMetrics,
+    stores: bool,
+) -> Result<Option<Qdrant>, QdrantError> {
+    let Some(server) = config.qdrant.as_ref().filter(|_| stores) else { return Ok(None) };
+    metrics.fallback_reasons(&qdrant::FALLBACK_REASONS);
+    let primary = Primary::new(qdrant_settings(config, server, revision), metrics.clone())?;
+    Ok(Some(Qdrant::new(primary, metrics.clone(), config.server.hedge_delay)))
+}
+
+fn qdrant_settings(config: &Config, server: &config::Qdrant, revision: &str) -> QdrantSettings {
+    QdrantSettings {
+        server: server.clone(),
+        collection: server.collection.clone(),
+        pipeline: config.pipeline.name.clone(),
+        revision: revision.to_owned(),
+        partitions: config.topics.partitions,
+        filters: config.pipeline.filters.clone(),
+    }
 }
 
 fn mirror_settings(config: &Config, revision: &str) -> MirrorSettings {

@@ -48,6 +48,7 @@ fn describe() {
         ("vecsync_titles_cut_total", "Titles too long to stand whole in front of their windows"),
         ("vecsync_store_requests_total", "Requests to a store"),
         ("vecsync_queries_total", "Searches answered"),
+        ("vecsync_fallbacks_total", "Searches answered by the mirror in Qdrant's place, by reason"),
         ("vecsync_dead_letters_total", "Records put aside, by reason"),
         ("vecsync_retries_total", "Attempts that failed and are made again"),
     ];
@@ -159,9 +160,13 @@ impl PipelineMetrics {
             .record((now_ms - commit_ts_ms).max(0) as f64 / 1000.0);
     }
 
-    /// How much a store holds.
-    pub fn store(&self, store: &'static str, points: u64, bytes: u64) {
+    /// How many points a store holds.
+    pub fn store_points(&self, store: &'static str, points: u64) {
         gauge!("vecsync_store_points", "pipeline" => self.label(), "store" => store).set(points as f64);
+    }
+
+    /// How large it is on disk.
+    pub fn store_bytes(&self, store: &'static str, bytes: u64) {
         gauge!("vecsync_store_bytes", "pipeline" => self.label(), "store" => store).set(bytes as f64);
     }
 
@@ -177,6 +182,18 @@ impl PipelineMetrics {
             .increment(1);
         histogram!("vecsync_store_request_duration_seconds", "pipeline" => self.label(), "store" => store, "operation" => operation)
             .record(took);
+    }
+
+    /// A search was answered by the mirror in Qdrant's place.
+    pub fn fallback(&self, reason: &'static str) {
+        counter!("vecsync_fallbacks_total", "pipeline" => self.label(), "reason" => reason).increment(1);
+    }
+
+    /// Searches can be answered by the mirror for these reasons. Without a count from the beginning, the first is no increase.
+    pub fn fallback_reasons(&self, reasons: &[&'static str]) {
+        for reason in reasons {
+            counter!("vecsync_fallbacks_total", "pipeline" => self.label(), "reason" => *reason).increment(0);
+        }
     }
 
     /// One search was answered with this HTTP status.

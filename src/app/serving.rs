@@ -7,10 +7,12 @@ use tokio::sync::watch;
 use tokio::task::spawn_blocking;
 
 use super::LOCAL;
+use super::qdrant::{Qdrant, Standing};
 use crate::capture::{self, Phase};
 use crate::clock::now_ms;
 use crate::embed::{EmbedError, Embedder};
 use crate::freshness::Freshness;
+use crate::index::primary::STORE;
 use crate::index::{self, Filter, Generations, Hit, Mirror, MirrorError};
 use crate::retry::Chain;
 use crate::serve::health::{self, Component, Report, Status};
@@ -24,6 +26,9 @@ pub(super) struct Shared {
     pub generations: Option<Generations>,
     /// Capture's, where it is in this process.
     pub status: Option<watch::Receiver<capture::Status>>,
+    /// The primary store, where one is configured.
+    pub qdrant: Option<Qdrant>,
+    /// The mirror's.
     pub freshness: Mutex<Freshness>,
     /// What is wrong with the brokers or their topics.
     pub log_fault: Mutex<Option<String>>,
@@ -46,6 +51,12 @@ impl Shared {
         self.generations.as_ref().and_then(|generations| generations.current().lost)
     }
 
+    /// See [`Qdrant::is_whole`]. A mirror that is not followed any more says nothing.
+    pub fn is_whole_in_qdrant(&self, generation: u32) -> Option<u64> {
+        let rows = self.mirror().map_or(0, |mirror| mirror.rows());
+        self.qdrant.as_ref()?.is_whole(generation, rows).filter(|_| self.lost().is_none())
+    }
+
     pub async fn search(&self, request: SearchRequest) -> Result<SearchAnswer, SearchError> {
         let (Some(embedder), Some(mirror)) = (&self.embedder, self.mirror()) else {
             return Err(SearchError::Internal("this process does not serve".to_owned()));
@@ -58,42 +69,73 @@ impl Shared {
         let query = match embedder.query(&request.query).await {
             Ok(query) => query.vector,
             // Nothing in the query is a word to the model, so nothing is near it.
-            Err(EmbedError::Empty) => return Ok(self.answer(vec![])),
+            Err(EmbedError::Empty) => {
+                let store = match &self.qdrant {
+                    Some(qdrant) if qdrant.primary.searchable().is_some() => STORE,
+                    _ => LOCAL,
+                };
+                return Ok(self.answer(vec![], store, self.standing(store)));
+            }
             Err(EmbedError::Busy { .. }) => return Err(SearchError::Overloaded),
             Err(error) => return Err(SearchError::Internal(Chain(&error).to_string())),
         };
-        let search = async |mirror: Mirror| {
-            let (query, filter) = (query.clone(), filter.clone());
-            let scan = move || mirror.search(&query, request.limit, request.min_score, &filter);
-            spawn_blocking(scan).await.map_err(|error| SearchError::Internal(error.to_string()))
+        let local = self.search_locally(mirror, query.clone(), request.limit, request.min_score, filter.clone());
+        let (hits, served_by) = match &self.qdrant {
+            Some(qdrant) => qdrant.search(&query, (request.limit, request.min_score), &filter, local).await?,
+            None => (local.await?, LOCAL),
         };
-        let found = match (search(mirror.clone()).await?, self.mirror()) {
-            // Another generation has taken its place meanwhile.
-            (Err(MirrorError::Closed { .. }), Some(current)) => search(current).await?,
-            (found, _) => found,
-        };
-        let hits: Vec<Hit> = found.map_err(|error| SearchError::Unavailable {
-            reason: format!("the local store: {error}"),
-            retry_after_s: 5,
-        })?;
         let results: Vec<_> = hits
             .into_iter()
             .map(|hit| SearchResult { id: hit.key.id(), score: hit.score, passage: hit.passage, payload: hit.payload })
             .collect();
-        let answer = self.answer(results);
-        if answer.results.is_empty() && !self.freshness().is_loaded() {
+        let standing = self.standing(served_by);
+        if results.is_empty() && !standing.is_loaded {
             // An index that is still being filled must not say that there is nothing to be found.
-            let reason = format!("the load is not complete: {} rows are searchable so far", mirror.rows());
+            let rows = self.mirror().map_or(0, |mirror| mirror.rows());
+            let reason = format!("the load is not complete: {rows} rows are searchable so far");
             return Err(SearchError::Unavailable { reason, retry_after_s: 1 });
         }
-        Ok(answer)
+        Ok(self.answer(results, served_by, standing))
     }
 
-    fn answer(&self, results: Vec<SearchResult>) -> SearchAnswer {
-        let freshness = self.freshness();
-        let staleness_ms = freshness.as_of_ms().map(|as_of| u64::try_from(now_ms() - as_of).unwrap_or(0));
-        let degraded = !freshness.is_loaded() || !self.is_fed(freshness.as_of_ms()) || self.lost().is_some();
-        SearchAnswer { results, served_by: LOCAL, degraded, staleness_ms }
+    async fn search_locally(
+        &self,
+        mirror: Mirror,
+        query: Vec<f32>,
+        limit: usize,
+        min_score: f32,
+        filter: Filter,
+    ) -> Result<Vec<Hit>, SearchError> {
+        let search = async |mirror: Mirror| {
+            let (query, filter) = (query.clone(), filter.clone());
+            let scan = move || mirror.search(&query, limit, min_score, &filter);
+            spawn_blocking(scan).await.map_err(|error| SearchError::Internal(error.to_string()))
+        };
+        let found = match (search(mirror).await?, self.mirror()) {
+            // Another generation has taken its place meanwhile.
+            (Err(MirrorError::Closed { .. }), Some(current)) => search(current).await?,
+            (found, _) => found,
+        };
+        found
+            .map_err(|error| SearchError::Unavailable { reason: format!("the local store: {error}"), retry_after_s: 5 })
+    }
+
+    /// How far a store is with regard to the source.
+    fn standing(&self, store: &str) -> Standing {
+        match &self.qdrant {
+            Some(qdrant) if store != LOCAL => qdrant.standing(),
+            _ => {
+                let freshness = self.freshness();
+                Standing { is_loaded: freshness.is_loaded(), as_of_ms: freshness.as_of_ms() }
+            }
+        }
+    }
+
+    fn answer(&self, results: Vec<SearchResult>, served_by: &'static str, standing: Standing) -> SearchAnswer {
+        let staleness_ms = standing.as_of_ms.map(|as_of| u64::try_from(now_ms() - as_of).unwrap_or(0));
+        let is_fallback = served_by == LOCAL && (self.qdrant.is_some() || self.lost().is_some());
+        let degraded = !standing.is_loaded || !self.is_fed(standing.as_of_ms) || is_fallback;
+        SearchAnswer { results, served_by, degraded, staleness_ms }
     }
 
     /// Whether changes arrive: as capture says it, or, where that is elsewhere, as the heartbeats do.
@@ -121,11 +163,15 @@ impl Shared {
             model.details.insert("name".into(), json!(embedder.model_name()));
             components.push(model);
         }
-        components.push(Component::new(health::QDRANT, Status::Disabled));
+        components.push(match &self.qdrant {
+            Some(qdrant) => qdrant.component(),
+            None => Component::new(health::QDRANT, Status::Disabled),
+        });
         let mut ready = Ok(());
         if let Some(mirror) = self.mirror() {
             components.push(self.local(&mirror, self.lost()));
-            if !mirror.is_open() {
+            let other = self.qdrant.as_ref().and_then(|qdrant| qdrant.primary.searchable());
+            if !mirror.is_open() && other.is_none() {
                 ready = Err("the local store".to_owned());
             }
         }
@@ -183,6 +229,6 @@ fn condition((field, value): (String, FilterValue)) -> Result<(String, index::Fi
     Ok((field, value))
 }
 
-fn faulty(name: &'static str, why: &str) -> Component {
+pub(super) fn faulty(name: &'static str, why: &str) -> Component {
     Component { error: Some(why.to_owned()), ..Component::new(name, Status::Degraded) }
 }

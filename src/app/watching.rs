@@ -13,6 +13,8 @@ use super::serving::Shared;
 use crate::capture;
 use crate::clock::now_ms;
 use crate::freshness::Freshness;
+use crate::index::PrimaryState;
+use crate::index::primary::STORE;
 use crate::metrics::{self, PipelineMetrics};
 use crate::progress_bar::Progress;
 use crate::retry::Chain;
@@ -49,12 +51,15 @@ impl Watching {
         let mut bar: Option<Progress> = None;
         let mut last = self.stored.borrow().clone();
         let mut feeds = true;
+        // Where there is no Qdrant nothing changes there either.
+        let mut primary = self.shared.qdrant.as_ref().map(|qdrant| qdrant.primary.subscribe());
         loop {
             tokio::select! {
                 biased;
                 () = shutdown.raised() => return Ok(()),
                 Ok(()) = status.changed() => self.note(&status.borrow_and_update()),
                 changed = self.stored.changed(), if feeds => feeds = changed.is_ok(),
+                Some(Ok(())) = changed(&mut primary) => {}
                 _ = measure.tick() => self.measure().await,
                 _ = prune.tick() => self.prune().await?,
                 _ = check.tick() => self.check_log().await,
@@ -62,6 +67,9 @@ impl Watching {
             let stored = self.stored.borrow_and_update().clone();
             self.follow(&stored, &last)?;
             last = stored;
+            if let Some(qdrant) = &self.shared.qdrant {
+                qdrant.follow(&self.log, &self.revision)?;
+            }
             self.show_load(&status.borrow(), &mut bar);
         }
     }
@@ -69,6 +77,10 @@ impl Watching {
     fn note(&self, status: &capture::Status) {
         if self.log.has_heartbeats() {
             return;
+        }
+        if let Some(qdrant) = &self.shared.qdrant {
+            let current = status.current.as_ref().map(|current| (current.as_of_ms, current.ends.clone()));
+            qdrant.captured(!status.snapshot.needed || status.snapshot.complete, current);
         }
         if status.snapshot.needed && !status.snapshot.complete {
             *self.shared.freshness() = Freshness::default();
@@ -140,10 +152,23 @@ impl Watching {
         let measured = spawn_blocking(move || (size(), free_bytes(&data_dir))).await;
         if let Ok((stored, free)) = measured {
             if let Some((points, bytes)) = stored {
-                self.metrics.store(LOCAL, points, bytes);
+                self.metrics.store_points(LOCAL, points);
+                self.metrics.store_bytes(LOCAL, bytes);
+            }
+            let qdrant = self.shared.qdrant.as_ref().and_then(|qdrant| qdrant.primary.state().points);
+            if let Some(points) = qdrant {
+                self.metrics.store_points(STORE, points);
             }
             metrics::data_dir_free(free);
         }
+    }
+}
+
+/// Waits for a change; for ever where there is nothing that could change.
+async fn changed(primary: &mut Option<watch::Receiver<PrimaryState>>) -> Option<Result<(), watch::error::RecvError>> {
+    match primary {
+        Some(primary) => Some(primary.changed().await),
+        None => std::future::pending().await,
     }
 }
 

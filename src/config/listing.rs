@@ -6,7 +6,7 @@ use std::path::Path;
 use super::database;
 use super::environment::Environment;
 use super::problems::{Problems, without_userinfo};
-use super::settings::{self, SETTINGS, Settings, Show, Support, default_url, given};
+use super::settings::{self, SETTINGS, Settings, Show, default_url, given};
 
 /// A longer value pushes its own origin to the right, not everybody's; in characters.
 const VALUE_WIDTH_MAX: usize = 44;
@@ -31,11 +31,7 @@ pub fn listing(environment: &Environment) -> (Listing, Problems) {
         let (value, origin) = match given(environment, known.name) {
             Some(value) => {
                 let origin = environment.origin(known.name).map(|origin| origin.to_string()).unwrap_or_default();
-                let note = match known.support {
-                    Support::Yes => "",
-                    Support::NoEffect => ", no effect in this version",
-                };
-                (shown(value, known.show, database_is_good), format!("{origin}{note}"))
+                (shown(value, known.show, database_is_good), origin)
             }
             None if known.name == settings::URL => {
                 let derived = settings.as_ref().map(|settings| default_url(&settings.server).to_string());
@@ -95,7 +91,7 @@ mod tests {
             ("VECSYNC_MODEL", "int8", ".env line 1"),
             ("VECSYNC_LOG", "info", "default"),
             ("KAFKA_BROKERS", "-", "not set"),
-            ("QDRANT_API_KEY", "***", "environment, no effect in this version"),
+            ("QDRANT_API_KEY", "***", "environment"),
         ] {
             let row = text.lines().find(|line| line.split_whitespace().next() == Some(name)).expect("listed");
             assert!(row.contains(value) && row.ends_with(origin), "{row}");

@@ -297,6 +297,8 @@ pub struct Server {
     pub tls: Option<(PathBuf, PathBuf)>,
     /// A search's limit.
     pub search_deadline: Duration,
+    /// How long Qdrant is waited for before the mirror is asked, too.
+    pub hedge_delay: Duration,
 }
 
 /// A value that is never printed.

@@ -51,15 +51,6 @@ pub(super) enum Show {
     ConnInfo,
 }
 
-/// Whether a setting does something in this version.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Support {
-    /// It does.
-    Yes,
-    /// It is read and checked; what it is about does not exist yet.
-    NoEffect,
-}
-
 /// A setting that vecsync knows.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Known {
@@ -67,11 +58,10 @@ pub(super) struct Known {
     /// As the listing shows it; empty when there is none.
     pub(super) default: &'static str,
     pub(super) show: Show,
-    pub(super) support: Support,
 }
 
-const fn known(name: &'static str, default: &'static str, show: Show, support: Support) -> Known {
-    Known { name, default, show, support }
+const fn known(name: &'static str, default: &'static str, show: Show) -> Known {
+    Known { name, default, show }
 }
 
 const PIPELINE: &str = "VECSYNC_PIPELINE";
@@ -93,6 +83,7 @@ const LOG: &str = "VECSYNC_LOG";
 const LOG_FORMAT: &str = "VECSYNC_LOG_FORMAT";
 
 const SEARCH_DEADLINE_MS: u64 = 1000;
+const HEDGE_DELAY_MS: u64 = 50;
 const PARTITIONS: u16 = 8;
 /// Each partition costs the embedded log a tree; more than this gains nothing on one machine.
 const PARTITIONS_MAX: u64 = 1024;
@@ -104,42 +95,41 @@ const TOPIC_PREFIX_MAX: usize = 100;
 /// Every setting, in the order the listing has them.
 pub(super) const SETTINGS: &[Known] = {
     use Show::{ConnInfo, Plain, Secret, SecretFile, Url};
-    use Support::{NoEffect, Yes};
     &[
-        known(super::database::DATABASE_URL, "", ConnInfo, Yes),
-        known(PIPELINE, "pipelines/faq.toml", Plain, Yes),
-        known(DATA_DIR, "data", Plain, Yes),
-        known(LISTEN, "127.0.0.1:8000", Plain, Yes),
-        known(keys::API_KEYS, "", Secret, Yes),
-        known(keys::API_KEYS_FILE, "", SecretFile, Yes),
-        known(TLS_CERT, "", SecretFile, Yes),
-        known(TLS_KEY, "", SecretFile, Yes),
-        known(URL, "", Url, Yes),
-        known(kafka::BROKERS, "", Plain, Yes),
-        known(kafka::SECURITY_PROTOCOL, "plaintext", Plain, Yes),
-        known(kafka::SASL_MECHANISM, "", Plain, Yes),
-        known(kafka::SASL_MECHANISMS, "", Plain, Yes),
-        known(kafka::SASL_USERNAME, "", Secret, Yes),
-        known(kafka::SASL_PASSWORD, "", Secret, Yes),
-        known(kafka::SSL_CA_LOCATION, "", Plain, Yes),
-        known(TOPIC_PREFIX, "vecsync", Plain, Yes),
-        known(TOPIC_PARTITIONS, "8", Plain, Yes),
-        known(TOPIC_REPLICATION, "1", Plain, Yes),
-        known(qdrant::STORE_TYPE, "qdrant if QDRANT_HOST is set, else local", Plain, NoEffect),
-        known(qdrant::HOST, "", Plain, NoEffect),
-        known(qdrant::PORT, "6333", Plain, NoEffect),
-        known(qdrant::GRPC_PORT, "6334", Plain, NoEffect),
-        known(qdrant::API_KEY, "", Secret, NoEffect),
-        known(qdrant::TLS, "false", Plain, NoEffect),
-        known(qdrant::COLLECTION, "faq_embeddings", Plain, NoEffect),
-        known(qdrant::TIMEOUT, "30", Plain, NoEffect),
-        known(SEARCH_DEADLINE, "1000", Plain, Yes),
-        known(HEDGE_DELAY, "50", Plain, NoEffect),
-        known(MODEL, "the better one of those in VECSYNC_MODEL_DIR", Plain, Yes),
-        known(MODEL_DIR, "models/all-MiniLM-L6-v2", Plain, Yes),
-        known(RUNTIME, "the one beside the model", Plain, Yes),
-        known(LOG, "info", Plain, Yes),
-        known(LOG_FORMAT, "pretty", Plain, Yes),
+        known(super::database::DATABASE_URL, "", ConnInfo),
+        known(PIPELINE, "pipelines/faq.toml", Plain),
+        known(DATA_DIR, "data", Plain),
+        known(LISTEN, "127.0.0.1:8000", Plain),
+        known(keys::API_KEYS, "", Secret),
+        known(keys::API_KEYS_FILE, "", SecretFile),
+        known(TLS_CERT, "", SecretFile),
+        known(TLS_KEY, "", SecretFile),
+        known(URL, "", Url),
+        known(kafka::BROKERS, "", Plain),
+        known(kafka::SECURITY_PROTOCOL, "plaintext", Plain),
+        known(kafka::SASL_MECHANISM, "", Plain),
+        known(kafka::SASL_MECHANISMS, "", Plain),
+        known(kafka::SASL_USERNAME, "", Secret),
+        known(kafka::SASL_PASSWORD, "", Secret),
+        known(kafka::SSL_CA_LOCATION, "", Plain),
+        known(TOPIC_PREFIX, "vecsync", Plain),
+        known(TOPIC_PARTITIONS, "8", Plain),
+        known(TOPIC_REPLICATION, "1", Plain),
+        known(qdrant::STORE_TYPE, "qdrant if QDRANT_HOST is set, else local", Plain),
+        known(qdrant::HOST, "", Plain),
+        known(qdrant::PORT, "6333", Plain),
+        known(qdrant::GRPC_PORT, "6334", Plain),
+        known(qdrant::API_KEY, "", Secret),
+        known(qdrant::TLS, "false", Plain),
+        known(qdrant::COLLECTION, "faq_embeddings", Plain),
+        known(qdrant::TIMEOUT, "30", Plain),
+        known(SEARCH_DEADLINE, "1000", Plain),
+        known(HEDGE_DELAY, "50", Plain),
+        known(MODEL, "the better one of those in VECSYNC_MODEL_DIR", Plain),
+        known(MODEL_DIR, "models/all-MiniLM-L6-v2", Plain),
+        known(RUNTIME, "the one beside the model", Plain),
+        known(LOG, "info", Plain),
+        known(LOG_FORMAT, "pretty", Plain),
     ]
 };
 
@@ -255,6 +245,7 @@ impl<'a> Reader<'a> {
             api_keys: self.problems.take(keys).unwrap_or_default(),
             tls,
             search_deadline: Duration::from_millis(deadline),
+            hedge_delay: Duration::from_millis(hedge.unwrap_or(HEDGE_DELAY_MS).min(deadline)),
         }
     }
 

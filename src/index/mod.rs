@@ -3,10 +3,12 @@
 //! **Invariant:** a store's positions are written with the data that they cover, in one transaction; a row's newer
 //! version wins, in whatever order the versions come; nothing here reads `changes` or PostgreSQL.
 
+mod batch;
 pub mod filter;
 pub mod generations;
 pub mod matrix;
 pub mod mirror;
+pub mod primary;
 pub mod qdrant;
 pub mod quantise;
 mod run;
@@ -16,5 +18,6 @@ pub mod sink;
 pub use filter::{Filter, FilterValue};
 pub use generations::Generations;
 pub use mirror::{Applied, Difference, Hit, Mirror, MirrorError, MirrorSettings};
+pub use primary::{Primary, PrimaryState, Taken};
 pub use qdrant::{Accuracy, QdrantError, QdrantGeneration, QdrantGenerations, QdrantSettings, QdrantStore};
 pub use run::{Index, IndexError, ReplayRequest, Replayed};

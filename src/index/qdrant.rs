@@ -23,8 +23,9 @@ use qdrant_client::qdrant::{
 };
 use tokio::sync::Mutex as AsyncMutex;
 
+use self::collection::Refusal;
 pub use self::error::QdrantError;
-pub use self::generations::{QdrantGeneration, QdrantGenerations};
+pub use self::generations::{Look, QdrantGeneration, QdrantGenerations};
 use self::link::Link;
 use self::plan::{Step, Write};
 use self::point::{Origin, Progress};
@@ -272,8 +273,10 @@ impl Inner {
         let request = GetCollectionInfoRequest { collection_name: self.settings.collection.clone() };
         let info = self.link.call("look at", self.link.collections().get(request)).await?;
         let info = info.result.unwrap_or_default();
+        let collection = self.settings.collection.clone();
         match collection::refusal(&self.settings, &info) {
-            Some(what) => Err(QdrantError::Foreign { collection: self.settings.collection.clone(), what }),
+            Some(Refusal::Foreign(what)) => Err(QdrantError::Foreign { collection, what }),
+            Some(Refusal::Outdated(what)) => Err(QdrantError::Outdated { collection, what }),
             None => Ok(()),
         }
     }

@@ -3,14 +3,13 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use futures_util::future::BoxFuture;
 use tokio::sync::watch;
 use tokio::task::{JoinError, spawn_blocking};
 
+use super::batch::{Counts, Working, decode, lag, next};
 use super::mirror::{Mirror, MirrorError, Prepared};
 use crate::clock::now_ms;
-use crate::event::VectorEvent;
-use crate::metrics::{PipelineMetrics, Stage};
+use crate::metrics::PipelineMetrics;
 use crate::retry::{Chain, Retry};
 use crate::shutdown::Shutdown;
 use crate::topic::{LogError, Offsets, Partition, Stored, VectorsReader};
@@ -186,9 +185,6 @@ struct Applied {
     positions: Offsets,
 }
 
-/// A stage at work on a batch.
-type Working<T> = BoxFuture<'static, T>;
-
 impl Sink {
     /// Takes the log up where the span begins and follows it until shutdown, the span's end or a fault. While a batch is
     /// being applied the next one is decoded and the one after it read; what is being applied is finished first.
@@ -286,7 +282,8 @@ impl Sink {
         }
         let (mirror, metrics) = (self.mirror.clone(), self.metrics.clone());
         let decoding = spawn_blocking(move || {
-            let (events, counts) = decode(stored, &mirror, &metrics);
+            let ready = |partition, offset, event| mirror.prepare(partition, offset, event);
+            let (events, counts) = decode(stored, Some(&metrics), ready);
             Batch { events, counts, positions }
         });
         Box::pin(decoding)
@@ -311,6 +308,7 @@ impl Sink {
         match self.span {
             Span::Follow => {
                 counts.report(&self.metrics);
+                counts.report_latency(&self.metrics, STORE);
                 self.told.seen.send_if_modified(|seen| seen.take(&counts));
                 self.told.positions.send_replace(self.mirror.positions());
             }
@@ -334,76 +332,6 @@ impl Sink {
             tracing::debug!(pruned, "tombstones pruned");
         }
         Ok(())
-    }
-}
-
-/// Waits for a stage to be done with its batch; `None`: it has none. Cancel-safe.
-async fn next<T>(stage: &mut Option<Working<T>>) -> Option<T> {
-    let done = stage.as_mut()?.await;
-    *stage = None;
-    Some(done)
-}
-
-/// Records between positions and ends.
-fn lag(ends: &Offsets, positions: &Offsets) -> u64 {
-    ends.iter().zip(positions).map(|(end, position)| end.saturating_sub(*position)).sum()
-}
-
-/// What a batch did, to be counted once it is durable.
-#[derive(Debug, Default, PartialEq)]
-struct Counts {
-    upserts: u64,
-    deletes: u64,
-    barriers: u64,
-    commits_ms: Vec<i64>,
-    replayed: Vec<(Partition, u64)>,
-}
-
-/// Reads the records and makes them ready for the mirror; what cannot be read is stepped over.
-fn decode(stored: Vec<Stored>, mirror: &Mirror, metrics: &PipelineMetrics) -> (Vec<Prepared>, Counts) {
-    let mut counts = Counts::default();
-    let mut events = Vec::with_capacity(stored.len());
-    for Stored { partition, offset, record } in stored {
-        let event = match VectorEvent::from_record(&record) {
-            Ok(event) => event,
-            Err(error) => {
-                tracing::error!(partition, offset, "record of vectors stepped over: {}", Chain(&error));
-                metrics.dead_letter("vectors_unreadable");
-                continue;
-            }
-        };
-        counts.take(partition, &event);
-        events.push(mirror.prepare(partition, offset, event));
-    }
-    (events, counts)
-}
-
-impl Counts {
-    fn take(&mut self, partition: Partition, event: &VectorEvent) {
-        let (count, commit_ts_ms) = match event {
-            VectorEvent::Heartbeat { .. } => return,
-            VectorEvent::Replayed { id } => return self.replayed.push((partition, *id)),
-            VectorEvent::Upsert { row, .. } => (&mut self.upserts, Some(row.commit_ts_ms)),
-            VectorEvent::Delete { commit_ts_ms, .. } => (&mut self.deletes, *commit_ts_ms),
-            VectorEvent::Barrier { commit_ts_ms, .. } => (&mut self.barriers, Some(*commit_ts_ms)),
-        };
-        *count += 1;
-        self.commits_ms.extend(commit_ts_ms);
-    }
-
-    fn report(&self, metrics: &PipelineMetrics) {
-        for (op, count) in [("upsert", self.upserts), ("delete", self.deletes), ("truncate", self.barriers)] {
-            if count > 0 {
-                metrics.events(Stage::Index, op, count);
-            }
-        }
-        let now_ms = now_ms();
-        for commit_ms in &self.commits_ms {
-            metrics.end_to_end(STORE, *commit_ms, now_ms);
-        }
-        if let Some(newest_ms) = self.commits_ms.iter().max() {
-            metrics.last_commit(Stage::Index, *newest_ms);
-        }
     }
 }
 

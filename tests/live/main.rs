@@ -13,6 +13,7 @@ mod kafka_login;
 mod kafka_topics;
 mod large;
 mod qdrant_generations;
+mod qdrant_run;
 mod qdrant_server;
 mod qdrant_store;
 mod refusals;

@@ -269,7 +269,7 @@ fn config_shows_every_setting_with_its_origin() {
         ("VECSYNC_LISTEN", "0.0.0.0:9000", "environment"),
         ("VECSYNC_URL", "http://127.0.0.1:9000/", "default"),
         ("VECSYNC_MODEL", "int8", ".env line 3"),
-        ("VECSYNC_HEDGE_DELAY_MS", "60", "environment, no effect in this version"),
+        ("VECSYNC_HEDGE_DELAY_MS", "60", "environment"),
         ("VECSYNC_LOG", "info", "default"),
         ("VECSYNC_DATA_DIR", "data", "default"),
         ("VECSYNC_API_KEYS", "-", "not set"),

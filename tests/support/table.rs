@@ -52,6 +52,13 @@ pub fn expect_equal(vecsync: &mut Vecsync, sql: &Sql, limit: Duration) {
     }
 }
 
+/// Waits until the index equals the table. Which store answers may change meanwhile, so it need not stay so.
+#[track_caller]
+pub fn expect_equal_once(vecsync: &mut Vecsync, sql: &Sql, limit: Duration) {
+    let table = read_table(sql);
+    wait_until("searches to give the table", limit, || difference(&table, vecsync));
+}
+
 fn read_table(sql: &Sql) -> Rows {
     let rows = sql.query("SELECT id, question, answer, category, to_char(updated_at AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US') FROM faq_faq WHERE is_active");
     let text = |row: &tokio_postgres::SimpleQueryRow, column| row.get(column).expect("not NULL").to_owned();

@@ -39,8 +39,37 @@ pub(super) fn indexes(settings: &QdrantSettings) -> Vec<(String, FieldType)> {
     own.chain(settings.filters.iter().map(|field| (super::filter::path(field), FieldType::Keyword))).collect()
 }
 
+/// Why a collection cannot be written to.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Refusal {
+    /// It is none of this pipeline's generations.
+    Foreign(String),
+    /// It is one of another revision, or of a log with another number of partitions.
+    Outdated(String),
+}
+
 /// Why the collection cannot be written to as a generation of these settings, if it cannot.
-pub(super) fn refusal(settings: &QdrantSettings, info: &CollectionInfo) -> Option<String> {
+pub(super) fn refusal(settings: &QdrantSettings, info: &CollectionInfo) -> Option<Refusal> {
+    let config = info.config.as_ref()?;
+    if let Some(found) = config.metadata.get(METADATA).and_then(|metadata| metadata.as_str())
+        && *found != made_for(settings)
+        && found.starts_with(&of_pipeline(settings))
+    {
+        return Some(Refusal::Outdated(format!("it was made for {found}, wanted {}", made_for(settings))));
+    }
+    foreign(settings, info).map(Refusal::Foreign)
+}
+
+/// Width and distance of a collection's vectors, for showing.
+pub(super) fn shape(info: &CollectionInfo) -> Option<(u64, &'static str)> {
+    let vectors = info.config.as_ref()?.params.as_ref()?.vectors_config.as_ref()?.config.as_ref()?;
+    match vectors {
+        Vectors::Params(params) => Some((params.size, params.distance().as_str_name())),
+        Vectors::ParamsMap(_) => None,
+    }
+}
+
+fn foreign(settings: &QdrantSettings, info: &CollectionInfo) -> Option<String> {
     let config = info.config.as_ref()?;
     let vectors = config.params.as_ref().and_then(|params| params.vectors_config.as_ref()?.config.as_ref());
     let has = match vectors {
@@ -63,6 +92,10 @@ pub(super) fn refusal(settings: &QdrantSettings, info: &CollectionInfo) -> Optio
 }
 
 fn made_for(settings: &QdrantSettings) -> String {
-    let QdrantSettings { pipeline, revision, partitions, .. } = settings;
-    format!("pipeline {pipeline}, revision {revision}, {partitions} partitions")
+    let QdrantSettings { revision, partitions, .. } = settings;
+    format!("{}revision {revision}, {partitions} partitions", of_pipeline(settings))
+}
+
+fn of_pipeline(settings: &QdrantSettings) -> String {
+    format!("pipeline {}, ", settings.pipeline)
 }

@@ -64,6 +64,14 @@ pub enum QdrantError {
         /// What it has, and what was wanted.
         what: String,
     },
+    /// The collection is a generation of this pipeline, but of another revision. Another one has to be filled beside it.
+    #[error("use Qdrant collection {collection}: {what}")]
+    Outdated {
+        /// The collection.
+        collection: String,
+        /// What it has, and what was wanted.
+        what: String,
+    },
     /// The server does not know conditional writes, and would take older rows for newer ones.
     #[error("use Qdrant at {url}: version {found}, wanted 1.16 or later")]
     Version {

@@ -3,13 +3,16 @@
 //! **Invariant:** the alias names one whole generation at every moment; it is moved by one request and read back; what it
 //! names is never removed, nor is anything that vecsync did not make.
 
+use std::time::{Duration, Instant};
+
 use qdrant_client::qdrant::alias_operations::Action;
 use qdrant_client::qdrant::{
-    AliasOperations, ChangeAliases, CreateAlias, DeleteCollection, ListAliasesRequest, ListCollectionsRequest,
+    AliasOperations, ChangeAliases, CreateAlias, DeleteCollection, GetCollectionInfoRequest, ListAliasesRequest,
+    ListCollectionsRequest,
 };
 
 use super::link::Link;
-use super::{QdrantError, QdrantSettings, QdrantStore};
+use super::{QdrantError, QdrantSettings, QdrantStore, collection};
 
 /// What stands between an alias and the number of a generation.
 const MARK: &str = "__";
@@ -31,6 +34,21 @@ pub struct QdrantGeneration {
     pub store: QdrantStore,
 }
 
+/// What a look at Qdrant shows.
+#[derive(Clone, Debug)]
+pub struct Look {
+    /// When it began.
+    pub at: Instant,
+    /// How long the server took to answer.
+    pub took: Duration,
+    /// How many collections it has.
+    pub collections: usize,
+    /// The generation that the alias names.
+    pub named: Option<u32>,
+    /// Width of that one's vectors, and their distance.
+    pub shape: Option<(u64, &'static str)>,
+}
+
 impl QdrantGenerations {
     /// Prepares a connection; makes none. Called inside of a runtime. `settings.collection` is the alias.
     pub fn new(settings: QdrantSettings) -> Result<Self, QdrantError> {
@@ -48,6 +66,41 @@ impl QdrantGenerations {
                 Ok(Some(generation))
             }
             None => Ok(None),
+        }
+    }
+
+    /// Looks whether Qdrant answers and what the alias names. What it names is not opened.
+    pub async fn look(&self) -> Result<Look, QdrantError> {
+        let began = Instant::now();
+        let listed = self.link.call("list", self.link.collections().list(ListCollectionsRequest {})).await?;
+        let took = began.elapsed();
+        let named = self.named().await?;
+        let shape = match named {
+            Some(number) => {
+                let request = GetCollectionInfoRequest { collection_name: self.collection(number) };
+                let info = self.link.call("look at", self.link.collections().get(request)).await?;
+                collection::shape(&info.result.unwrap_or_default())
+            }
+            None => None,
+        };
+        Ok(Look { at: began, took, collections: listed.collections.len(), named, shape })
+    }
+
+    /// A generation by its number, not opened: a store of its own, which knows nothing of another one's writes.
+    pub fn generation(&self, number: u32) -> QdrantGeneration {
+        self.of(number)
+    }
+
+    /// The newest generation that is not named yet and is of these settings, opened: what a fill before a kill has left.
+    pub async fn begun(&self) -> Result<Option<QdrantGeneration>, QdrantError> {
+        let named = self.named().await?;
+        let newest = self.numbers().await?.last().copied().filter(|newest| named.is_none_or(|named| *newest > named));
+        let Some(newest) = newest else { return Ok(None) };
+        let generation = self.of(newest);
+        match generation.store.create().await {
+            Ok(()) => Ok(Some(generation)),
+            Err(QdrantError::Foreign { .. } | QdrantError::Outdated { .. }) => Ok(None),
+            Err(error) => Err(error),
         }
     }
 

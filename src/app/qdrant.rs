@@ -1,0 +1,209 @@
+//! Qdrant in this process: how fresh it is, whether a generation is whole, how it looks in health, and who answers a search
+//! when it is slow or away.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+use tokio::time::timeout;
+
+use super::LOCAL;
+use super::serving::faulty;
+use crate::clock::now_ms;
+use crate::freshness::Freshness;
+use crate::index::primary::STORE;
+use crate::index::{Accuracy, Filter, Hit, Primary};
+use crate::metrics::PipelineMetrics;
+use crate::serve::SearchError;
+use crate::serve::health::{self, Component, Status};
+use crate::topic::{Log, LogError, Offsets, SnapshotMarker};
+
+/// A new generation that has less than this share of the mirror's rows does not take the place of the one before.
+const SHARE_MIN: f64 = 0.5;
+/// A sink this far behind is late.
+const LATE: u64 = 10_000;
+
+/// Why the mirror answers in its place: it is away or behind; a search in it failed; it was slower than the mirror.
+const UNAVAILABLE: &str = "unavailable";
+const FAILED: &str = "error";
+const SLOW: &str = "slow";
+pub(super) const FALLBACK_REASONS: [&str; 3] = [UNAVAILABLE, FAILED, SLOW];
+
+/// Qdrant, and what the process knows of it. Clones are the same.
+#[derive(Clone)]
+pub(super) struct Qdrant {
+    pub primary: Primary,
+    pub metrics: PipelineMetrics,
+    /// How long it is waited for before the mirror is asked, too.
+    pub hedge_delay: Duration,
+    tracked: Arc<Mutex<Tracked>>,
+}
+
+/// The generation that is being written to, where that is done here.
+#[derive(Default)]
+struct Tracked {
+    generation: u32,
+    positions: Offsets,
+    freshness: Freshness,
+}
+
+/// How far a store is with regard to the source.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Standing {
+    /// Whether it has held the whole table at some moment.
+    pub is_loaded: bool,
+    /// The moment up to which everything committed is in it, milliseconds since the Unix epoch.
+    pub as_of_ms: Option<i64>,
+}
+
+impl Qdrant {
+    pub fn new(primary: Primary, metrics: PipelineMetrics, hedge_delay: Duration) -> Qdrant {
+        Qdrant { primary, metrics, hedge_delay, tracked: Arc::default() }
+    }
+
+    /// What capture says, for a log whose freshness is followed by marks.
+    pub fn captured(&self, complete: bool, current: Option<(i64, Offsets)>) {
+        let mut tracked = self.tracked();
+        if !complete {
+            tracked.freshness = Freshness::default();
+        } else if let Some((as_of_ms, ends)) = current {
+            tracked.freshness.captured(as_of_ms, ends);
+        }
+    }
+
+    /// Brings the freshness up to what is written.
+    pub fn follow(&self, log: &Log, revision: &str) -> Result<(), LogError> {
+        let Some(taken) = self.primary.state().taken else { return Ok(()) };
+        let mut tracked = self.tracked();
+        let is_another = tracked.generation != taken.generation
+            || taken.positions.iter().zip(&tracked.positions).any(|(now, before)| now < before);
+        match log {
+            Log::Embedded(log) => {
+                if is_another {
+                    tracked.freshness = Freshness::default();
+                    if log.capture_state()?.is_some_and(|state| state.snapshot == SnapshotMarker::Complete) {
+                        tracked.freshness.started_complete(log.changes_ends());
+                    }
+                }
+                tracked.freshness.advance(&log.progress(revision, &taken.positions)?);
+            }
+            Log::Kafka(_) => tracked.freshness.heard(taken.as_of_ms),
+        }
+        (tracked.generation, tracked.positions) = (taken.generation, taken.positions);
+        Ok(())
+    }
+
+    /// Whether a generation has held the whole table: the least rows it has to have then, so that it may take the place
+    /// of the one before. `mirror_rows` are those of a mirror that is followed.
+    pub fn is_whole(&self, generation: u32, mirror_rows: u64) -> Option<u64> {
+        let tracked = self.tracked();
+        let is_whole = tracked.generation == generation && tracked.freshness.is_loaded();
+        is_whole.then_some((mirror_rows as f64 * SHARE_MIN) as u64)
+    }
+
+    /// How far the generation that searches ask is.
+    pub fn standing(&self) -> Standing {
+        let Some(searchable) = self.primary.state().searchable else { return Standing::default() };
+        let tracked = self.tracked();
+        if tracked.generation == searchable.number {
+            let freshness = &tracked.freshness;
+            return Standing { is_loaded: freshness.is_loaded(), as_of_ms: freshness.as_of_ms() };
+        }
+        // Another process writes, over a log that has heartbeats.
+        let as_of_ms = searchable.store.as_of_ms();
+        Standing { is_loaded: as_of_ms.is_some(), as_of_ms }
+    }
+
+    /// Searches in Qdrant, and in the mirror as soon as Qdrant fails or takes longer than the hedge delay. The first answer
+    /// counts; says whose it is.
+    pub async fn search(
+        &self,
+        query: &[f32],
+        (limit, min_score): (usize, f32),
+        filter: &Filter,
+        local: impl Future<Output = Result<Vec<Hit>, SearchError>>,
+    ) -> Result<(Vec<Hit>, &'static str), SearchError> {
+        let Some(store) = self.primary.searchable() else {
+            self.metrics.fallback(UNAVAILABLE);
+            return local.await.map(|hits| (hits, LOCAL));
+        };
+        let asked = async {
+            let since = Instant::now();
+            let found = store.search(query, limit, min_score, filter, Accuracy::Indexed).await;
+            self.metrics.store_request(STORE, "search", found.is_ok(), since.elapsed());
+            found.inspect_err(|error| self.primary.note(error))
+        };
+        let mut asked = std::pin::pin!(asked);
+        match timeout(self.hedge_delay, &mut asked).await {
+            Ok(Ok(hits)) => return Ok((hits, STORE)),
+            Ok(Err(_)) => {
+                self.metrics.fallback(FAILED);
+                return local.await.map(|hits| (hits, LOCAL));
+            }
+            Err(_) => {}
+        }
+        tokio::select! {
+            biased;
+            found = local => match found {
+                Ok(hits) => {
+                    self.metrics.fallback(SLOW);
+                    Ok((hits, LOCAL))
+                }
+                // The other one may still have an answer.
+                Err(error) => asked.await.map(|hits| (hits, STORE)).map_err(|_| error),
+            },
+        }
+    }
+
+    /// How it is, for health.
+    pub fn component(&self) -> Component {
+        let (state, standing) = (self.primary.state(), self.standing());
+        let mut component = match (&state.fault, &state.look, &state.searchable, &state.sink_fault) {
+            (Some(fault), ..) => {
+                Component { error: Some(fault.clone()), ..Component::new(health::QDRANT, Status::Unhealthy) }
+            }
+            (None, None, ..) => faulty(health::QDRANT, "it was not asked yet"),
+            (None, Some(_), _, Some(fault)) => faulty(health::QDRANT, fault),
+            (None, Some(_), None, None) => faulty(health::QDRANT, "no generation of this revision is whole yet"),
+            (None, Some(_), Some(_), None) if !standing.is_loaded => faulty(health::QDRANT, "the load is not complete"),
+            (None, Some(_), Some(_), None) if !state.is_current => faulty(health::QDRANT, "it is behind the mirror"),
+            _ => Component::new(health::QDRANT, Status::Healthy),
+        };
+        let settings = self.primary.settings();
+        let look = state.look.as_ref();
+        let took_ms = look.map(|look| look.took.as_secs_f64() * 1000.0);
+        component.latency_ms = took_ms;
+        component.details.insert(
+            "server".into(),
+            json!({
+                "host": settings.server.host, "port": settings.server.port, "grpc_port": settings.server.grpc_port,
+                "response_time_ms": took_ms.map(|ms| (ms * 1000.0).round() / 1000.0),
+                "collections_count": look.map(|look| look.collections),
+            }),
+        );
+        let mut collection = json!({
+            "name": settings.collection, "exists": look.is_some_and(|look| look.named.is_some()),
+            "generation": look.and_then(|look| look.named),
+        });
+        if let Some((width, distance)) = look.and_then(|look| look.shape) {
+            collection["stats"] = json!({
+                "total_points": state.points, "vector_dimension": width, "distance_metric": distance.to_uppercase(),
+            });
+        }
+        component.details.insert("collection".into(), collection);
+        if let Some(taken) = &state.taken {
+            if component.status == Status::Healthy && taken.lag > LATE {
+                component.status = Status::Degraded;
+                component.error = Some(format!("it lacks {} records", taken.lag));
+            }
+            component.details.insert("sink".into(), json!({"generation": taken.generation, "lag_records": taken.lag}));
+        }
+        let staleness_ms = standing.as_of_ms.map(|as_of_ms| (now_ms() - as_of_ms).max(0));
+        component.details.insert("staleness_ms".into(), json!(staleness_ms));
+        component
+    }
+
+    fn tracked(&self) -> MutexGuard<'_, Tracked> {
+        self.tracked.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,408 @@
+//! Keeps Qdrant up with `vectors`, and knows how Qdrant is: whether it answers, which generation searches may ask, how far
+//! that one is. Decides nothing about versions, and nothing about who is asked.
+//!
+//! **Invariant:** searches ask only the generation that the alias names, and only where it is of this process's revision;
+//! another one takes its place when it is whole.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::watch;
+use tokio::task::{JoinError, spawn_blocking};
+use tokio::time::{MissedTickBehavior, interval, timeout};
+
+use super::batch::{Counts, Working, decode, lag, next};
+use super::qdrant::{Look, QdrantError, QdrantGeneration, QdrantGenerations, QdrantSettings, QdrantStore};
+use crate::clock::now_ms;
+use crate::event::VectorEvent;
+use crate::metrics::PipelineMetrics;
+use crate::retry::{Chain, Retry};
+use crate::shutdown::Shutdown;
+use crate::topic::{Log, LogError, Offsets, Partition, Stored, VectorsReader};
+
+/// Qdrant in the metrics' label `store`, and in answers.
+pub const STORE: &str = "qdrant";
+
+/// Records taken from the log at once: enough for several full requests, few enough for a search to see the first soon.
+const BATCH_RECORDS_MAX: usize = 1000;
+/// Bytes taken from the log at once. Three batches are in memory at a time: read, decoded, on its way.
+const BATCH_BYTES_MAX: usize = 4 << 20;
+/// How often Qdrant is looked at.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// How long a look may take.
+const LOOK_PATIENCE: Duration = Duration::from_secs(3);
+/// Looks between two countings of the points: an exact count goes over them all.
+const COUNT_EVERY: u32 = 5;
+/// How often a sink that has nothing to do looks after what it owes.
+const TEND_EVERY: Duration = Duration::from_millis(500);
+/// Between two prunings of tombstones.
+const PRUNE_EVERY: Duration = Duration::from_secs(3600);
+/// Tombstones are kept this long: longer than any write can be on its way.
+const TOMBSTONES_KEPT: Duration = Duration::from_secs(7 * 24 * 3600);
+/// How long the end of the process waits for a write that is on its way. One that is given up is made again.
+const END_PATIENCE: Duration = Duration::from_secs(3);
+
+/// Qdrant as one process sees it. Clones are the same.
+#[derive(Clone)]
+pub struct Primary(Arc<Inner>);
+
+struct Inner {
+    generations: QdrantGenerations,
+    settings: QdrantSettings,
+    metrics: PipelineMetrics,
+    state: watch::Sender<PrimaryState>,
+}
+
+/// How Qdrant is.
+#[derive(Clone, Debug, Default)]
+pub struct PrimaryState {
+    /// What the last look that was answered has shown.
+    pub look: Option<Look>,
+    /// The generation that searches may ask.
+    pub searchable: Option<QdrantGeneration>,
+    /// Whether that one has all that the mirror had a look before.
+    pub is_current: bool,
+    /// Points that can be found in it.
+    pub points: Option<u64>,
+    /// Why it cannot be asked.
+    pub fault: Option<String>,
+    /// Why nothing is written; of a process that writes.
+    pub sink_fault: Option<String>,
+    /// How far it is filled; of a process that writes.
+    pub taken: Option<Taken>,
+}
+
+/// How far a generation is filled.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Taken {
+    /// Which.
+    pub generation: u32,
+    /// The positions up to which all is durable.
+    pub positions: Offsets,
+    /// The moment up to which it holds everything, by the log's heartbeats; milliseconds since the Unix epoch.
+    pub as_of_ms: Option<i64>,
+    /// Records of `vectors` that it has not taken.
+    pub lag: u64,
+}
+
+/// Says of a generation, given by its number, that it has held the whole table at some moment, and how many rows it must have
+/// at least; `None`: not yet.
+pub type IsWhole = Arc<dyn Fn(u32) -> Option<u64> + Send + Sync>;
+
+/// What stops a round. Each is tried again.
+#[derive(Debug, thiserror::Error)]
+enum Fault {
+    #[error(transparent)]
+    Log(#[from] LogError),
+    #[error(transparent)]
+    Qdrant(#[from] QdrantError),
+    #[error("decode records of vectors")]
+    Task(#[from] JoinError),
+    #[error("write Qdrant collection {0}: the alias does not name it any more")]
+    Unnamed(String),
+}
+
+/// Why a run of writes ended.
+enum Ended {
+    Shutdown,
+    Whole,
+}
+
+/// A batch that was read: what is in it, and the positions behind it.
+struct Batch {
+    events: Vec<(Partition, u64, VectorEvent)>,
+    counts: Counts,
+    positions: Offsets,
+}
+
+/// A batch that was applied, or was not, and how long it took.
+struct Applied {
+    result: Result<(), QdrantError>,
+    took: Duration,
+    counts: Counts,
+}
+
+impl Primary {
+    /// Prepares a connection; makes none. Called inside of a runtime. `settings.collection` is the alias.
+    pub fn new(settings: QdrantSettings, metrics: PipelineMetrics) -> Result<Primary, QdrantError> {
+        let generations = QdrantGenerations::new(settings.clone())?;
+        let (state, _) = watch::channel(PrimaryState::default());
+        Ok(Primary(Arc::new(Inner { generations, settings, metrics, state })))
+    }
+
+    /// How it is now.
+    pub fn state(&self) -> PrimaryState {
+        self.0.state.borrow().clone()
+    }
+
+    /// Told whenever it changes.
+    pub fn subscribe(&self) -> watch::Receiver<PrimaryState> {
+        self.0.state.subscribe()
+    }
+
+    /// What it was made for.
+    pub fn settings(&self) -> &QdrantSettings {
+        &self.0.settings
+    }
+
+    /// The store that searches may ask now: it answers, and is not behind.
+    pub fn searchable(&self) -> Option<QdrantStore> {
+        let state = self.0.state.borrow();
+        let generation = state.searchable.as_ref().filter(|_| state.is_current && state.fault.is_none());
+        generation.map(|generation| generation.store.clone())
+    }
+
+    /// A search failed: nobody asks it again before a look was answered.
+    pub fn note(&self, error: &QdrantError) {
+        let fault = Chain(error).to_string();
+        tracing::debug!("search Qdrant: {fault}");
+        self.0.state.send_modify(|state| state.fault = Some(fault));
+    }
+
+    /// Looks at Qdrant until shutdown. `mirror` gives the positions of the mirror.
+    pub async fn watch(self, mirror: impl Fn() -> Offsets, shutdown: Shutdown) {
+        let mut ticks = interval(LOOK_EVERY);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let (mut open, mut before, mut round) = (None, mirror(), 0_u32);
+        loop {
+            tokio::select! {
+                biased;
+                () = shutdown.raised() => return,
+                _ = ticks.tick() => {}
+            }
+            let seen = timeout(LOOK_PATIENCE, self.0.look(&mut open, round.is_multiple_of(COUNT_EVERY))).await;
+            let seen = seen.unwrap_or_else(|_| {
+                let (operation, collection) = ("look at", self.0.settings.collection.clone());
+                Err(QdrantError::Silent { operation, collection, after: LOOK_PATIENCE })
+            });
+            let now = mirror();
+            self.0.state.send_modify(|state| match seen {
+                Ok((look, points)) => {
+                    if let Some(fault) = state.fault.take() {
+                        tracing::info!("Qdrant answers again; the fault was: {fault}");
+                    }
+                    let has = |generation: &QdrantGeneration| {
+                        let positions = generation.store.positions();
+                        positions.len() == before.len() && positions.iter().zip(&before).all(|(has, had)| has >= had)
+                    };
+                    state.is_current = open.as_ref().is_some_and(has);
+                    state.searchable.clone_from(&open);
+                    (state.look, state.points) = (Some(look), points.or(state.points).filter(|_| open.is_some()));
+                }
+                Err(error) => {
+                    let fault = Chain(&error).to_string();
+                    if state.fault.is_none() {
+                        tracing::warn!("{fault}");
+                    }
+                    state.fault = Some(fault);
+                }
+            });
+            (before, round) = (now, round.wrapping_add(1));
+        }
+    }
+
+    /// Writes what comes in `vectors` until shutdown. Faults are tried again for ever: Qdrant may be away as long as it
+    /// likes. Another generation is filled beside the current one where that is of another revision, or where the log has
+    /// forgotten what it lacks; it takes the place of the current one when `is_whole` says so.
+    pub async fn follow(self, log: Log, is_whole: IsWhole, shutdown: Shutdown) {
+        let mut retry = Retry::new(STORE);
+        loop {
+            let fault = match self.0.follow(&log, &is_whole, &mut retry, &shutdown).await {
+                Ok(()) => return,
+                Err(fault) => Chain(&fault).to_string(),
+            };
+            self.0.state.send_modify(|state| state.sink_fault = Some(fault.clone()));
+            if !retry.wait(&fault, &shutdown).await {
+                return;
+            }
+        }
+    }
+}
+
+impl std::fmt::Debug for Primary {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Primary").field("alias", &self.0.settings.collection).finish_non_exhaustive()
+    }
+}
+
+impl Inner {
+    /// Looks what the alias names and how far that is; `open` is what it named before.
+    async fn look(
+        &self,
+        open: &mut Option<QdrantGeneration>,
+        counts: bool,
+    ) -> Result<(Look, Option<u64>), QdrantError> {
+        let look = self.generations.look().await?;
+        let known = open.take().filter(|known| Some(known.number) == look.named);
+        let generation = known.or_else(|| look.named.map(|number| self.generations.generation(number)));
+        let Some(generation) = generation else { return Ok((look, None)) };
+        match generation.store.open().await {
+            Ok(()) => {}
+            // Of another revision: no query of this process fits it.
+            Err(QdrantError::Outdated { .. }) => return Ok((look, None)),
+            Err(error) => return Err(error),
+        }
+        let points = if counts { Some(generation.store.points().await?) } else { None };
+        *open = Some(generation);
+        Ok((look, points))
+    }
+
+    async fn follow(&self, log: &Log, is_whole: &IsWhole, retry: &mut Retry, shutdown: &Shutdown) -> Result<(), Fault> {
+        let current = match self.generations.current_or_first().await {
+            Ok(current) => Some(current),
+            Err(error @ QdrantError::Outdated { .. }) => {
+                tracing::info!("{}: another generation is filled beside it", Chain(&error));
+                None
+            }
+            Err(error) => return Err(error.into()),
+        };
+        let mut reader = log.vectors(&self.settings.revision)?;
+        if let Some(current) = current
+            && self.take_up(&current, &mut reader).await?
+        {
+            self.write(&current, &mut reader, None, retry, shutdown).await?;
+            return Ok(());
+        }
+        let next = self.next(&mut reader).await?;
+        match self.write(&next, &mut reader, Some(is_whole), retry, shutdown).await? {
+            Ended::Shutdown => return Ok(()),
+            Ended::Whole => self.generations.switch(&next).await?,
+        }
+        let collection = next.store.collection();
+        tracing::info!(collection, "a new generation in Qdrant is whole, and searches ask it; the one before is kept");
+        self.write(&next, &mut reader, None, retry, shutdown).await?;
+        Ok(())
+    }
+
+    /// Takes the log up where the generation is. `false`: the log has forgotten what it lacks, or is another log.
+    async fn take_up(&self, generation: &QdrantGeneration, reader: &mut VectorsReader) -> Result<bool, Fault> {
+        match reader.seek(&generation.store.positions()).await {
+            Ok(()) => Ok(true),
+            Err(error @ (LogError::Ahead { .. } | LogError::Expired { .. })) => {
+                tracing::warn!("{}: another generation is filled beside it", Chain(&error));
+                Ok(false)
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// A generation that is to be filled, and the log at its place: one that was begun before, or a new one.
+    async fn next(&self, reader: &mut VectorsReader) -> Result<QdrantGeneration, Fault> {
+        if let Some(begun) = self.generations.begun().await? {
+            if self.take_up(&begun, reader).await? {
+                return Ok(begun);
+            }
+            self.generations.discard(begun.number).await?;
+        }
+        let next = self.generations.add().await?;
+        reader.seek(&next.store.positions()).await?;
+        Ok(next)
+    }
+
+    /// Writes what the log gives until shutdown, or until the generation is whole where that is asked for. While a batch
+    /// is being applied the next one is read and decoded.
+    async fn write(
+        &self,
+        generation: &QdrantGeneration,
+        reader: &mut VectorsReader,
+        until: Option<&IsWhole>,
+        retry: &mut Retry,
+        shutdown: &Shutdown,
+    ) -> Result<Ended, Fault> {
+        let mut tend = interval(TEND_EVERY);
+        tend.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let since = Instant::now();
+        let mut pruned = since;
+        let mut applying: Option<Working<Applied>> = None;
+        let mut decoding: Option<Working<Result<Batch, JoinError>>> = None;
+        let mut decoded: Option<Batch> = None;
+        self.tell(generation, reader);
+        self.state.send_modify(|state| state.sink_fault = None);
+        loop {
+            if applying.is_none()
+                && let Some(batch) = decoded.take()
+            {
+                applying = Some(Box::pin(apply(generation.store.clone(), batch)));
+            }
+            tokio::select! {
+                biased;
+                Some(applied) = next(&mut applying) => {
+                    self.applied(applied)?;
+                    self.tell(generation, reader);
+                    retry.reset();
+                }
+                Some(batch) = next(&mut decoding), if decoded.is_none() => decoded = Some(batch?),
+                () = shutdown.raised() => {
+                    if let Some(applying) = applying
+                        && let Ok(applied) = timeout(END_PATIENCE, applying).await
+                    {
+                        self.applied(applied)?;
+                    }
+                    return Ok(Ended::Shutdown);
+                }
+                stored = reader.next(BATCH_RECORDS_MAX, BATCH_BYTES_MAX), if decoding.is_none() => {
+                    decoding = Some(decode_apart(stored?, reader.positions()));
+                }
+                _ = tend.tick(), if applying.is_none() => {
+                    let rows_min = until.and_then(|is_whole| is_whole(generation.number));
+                    if let Some(rows_min) = rows_min
+                        && generation.store.rows().await? >= rows_min
+                    {
+                        return Ok(Ended::Whole);
+                    }
+                    if until.is_none() && self.names_another(generation.number, since) {
+                        return Err(Fault::Unnamed(generation.store.collection().to_owned()));
+                    }
+                    generation.store.tidy().await?;
+                    if pruned.elapsed() >= PRUNE_EVERY {
+                        pruned = Instant::now();
+                        let kept_ms = i64::try_from(TOMBSTONES_KEPT.as_millis()).unwrap_or(i64::MAX);
+                        let count = generation.store.prune(now_ms().saturating_sub(kept_ms)).await?;
+                        tracing::debug!(count, "tombstones in Qdrant pruned");
+                    }
+                }
+            }
+        }
+    }
+
+    /// Whether a look that began later than that has shown that the alias names something else, or is gone.
+    fn names_another(&self, generation: u32, since: Instant) -> bool {
+        let state = self.state.borrow();
+        state.look.as_ref().is_some_and(|look| look.at > since && look.named != Some(generation))
+    }
+
+    /// Counts what was applied.
+    fn applied(&self, applied: Applied) -> Result<(), QdrantError> {
+        let Applied { result, took, counts } = applied;
+        self.metrics.store_request(STORE, "upsert", result.is_ok(), took);
+        result?;
+        counts.report_latency(&self.metrics, STORE);
+        Ok(())
+    }
+
+    /// Tells how far a generation is.
+    fn tell(&self, generation: &QdrantGeneration, reader: &VectorsReader) {
+        let positions = generation.store.positions();
+        let lag = lag(&reader.ends(), &positions);
+        self.metrics.sink_lag(STORE, lag);
+        let taken = Taken { generation: generation.number, as_of_ms: generation.store.as_of_ms(), lag, positions };
+        self.state.send_modify(|state| state.taken = Some(taken));
+    }
+}
+
+async fn apply(store: QdrantStore, batch: Batch) -> Applied {
+    let Batch { events, counts, positions } = batch;
+    let since = Instant::now();
+    let result = store.apply_upto(events, positions).await.map(|_| ());
+    Applied { result, took: since.elapsed(), counts }
+}
+
+/// Decodes where it holds nobody up.
+fn decode_apart(stored: Vec<Stored>, positions: Offsets) -> Working<Result<Batch, JoinError>> {
+    let decoding = spawn_blocking(move || {
+        // The mirror's sink counts what cannot be read.
+        let (events, counts) = decode(stored, None, |partition, offset, event| (partition, offset, event));
+        Batch { events, counts, positions }
+    });
+    Box::pin(decoding)
+}
