@@ -343,7 +343,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::event::{EmbeddedRow, Record, RowKey, Version, Window};
+    use crate::event::{EmbeddedRow, Record, RowKey, VectorEvent, Version, Window};
     use crate::index::scan::DIMENSION;
     use crate::index::{Filter, MirrorSettings};
     use crate::topic::Outgoing;
