@@ -1,6 +1,6 @@
 //! One collection: the engine's shard, the one thread that writes to it, and its settings on disk.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use prost::Message;
 use qdrant_client::qdrant::{self as grpc, CollectionInfo, CollectionStatus, CreateCollection};
 use qdrant_edge::{
-    Condition, CreateIndex, EdgeShard, FieldIndexOperations, Filter, HasIdCondition, PayloadOps, PointId,
+    Condition, CountRequest, CreateIndex, EdgeShard, FieldIndexOperations, Filter, HasIdCondition, PayloadOps, PointId,
     PointInsertOperations, PointOperations, PointStructPersisted, ScrollRequest, SetPayloadOp, UpdateOperation,
     WithPayloadInterface, WithVector,
 };
@@ -73,6 +73,7 @@ impl Collection {
             // One that failed when it was asked for fails again; its client knows.
             let _ = apply(&shard, write);
         }
+        each_once(&shard)?;
         shard.flush();
         journal.clear().map_err(files::failed)?;
         let every = settings.optimizers_config.and_then(|optimizers| optimizers.flush_interval_sec).unwrap_or(5);
@@ -237,6 +238,33 @@ impl Keeper {
             Err(error) => eprintln!("clear the journal of {}: {error}", self.core.folder.display()),
         }
     }
+}
+
+/// A kill while segments are optimised leaves points in two of them. The engine's loading keeps both, the real server's the
+/// newer one; a change that changes nothing does the same here.
+fn each_once(shard: &EdgeShard) -> Result<(), Status> {
+    let scroll = ScrollRequest {
+        limit: Some(usize::MAX),
+        with_payload: Some(WithPayloadInterface::Bool(false)),
+        ..ScrollRequest::default()
+    };
+    let (records, _) = shard.scroll(scroll).map_err(refusal)?;
+    let ids: Vec<PointId> = records.into_iter().map(|record| record.id).collect();
+    let mut open = vec![ids.as_slice()];
+    while let Some(ids) = open.pop() {
+        let filter = Filter::new_must(Condition::HasId(ids.iter().copied().collect::<HasIdCondition>()));
+        let count = CountRequest { filter: Some(filter), exact: true };
+        match shard.count(count).map_err(refusal)? {
+            count if count == ids.len() => {}
+            _ if ids.len() > 1 => open.extend(ids.chunks(ids.len().div_ceil(2))),
+            _ => {
+                let (points, payload) = (Some(ids.to_vec()), convert::payload(HashMap::new()));
+                let touch = SetPayloadOp { payload, points, filter: None, key: None };
+                shard.update(UpdateOperation::PayloadOperation(PayloadOps::SetPayload(touch))).map_err(refusal)?;
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Decides a conditional upsert by what is stored now, so that doing it again later has the same outcome. All else
