@@ -25,7 +25,10 @@ use crate::config::{self, Config, Database, Role};
 use crate::control::{self, ControlError, Door, Reply, Request};
 use crate::embed::{self, Cache, Document, DocumentError, Embedder, LoadError, Worker, WorkerError};
 use crate::freshness::Freshness;
-use crate::index::{Generations, Index, IndexError, MirrorError, MirrorSettings, Primary, QdrantError, QdrantSettings};
+use crate::index::{
+    Generations, Index, IndexError, MirrorError, MirrorSettings, Primary, QdrantError, QdrantGenerations,
+    QdrantSettings,
+};
 use crate::metrics::{self, PipelineMetrics};
 use crate::serve::{self, ServeError, Service};
 use crate::shutdown::{self, Shutdown};
@@ -167,6 +170,7 @@ pub async fn run(config: Config) -> Result<(), AppError> {
     let (stored_sender, stored) = watch::channel(generations.as_ref().map(positions).unwrap_or_default());
     let (request_sender, requests) = mpsc::channel(REQUESTS_WAITING);
     let (replay_sender, replays) = mpsc::channel(REQUESTS_WAITING);
+    let (rebuild_sender, rebuilds) = mpsc::channel(REQUESTS_WAITING);
     let qdrant = qdrant_of(&config, &revision, &pipeline_metrics, stores)?;
     let shared = Arc::new(Shared {
         embedder: embedder.clone(),
@@ -186,7 +190,12 @@ pub async fn run(config: Config) -> Result<(), AppError> {
         let capture = capture_of(&config, database, check_columns, &log, &pipeline_metrics);
         spawn(&mut tasks, "capture", capture::run(capture, status_sender, requests, shutdown.clone()));
     }
-    let commands = Commands { log: log.clone(), captures: request_sender, replays: replay_sender };
+    let commands = Commands {
+        log: log.clone(),
+        captures: request_sender,
+        replays: replay_sender,
+        rebuilds: qdrant.clone().filter(|_| does(Role::Index)).map(|qdrant| (qdrant.primary, rebuild_sender)),
+    };
     for door in doors.into_iter().flatten() {
         let answering = control::run(door, commands.clone().handler(), shutdown.clone());
         spawn(&mut tasks, "control", async {
@@ -226,7 +235,7 @@ pub async fn run(config: Config) -> Result<(), AppError> {
         if does(Role::Index) {
             let (asked, log) = (Arc::clone(&shared), log.clone());
             let is_whole = Arc::new(move |generation| asked.is_whole_in_qdrant(generation));
-            let follow = primary.clone().follow(log, is_whole, shutdown.clone());
+            let follow = primary.clone().follow(log, is_whole, rebuilds, shutdown.clone());
             spawn(&mut tasks, "Qdrant", async {
                 follow.await;
                 Ok::<(), QdrantError>(())
@@ -291,6 +300,14 @@ pub async fn prepare_resync(config: Config) -> Result<(), AppError> {
     let prepared = capture::prepare_resync(&capture).await;
     log.close().await?;
     Ok(prepared?)
+}
+
+/// The generations in Qdrant that a `run` with this configuration would write to; `None`: it has no Qdrant. Makes no
+/// connection. Called inside of a runtime.
+pub fn qdrant_generations(config: &Config) -> Result<Option<QdrantGenerations>, AppError> {
+    let Some(server) = &config.qdrant else { return Ok(None) };
+    let revision = revision_of(config);
+    Ok(Some(QdrantGenerations::new(qdrant_settings(config, server, &revision))?))
 }
 
 /// What a running vecsync would answer, where none runs on this data directory: requests that only read the log.
@@ -393,12 +410,7 @@ fn joined<T>(task: &'static str, ended: Result<T, tokio::task::JoinError>) -> Re
 
 /// Opens the log, embed's side of it, and names the revision.
 async fn open_log_for_run(config: &Config) -> Result<(Log, EmbedLog, String), AppError> {
-    let revision = embed::revision(&config.model, &config.pipeline.document);
-    // Offsets of another topic are other versions.
-    let revision = match &config.pipeline.source.topic {
-        Some(topic) => embed::revision_of_topic(&revision, topic),
-        None => revision,
-    };
+    let revision = revision_of(config);
     let log = open_log(config).await?;
     let (revision, embed_log) = match &log {
         Log::Embedded(log) => {
@@ -411,6 +423,16 @@ async fn open_log_for_run(config: &Config) -> Result<(Log, EmbedLog, String), Ap
         }
     };
     Ok((log, embed_log, revision))
+}
+
+/// The revision that this configuration asks for.
+fn revision_of(config: &Config) -> String {
+    let revision = embed::revision(&config.model, &config.pipeline.document);
+    // Offsets of another topic are other versions.
+    match &config.pipeline.source.topic {
+        Some(topic) => embed::revision_of_topic(&revision, topic),
+        None => revision,
+    }
 }
 
 /// Takes up a revision where it stopped. One that stood still for so long that deletes which it had not seen are

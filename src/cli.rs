@@ -11,7 +11,7 @@ use vecsync::topic::replay::{Source, Target};
 #[derive(Debug, Parser)]
 #[command(name = "vecsync", version, propagate_version = true, arg_required_else_help = true)]
 #[command(after_help = "Settings come from the environment and from .env in the current folder; `vecsync config` \
-                        lists them.\nExit status: 0 done, 1 failed, 2 usage or configuration.")]
+                        lists them.\nExit status: 0 done, 1 failed, 2 usage or configuration, 3 something unhealthy was found.")]
 pub struct Cli {
     /// What to do.
     #[command(subcommand)]
@@ -27,6 +27,8 @@ pub enum Command {
         #[arg(long, value_enum, value_delimiter = ',', value_name = "ROLE,…")]
         role: Vec<Role>,
     },
+    /// Make the collection in Qdrant behind its alias, or say how it is
+    Init(Init),
     /// Search through a running vecsync
     Search(Search),
     /// Read the whole table again and bring the index in step with it
@@ -57,6 +59,23 @@ pub enum Command {
     Pipeline(Pipeline),
     /// Print every setting with its value and where it came from, secrets masked
     Config,
+}
+
+/// `vecsync init`.
+#[derive(Clone, Copy, Debug, clap::Args)]
+pub struct Init {
+    /// Only say whether Qdrant answers; status 3 if not
+    #[arg(long, conflicts_with_all = ["validate", "stats", "recreate"])]
+    pub health_check_only: bool,
+    /// Compare what is there with what would be made, and change nothing; status 3 where it differs
+    #[arg(long, conflicts_with = "recreate")]
+    pub validate: bool,
+    /// Print the rows and points of each generation, and change nothing
+    #[arg(long)]
+    pub stats: bool,
+    /// Have the running vecsync fill a new generation from the log; the others go when searches ask it
+    #[arg(long)]
+    pub recreate: bool,
 }
 
 /// `vecsync search`.

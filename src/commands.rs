@@ -1,6 +1,7 @@
 //! What the commands beside `run` do: ask a running vecsync, and say what it answers.
 
 pub mod dead_letters;
+pub mod init;
 pub mod replay;
 
 use std::fmt::Write;

@@ -55,6 +55,8 @@ pub enum Request {
         /// Where to.
         into: Target,
     },
+    /// Fill a new generation in Qdrant, and remove the others.
+    Recreate,
 }
 
 impl Request {
@@ -64,7 +66,7 @@ impl Request {
             Request::Sync | Request::DeadLetters | Request::DeadLetter { .. } | Request::RetryDeadLetters { .. } => {
                 Door::Capture
             }
-            Request::Replay { .. } => Door::Store,
+            Request::Replay { .. } | Request::Recreate => Door::Store,
         }
     }
 }

@@ -9,12 +9,12 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
-use cli::{Cli, Command, DeadLetters, Pipeline};
+use cli::{Cli, Command, DeadLetters, Init, Pipeline};
 use serde_json::Value;
 use vecsync::client::Query;
 use vecsync::commands::dead_letters as letters;
 use vecsync::config::environment::Environment;
-use vecsync::config::problems::Problems;
+use vecsync::config::problems::{Problem, Problems};
 use vecsync::config::settings::Settings;
 use vecsync::config::{Config, Document, Log, Role, listing, pipeline};
 use vecsync::control::Request;
@@ -26,6 +26,8 @@ use vecsync::{app, commands, embed, logging};
 const FAILED: u8 = 1;
 /// The arguments or the settings are wrong and nothing was tried. clap exits with the same.
 const MISUSED: u8 = 2;
+/// A check found something that is not as it should be.
+const UNHEALTHY: u8 = 3;
 
 /// Why a command did not do what it was asked.
 enum Failure {
@@ -33,6 +35,8 @@ enum Failure {
     Problems(Problems),
     /// Printed once, with all its causes.
     Error(Box<dyn Error>),
+    /// What a check found.
+    Unhealthy(String),
 }
 
 impl From<Problems> for Failure {
@@ -59,6 +63,10 @@ fn main() -> ExitCode {
             complain(&format!("vecsync: {}", Chain(error.as_ref())));
             ExitCode::from(FAILED)
         }
+        Err(Failure::Unhealthy(what)) => {
+            complain(&format!("vecsync: {what}"));
+            ExitCode::from(UNHEALTHY)
+        }
     }
 }
 
@@ -66,6 +74,7 @@ fn dispatch(command: Command) -> Result<(), Failure> {
     let environment = Environment::of_process();
     match command {
         Command::Run { role } => run(&environment, &role),
+        Command::Init(wanted) => init(&environment, wanted),
         Command::Search(search) => {
             let settings = Settings::read(&environment)?;
             let query = Query {
@@ -108,6 +117,19 @@ fn dispatch(command: Command) -> Result<(), Failure> {
 fn run(environment: &Environment, roles: &[Role]) -> Result<(), Failure> {
     let config = Config::load(environment, roles, &check_templates)?;
     to_end(&config.log.clone(), app::run(config))
+}
+
+fn init(environment: &Environment, wanted: Init) -> Result<(), Failure> {
+    let Init { health_check_only, validate, stats, recreate } = wanted;
+    let config = Config::load(environment, &[], &check_templates)?;
+    let wanted = commands::init::Wanted { health_check_only, validate, stats, recreate };
+    let Some(said) = to_end(&config.log, commands::init::init(&config, wanted))? else {
+        let mut problems = Problems::new();
+        problems.push(Problem::new("QDRANT_HOST", "is not set: init is about a collection in Qdrant"));
+        return Err(problems.into());
+    };
+    print(&said.text)?;
+    said.unhealthy.map_or(Ok(()), |what| Err(Failure::Unhealthy(what)))
 }
 
 fn dead_letters(environment: &Environment, command: DeadLetters) -> Result<(), Failure> {

@@ -1,14 +1,21 @@
 //! Answers the commands that reach a running vecsync: hands each to the room that can do it.
 
+use std::time::Duration;
+
 use serde_json::{Value, json};
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::timeout;
 
 use super::letters;
 use crate::capture;
 use crate::control::{self, Passed, Reply, Request};
-use crate::index::ReplayRequest;
+use crate::index::{Primary, PrimaryState, RebuildRequest, Rebuilt, ReplayRequest};
 use crate::topic::Log;
 use crate::topic::replay::{Source, Target};
+
+/// How long a fault of Qdrant may last that is there when something is asked of it.
+const PATIENCE: Duration = Duration::from_secs(5);
+const STOPPED: &str = "vecsync stopped meanwhile; run it again";
 
 /// The ways to the rooms.
 #[derive(Clone)]
@@ -16,6 +23,8 @@ pub(super) struct Commands {
     pub log: Log,
     pub captures: mpsc::Sender<capture::Request>,
     pub replays: mpsc::Sender<ReplayRequest>,
+    /// Qdrant, where this process writes to it.
+    pub rebuilds: Option<(Primary, mpsc::Sender<RebuildRequest>)>,
 }
 
 impl Commands {
@@ -37,6 +46,11 @@ impl Commands {
                 Ok(replayed) => Reply::Done(replayed),
                 Err(reason) => Reply::Failed(reason),
             },
+            Request::Recreate => match self.rebuild(true, passed).await {
+                Ok(Some(rebuilt)) => Reply::Done(json!(rebuilt)),
+                Ok(None) => Reply::Failed("this process writes to no Qdrant; QDRANT_HOST is not set there".to_owned()),
+                Err(reason) => Reply::Failed(reason),
+            },
             reading => letters::answer(&self.log, reading).await,
         }
     }
@@ -50,12 +64,38 @@ impl Commands {
 
     async fn replay(&self, topic: Source, into: Target, passed: Passed) -> Result<Value, String> {
         let (done, answered) = oneshot::channel();
-        let request = ReplayRequest { topic, into, done, passed };
+        let request = ReplayRequest { topic, into, done, passed: passed.clone() };
         self.replays.try_send(request).map_err(|error| match error {
             mpsc::error::TrySendError::Full(_) => "another replay waits already; try again when it is done".to_owned(),
             mpsc::error::TrySendError::Closed(_) => "this process keeps no store".to_owned(),
         })?;
-        let replayed = answered.await.map_err(|_| "vecsync stopped meanwhile; run it again".to_owned())?;
-        replayed.map(|replayed| json!(replayed))
+        let replayed = answered.await.map_err(|_| STOPPED.to_owned())?;
+        let mut said = json!(replayed?);
+        if into == Target::New {
+            // What was embedded again goes the way of every change; the new generation has it from the log, too.
+            let rebuilt = self.rebuild(false, passed).await;
+            let rebuilt = rebuilt.map_err(|reason| format!("the mirror was filled anew, Qdrant was not: {reason}"))?;
+            said["qdrant"] = json!(rebuilt);
+        }
+        Ok(said)
+    }
+
+    /// Fills a new generation in Qdrant. `None`: this process writes to none.
+    async fn rebuild(&self, removes_others: bool, passed: Passed) -> Result<Option<Rebuilt>, String> {
+        let Some((primary, rebuilds)) = &self.rebuilds else { return Ok(None) };
+        // A fault that passes takes the writer as long as a look.
+        let is_well = |state: &PrimaryState| state.fault.is_none() && state.sink_fault.is_none();
+        if timeout(PATIENCE, primary.subscribe().wait_for(is_well)).await.is_err() {
+            let state = primary.state();
+            return Err(state.fault.or(state.sink_fault).unwrap_or_default());
+        }
+        let (done, answered) = oneshot::channel();
+        rebuilds.try_send(RebuildRequest { removes_others, done, passed }).map_err(|error| match error {
+            mpsc::error::TrySendError::Full(_) => {
+                "Qdrant is being filled already; try again when it is done".to_owned()
+            }
+            mpsc::error::TrySendError::Closed(_) => STOPPED.to_owned(),
+        })?;
+        answered.await.map_err(|_| STOPPED.to_owned())?.map(Some)
     }
 }

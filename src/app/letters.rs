@@ -27,7 +27,7 @@ pub(super) async fn answer(log: &Log, request: Request) -> Reply {
     let answered = match request {
         Request::DeadLetters => list(log).await,
         Request::DeadLetter { id } => show(log, id).await,
-        Request::Sync | Request::RetryDeadLetters { .. } | Request::Replay { .. } => {
+        Request::Sync | Request::RetryDeadLetters { .. } | Request::Replay { .. } | Request::Recreate => {
             return Reply::Failed("that takes a vecsync that runs".to_owned());
         }
     };

@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use crate::config::settings::Settings;
 use crate::control::{self, ControlError, Request};
-use crate::index::Replayed;
+use crate::index::{Rebuilt, Replayed};
 use crate::progress_bar::Progress;
 use crate::topic::replay::{Source, Target};
 
@@ -32,9 +32,33 @@ pub async fn replay(settings: &Settings, topic: Source, into: Target, as_json: b
         return Ok(format!("{answer:#}\n"));
     }
     match serde_json::from_value(answer.clone()) {
-        Ok(replayed) => Ok(sentence(topic, &replayed)),
+        Ok(replayed) => Ok(sentence(topic, &replayed) + &in_qdrant(&answer["qdrant"])),
         Err(_) => Err(ReplayError::Answer(answer)),
     }
+}
+
+/// What was done in Qdrant; nothing where there is none.
+fn in_qdrant(answer: &Value) -> String {
+    serde_json::from_value::<Rebuilt>(answer.clone()).map(|rebuilt| rebuilt_sentence(&rebuilt)).unwrap_or_default()
+}
+
+/// Says what a generation in Qdrant holds and how it differs from the one before.
+pub fn rebuilt_sentence(rebuilt: &Rebuilt) -> String {
+    let Rebuilt { collection, difference: d, searches, removed, took_ms } = rebuilt;
+    let seconds = *took_ms as f64 / 1000.0;
+    let begins = format!(
+        "Filled {collection} in Qdrant in {seconds:.1} s: {} rows ({} points), and searches ask it now. ",
+        d.rows, d.points
+    );
+    let compared = match d.different + d.only_old + d.only_new {
+        0 => "The same as the one before".to_owned(),
+        _ => format!(
+            "Against the one before: {} the same, {} different, {} only before, {} only now",
+            d.same, d.different, d.only_old, d.only_new
+        ),
+    };
+    let others = if removed.is_empty() { String::new() } else { format!(" Removed: {}.", removed.join(", ")) };
+    format!("{begins}{compared}; {} of {} searches gave the same.{others}\n", searches.same, searches.made)
 }
 
 fn sentence(topic: Source, replayed: &Replayed) -> String {

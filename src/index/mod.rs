@@ -18,6 +18,6 @@ pub mod sink;
 pub use filter::{Filter, FilterValue};
 pub use generations::Generations;
 pub use mirror::{Applied, Difference, Hit, Mirror, MirrorError, MirrorSettings};
-pub use primary::{Primary, PrimaryState, Taken};
-pub use qdrant::{Accuracy, QdrantError, QdrantGeneration, QdrantGenerations, QdrantSettings, QdrantStore};
+pub use primary::{Primary, PrimaryState, RebuildRequest, Rebuilt, SearchesCompared, Taken};
+pub use qdrant::{Accuracy, Look, QdrantError, QdrantGeneration, QdrantGenerations, QdrantSettings, QdrantStore};
 pub use run::{Index, IndexError, ReplayRequest, Replayed};

@@ -4,10 +4,12 @@
 //! **Invariant:** searches ask only the generation that the alias names, and only where it is of this process's revision;
 //! another one takes its place when it is whole.
 
+mod rebuild;
+
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinError, spawn_blocking};
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
@@ -19,6 +21,8 @@ use crate::metrics::PipelineMetrics;
 use crate::retry::{Chain, Retry};
 use crate::shutdown::Shutdown;
 use crate::topic::{Log, LogError, Offsets, Partition, Stored, VectorsReader};
+
+pub use rebuild::{RebuildRequest, Rebuilt, SearchesCompared};
 
 /// Qdrant in the metrics' label `store`, and in answers.
 pub const STORE: &str = "qdrant";
@@ -98,14 +102,31 @@ enum Fault {
     Qdrant(#[from] QdrantError),
     #[error("decode records of vectors")]
     Task(#[from] JoinError),
+    #[error(
+        "fill a new generation in Qdrant: the log gave {found} rows where {wanted} are searchable, so nothing was switched: \
+         `vecsync sync` publishes the table again"
+    )]
+    TooFew { found: u64, wanted: u64 },
     #[error("write Qdrant collection {0}: the alias does not name it any more")]
     Unnamed(String),
+}
+
+/// Until when a generation is written to; shutdown ends it in any case.
+enum Until<'a> {
+    /// Until somebody asks for another generation.
+    Asked(&'a mut mpsc::Receiver<RebuildRequest>),
+    /// Until it is whole.
+    Whole(&'a IsWhole),
+    /// Until it has all below these positions; nothing behind them is taken. Told how much of how much is passed.
+    Reached(&'a Offsets, &'a watch::Sender<(u64, u64)>),
 }
 
 /// Why a run of writes ended.
 enum Ended {
     Shutdown,
     Whole,
+    Reached,
+    Asked(RebuildRequest),
 }
 
 /// A batch that was read: what is in it, and the positions behind it.
@@ -203,18 +224,37 @@ impl Primary {
 
     /// Writes what comes in `vectors` until shutdown. Faults are tried again for ever: Qdrant may be away as long as it
     /// likes. Another generation is filled beside the current one where that is of another revision, or where the log has
-    /// forgotten what it lacks; it takes the place of the current one when `is_whole` says so.
-    pub async fn follow(self, log: Log, is_whole: IsWhole, shutdown: Shutdown) {
+    /// forgotten what it lacks; it takes the place of the current one when `is_whole` says so. Who asks for a new generation
+    /// gets one that is filled from the beginning of the log.
+    pub async fn follow(
+        self,
+        log: Log,
+        is_whole: IsWhole,
+        mut requests: mpsc::Receiver<RebuildRequest>,
+        shutdown: Shutdown,
+    ) {
         let mut retry = Retry::new(STORE);
         loop {
-            let fault = match self.0.follow(&log, &is_whole, &mut retry, &shutdown).await {
+            let fault = match self.0.follow(&log, &is_whole, &mut requests, &mut retry, &shutdown).await {
                 Ok(()) => return,
                 Err(fault) => Chain(&fault).to_string(),
             };
             self.0.state.send_modify(|state| state.sink_fault = Some(fault.clone()));
-            if !retry.wait(&fault, &shutdown).await {
-                return;
+            tokio::select! {
+                waited = retry.wait(&fault, &shutdown) => if !waited {
+                    return;
+                },
+                () = self.is_back() => {}
             }
+        }
+    }
+
+    /// Waits until Qdrant, which did not answer, answers again.
+    async fn is_back(&self) {
+        let mut state = self.0.state.subscribe();
+        let away = state.wait_for(|state| state.fault.is_some()).await.is_ok();
+        if !away || state.wait_for(|state| state.fault.is_none()).await.is_err() {
+            std::future::pending().await
         }
     }
 }
@@ -247,7 +287,14 @@ impl Inner {
         Ok((look, points))
     }
 
-    async fn follow(&self, log: &Log, is_whole: &IsWhole, retry: &mut Retry, shutdown: &Shutdown) -> Result<(), Fault> {
+    async fn follow(
+        &self,
+        log: &Log,
+        is_whole: &IsWhole,
+        requests: &mut mpsc::Receiver<RebuildRequest>,
+        retry: &mut Retry,
+        shutdown: &Shutdown,
+    ) -> Result<(), Fault> {
         let current = match self.generations.current_or_first().await {
             Ok(current) => Some(current),
             Err(error @ QdrantError::Outdated { .. }) => {
@@ -257,21 +304,32 @@ impl Inner {
             Err(error) => return Err(error.into()),
         };
         let mut reader = log.vectors(&self.settings.revision)?;
-        if let Some(current) = current
-            && self.take_up(&current, &mut reader).await?
-        {
-            self.write(&current, &mut reader, None, retry, shutdown).await?;
-            return Ok(());
+        let taken_up = match current {
+            Some(current) if self.take_up(&current, &mut reader).await? => Some(current),
+            _ => None,
+        };
+        let mut current = match taken_up {
+            Some(current) => current,
+            None => {
+                let next = self.next(&mut reader).await?;
+                if let Ended::Shutdown = self.write(&next, &mut reader, Until::Whole(is_whole), retry, shutdown).await?
+                {
+                    return Ok(());
+                }
+                self.generations.switch(&next).await?;
+                let collection = next.store.collection();
+                tracing::info!(collection, "a new generation is whole, and searches ask it; the one before is kept");
+                next
+            }
+        };
+        loop {
+            match self.write(&current, &mut reader, Until::Asked(requests), retry, shutdown).await? {
+                Ended::Asked(request) => {
+                    (current, reader) = self.rebuild(log, (current, reader), request, retry, shutdown).await?;
+                }
+                _ => return Ok(()),
+            }
         }
-        let next = self.next(&mut reader).await?;
-        match self.write(&next, &mut reader, Some(is_whole), retry, shutdown).await? {
-            Ended::Shutdown => return Ok(()),
-            Ended::Whole => self.generations.switch(&next).await?,
-        }
-        let collection = next.store.collection();
-        tracing::info!(collection, "a new generation in Qdrant is whole, and searches ask it; the one before is kept");
-        self.write(&next, &mut reader, None, retry, shutdown).await?;
-        Ok(())
     }
 
     /// Takes the log up where the generation is. `false`: the log has forgotten what it lacks, or is another log.
@@ -299,13 +357,12 @@ impl Inner {
         Ok(next)
     }
 
-    /// Writes what the log gives until shutdown, or until the generation is whole where that is asked for. While a batch
-    /// is being applied the next one is read and decoded.
+    /// Writes what the log gives. While a batch is being applied the next one is read and decoded.
     async fn write(
         &self,
         generation: &QdrantGeneration,
         reader: &mut VectorsReader,
-        until: Option<&IsWhole>,
+        mut until: Until<'_>,
         retry: &mut Retry,
         shutdown: &Shutdown,
     ) -> Result<Ended, Fault> {
@@ -316,19 +373,20 @@ impl Inner {
         let mut applying: Option<Working<Applied>> = None;
         let mut decoding: Option<Working<Result<Batch, JoinError>>> = None;
         let mut decoded: Option<Batch> = None;
-        self.tell(generation, reader);
-        self.state.send_modify(|state| state.sink_fault = None);
+        self.tell(generation, reader, &until);
         loop {
-            if applying.is_none()
-                && let Some(batch) = decoded.take()
-            {
-                applying = Some(Box::pin(apply(generation.store.clone(), batch)));
+            if applying.is_none() {
+                match decoded.take() {
+                    Some(batch) => applying = Some(Box::pin(apply(generation.store.clone(), batch))),
+                    None if decoding.is_none() && until.is_reached(reader) => return Ok(Ended::Reached),
+                    None => {}
+                }
             }
             tokio::select! {
                 biased;
                 Some(applied) = next(&mut applying) => {
-                    self.applied(applied)?;
-                    self.tell(generation, reader);
+                    self.applied(applied, &until)?;
+                    self.tell(generation, reader, &until);
                     retry.reset();
                 }
                 Some(batch) = next(&mut decoding), if decoded.is_none() => decoded = Some(batch?),
@@ -336,22 +394,27 @@ impl Inner {
                     if let Some(applying) = applying
                         && let Ok(applied) = timeout(END_PATIENCE, applying).await
                     {
-                        self.applied(applied)?;
+                        self.applied(applied, &until)?;
                     }
                     return Ok(Ended::Shutdown);
                 }
+                Some(request) = until.asked(), if applying.is_none() => return Ok(Ended::Asked(request)),
                 stored = reader.next(BATCH_RECORDS_MAX, BATCH_BYTES_MAX), if decoding.is_none() => {
-                    decoding = Some(decode_apart(stored?, reader.positions()));
+                    decoding = Some(decode_apart(stored?, reader.positions(), until.positions()));
                 }
                 _ = tend.tick(), if applying.is_none() => {
-                    let rows_min = until.and_then(|is_whole| is_whole(generation.number));
-                    if let Some(rows_min) = rows_min
-                        && generation.store.rows().await? >= rows_min
-                    {
-                        return Ok(Ended::Whole);
-                    }
-                    if until.is_none() && self.names_another(generation.number, since) {
-                        return Err(Fault::Unnamed(generation.store.collection().to_owned()));
+                    match &until {
+                        Until::Whole(is_whole) => {
+                            if let Some(rows_min) = is_whole(generation.number)
+                                && generation.store.rows().await? >= rows_min
+                            {
+                                return Ok(Ended::Whole);
+                            }
+                        }
+                        Until::Asked(_) if self.names_another(generation.number, since) => {
+                            return Err(Fault::Unnamed(generation.store.collection().to_owned()));
+                        }
+                        Until::Asked(_) | Until::Reached(..) => {}
                     }
                     generation.store.tidy().await?;
                     if pruned.elapsed() >= PRUNE_EVERY {
@@ -372,21 +435,55 @@ impl Inner {
     }
 
     /// Counts what was applied.
-    fn applied(&self, applied: Applied) -> Result<(), QdrantError> {
+    fn applied(&self, applied: Applied, until: &Until<'_>) -> Result<(), QdrantError> {
         let Applied { result, took, counts } = applied;
         self.metrics.store_request(STORE, "upsert", result.is_ok(), took);
         result?;
-        counts.report_latency(&self.metrics, STORE);
+        if let Until::Asked(_) = until {
+            counts.report_latency(&self.metrics, STORE);
+        }
         Ok(())
     }
 
     /// Tells how far a generation is.
-    fn tell(&self, generation: &QdrantGeneration, reader: &VectorsReader) {
+    fn tell(&self, generation: &QdrantGeneration, reader: &VectorsReader, until: &Until<'_>) {
         let positions = generation.store.positions();
+        if let Until::Reached(all, passed) = until {
+            passed.send_replace((positions.iter().sum(), all.iter().sum()));
+            return;
+        }
         let lag = lag(&reader.ends(), &positions);
         self.metrics.sink_lag(STORE, lag);
         let taken = Taken { generation: generation.number, as_of_ms: generation.store.as_of_ms(), lag, positions };
-        self.state.send_modify(|state| state.taken = Some(taken));
+        self.state.send_modify(|state| (state.taken, state.sink_fault) = (Some(taken), None));
+    }
+}
+
+impl Until<'_> {
+    /// Waits for a request; for ever where none is listened to. Cancel-safe.
+    async fn asked(&mut self) -> Option<RebuildRequest> {
+        match self {
+            Until::Asked(requests) => match requests.recv().await {
+                None => std::future::pending().await,
+                request => request,
+            },
+            Until::Whole(_) | Until::Reached(..) => std::future::pending().await,
+        }
+    }
+
+    /// Whether all was read that is wanted: a partition whose log ends earlier has nothing more to give.
+    fn is_reached(&self, reader: &VectorsReader) -> bool {
+        let Until::Reached(wanted, _) = self else { return false };
+        let (positions, ends) = (reader.positions(), reader.ends());
+        positions.iter().zip(*wanted).zip(&ends).all(|((position, wanted), end)| position >= wanted || position >= end)
+    }
+
+    /// Nothing behind these is taken.
+    fn positions(&self) -> Option<Offsets> {
+        match self {
+            Until::Reached(positions, _) => Some((*positions).clone()),
+            Until::Asked(_) | Until::Whole(_) => None,
+        }
     }
 }
 
@@ -397,8 +494,16 @@ async fn apply(store: QdrantStore, batch: Batch) -> Applied {
     Applied { result, took: since.elapsed(), counts }
 }
 
-/// Decodes where it holds nobody up.
-fn decode_apart(stored: Vec<Stored>, positions: Offsets) -> Working<Result<Batch, JoinError>> {
+/// Decodes where it holds nobody up; what stands behind `until` is left out.
+fn decode_apart(
+    mut stored: Vec<Stored>,
+    mut positions: Offsets,
+    until: Option<Offsets>,
+) -> Working<Result<Batch, JoinError>> {
+    if let Some(until) = until {
+        stored.retain(|stored| until.get(usize::from(stored.partition)).is_some_and(|end| stored.offset < *end));
+        positions = positions.iter().zip(&until).map(|(position, end)| *position.min(end)).collect();
+    }
     let decoding = spawn_blocking(move || {
         // The mirror's sink counts what cannot be read.
         let (events, counts) = decode(stored, None, |partition, offset, event| (partition, offset, event));

@@ -19,7 +19,8 @@ use std::time::Instant;
 use qdrant_client::qdrant::{
     Condition, CountPointsBuilder, CreateFieldIndexCollectionBuilder, DeletePointsBuilder, Filter as QdrantFilter,
     GetCollectionInfoRequest, GetPointsBuilder, PayloadIncludeSelector, PointId, QueryPointsBuilder, Range,
-    RetrievedPoint, ScoredPoint, SearchParamsBuilder, UpsertPointsBuilder,
+    RetrievedPoint, ScoredPoint, ScrollPoints, ScrollPointsBuilder, SearchParamsBuilder, UpsertPointsBuilder,
+    vector_output,
 };
 use tokio::sync::Mutex as AsyncMutex;
 
@@ -231,10 +232,52 @@ impl QdrantStore {
         }
     }
 
+    /// What some rows are, by the ids of their first windows, and where the next ones begin: none, or those from an id on.
+    pub async fn contents(
+        &self,
+        from: Option<PointId>,
+    ) -> Result<(HashMap<PointId, Content>, Option<PointId>), QdrantError> {
+        let inner = &*self.0;
+        let request = ScrollPointsBuilder::new(&inner.settings.collection)
+            .filter(searchable_rows())
+            .limit(GET_MAX as u32)
+            .with_payload(reserved(&[point::VERSION, point::ROW_HASH]))
+            .with_vectors(false);
+        let request = ScrollPoints { offset: from, ..request.build() };
+        let page = inner.link.call("list", inner.link.points().scroll(request)).await?;
+        Ok((contents(page.result), page.next_page_offset))
+    }
+
+    /// As `contents`, of these ids, as far as they are rows here.
+    pub async fn contents_of(
+        &self,
+        ids: impl Iterator<Item = &PointId>,
+    ) -> Result<HashMap<PointId, Content>, QdrantError> {
+        let ids: Vec<PointId> = ids.cloned().collect();
+        let points = self.0.get(&ids, &[point::VERSION, point::ROW_HASH, point::DELETED]).await?;
+        Ok(contents(points.into_values().filter(|point| !point::is_deleted(&point.payload)).collect()))
+    }
+
+    /// The vectors of some rows.
+    pub async fn sample(&self, count: usize) -> Result<Vec<Vec<f32>>, QdrantError> {
+        let inner = &*self.0;
+        let request = ScrollPointsBuilder::new(&inner.settings.collection)
+            .filter(searchable_rows())
+            .limit(count as u32)
+            .with_payload(false)
+            .with_vectors(true)
+            .build();
+        let found = inner.link.call("list", inner.link.points().scroll(request)).await?.result;
+        let dense = |point: RetrievedPoint| match point.vectors?.get_vector()? {
+            vector_output::Vector::Dense(vector) => Some(vector.data),
+            _ => None,
+        };
+        Ok(found.into_iter().filter_map(dense).collect())
+    }
+
     /// Rows that can be found.
     pub async fn rows(&self) -> Result<u64, QdrantError> {
-        let filter = [Condition::matches(point::DELETED, false), Condition::matches(point::WINDOW, 0)];
-        self.0.count(QdrantFilter::must(filter)).await
+        self.0.count(searchable_rows()).await
     }
 
     /// Windows that can be found.
@@ -262,6 +305,23 @@ impl std::fmt::Debug for QdrantStore {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("QdrantStore").field("collection", &self.0.settings.collection).finish_non_exhaustive()
     }
+}
+
+/// What a row is: its version, and the hash of all that is indexed of it.
+pub type Content = (Version, Option<String>);
+
+fn contents(points: Vec<RetrievedPoint>) -> HashMap<PointId, Content> {
+    let content = |point: RetrievedPoint| Some((point.id?, point::content(&point.payload)?));
+    points.into_iter().filter_map(content).collect()
+}
+
+/// First windows of rows that can be found.
+fn searchable_rows() -> QdrantFilter {
+    QdrantFilter::must([Condition::matches(point::DELETED, false), Condition::matches(point::WINDOW, 0)])
+}
+
+fn reserved(fields: &[&str]) -> PayloadIncludeSelector {
+    PayloadIncludeSelector { fields: fields.iter().map(|field| (*field).to_owned()).collect() }
 }
 
 impl Inner {
@@ -341,9 +401,9 @@ impl Inner {
     async fn get(&self, ids: &[PointId], fields: &[&str]) -> Result<HashMap<PointId, RetrievedPoint>, QdrantError> {
         let mut points = HashMap::with_capacity(ids.len());
         for ids in ids.chunks(GET_MAX) {
-            let fields = PayloadIncludeSelector { fields: fields.iter().map(|field| (*field).to_owned()).collect() };
-            let request =
-                GetPointsBuilder::new(&self.settings.collection, ids).with_payload(fields).with_vectors(false);
+            let request = GetPointsBuilder::new(&self.settings.collection, ids)
+                .with_payload(reserved(fields))
+                .with_vectors(false);
             let found = self.link.call("read", self.link.points().get(request.build())).await?.result;
             points.extend(found.into_iter().filter_map(|point| Some((point.id.clone()?, point))));
         }

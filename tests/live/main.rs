@@ -12,6 +12,7 @@ mod kafka;
 mod kafka_login;
 mod kafka_topics;
 mod large;
+mod qdrant_commands;
 mod qdrant_generations;
 mod qdrant_run;
 mod qdrant_server;

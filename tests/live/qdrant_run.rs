@@ -16,19 +16,19 @@ use crate::support::table::{self, category, values};
 use crate::support::vecsync::{PIPELINE, Vecsync};
 use crate::writer::Writer;
 
-const SOON: Duration = Duration::from_secs(30);
+pub const SOON: Duration = Duration::from_secs(30);
 const CAUGHT_UP: Duration = Duration::from_secs(120);
 
 /// PostgreSQL, a Qdrant and a vecsync that is told of both, not started.
-struct Pair {
-    site: Site,
-    qdrant: Qdrant,
-    alias: String,
-    runtime: tokio::runtime::Runtime,
+pub struct Pair {
+    pub site: Site,
+    pub qdrant: Qdrant,
+    pub alias: String,
+    pub runtime: tokio::runtime::Runtime,
 }
 
 impl Pair {
-    fn prepare(qdrant: Qdrant, rows: i64) -> Pair {
+    pub fn prepare(qdrant: Qdrant, rows: i64) -> Pair {
         let mut site = Site::prepare();
         if rows > 0 {
             let rows: Vec<String> = (1..=rows)
@@ -82,7 +82,7 @@ impl Pair {
 
     /// Waits until what Qdrant has equals the table, row by row.
     #[track_caller]
-    fn expect_equal(&self, limit: Duration) {
+    pub fn expect_equal(&self, limit: Duration) {
         wait_until("Qdrant to equal the table", limit, || {
             let rows = self.site.sql.query("SELECT id, question, answer, category FROM faq_faq WHERE is_active");
             let text = |row: &tokio_postgres::SimpleQueryRow, column| row.get(column).unwrap().to_owned();
@@ -111,13 +111,13 @@ impl Pair {
 
     /// Waits until searches give the table, whichever store answers.
     #[track_caller]
-    fn expect_searched(&mut self, limit: Duration) {
+    pub fn expect_searched(&mut self, limit: Duration) {
         table::expect_equal_once(&mut self.site.vecsync, &self.site.sql, limit);
     }
 
     /// Waits until searches are answered by this store.
     #[track_caller]
-    fn expect_served_by(&mut self, store: &str, limit: Duration) {
+    pub fn expect_served_by(&mut self, store: &str, limit: Duration) {
         wait_until(&format!("searches to be answered by {store}"), limit, || {
             let answer = self.site.vecsync.search("anything", "");
             let degraded = store != "qdrant";
@@ -127,6 +127,15 @@ impl Pair {
                 Err(format!("{:.200}", answer.to_string()))
             }
         });
+    }
+
+    /// The collections behind the alias, by name.
+    pub fn collections(&self) -> Vec<String> {
+        let listed = self.runtime.block_on(self.qdrant.client().list_collections()).unwrap().collections;
+        let mut names: Vec<String> = listed.into_iter().map(|collection| collection.name).collect();
+        names.retain(|name| name.starts_with(&self.alias));
+        names.sort();
+        names
     }
 
     fn count(&self, name: &str) -> u64 {

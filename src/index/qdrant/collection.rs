@@ -4,8 +4,8 @@ use std::collections::HashMap;
 
 use qdrant_client::qdrant::vectors_config::Config as Vectors;
 use qdrant_client::qdrant::{
-    CollectionInfo, CreateCollection, CreateCollectionBuilder, Distance, FieldType, OptimizersConfigDiffBuilder, Value,
-    VectorParamsBuilder,
+    CollectionInfo, CreateCollection, CreateCollectionBuilder, Distance, FieldType, OptimizersConfigDiff,
+    OptimizersConfigDiffBuilder, Value, VectorParamsBuilder, max_optimization_threads,
 };
 
 use super::QdrantSettings;
@@ -58,6 +58,45 @@ pub(super) fn refusal(settings: &QdrantSettings, info: &CollectionInfo) -> Optio
         return Some(Refusal::Outdated(format!("it was made for {found}, wanted {}", made_for(settings))));
     }
     foreign(settings, info).map(Refusal::Foreign)
+}
+
+/// In what a collection that is there differs from one that would be made now.
+pub(super) fn differences(settings: &QdrantSettings, info: &CollectionInfo) -> Vec<String> {
+    let mut differences = vec![];
+    match refusal(settings, info) {
+        Some(Refusal::Foreign(what) | Refusal::Outdated(what)) => differences.push(what),
+        None => {}
+    }
+    let wanted = create(settings).optimizers_config.unwrap_or_default();
+    let found = info.config.as_ref().and_then(|config| config.optimizer_config).unwrap_or_default();
+    let threads = |config: &OptimizersConfigDiff| match config.max_optimization_threads?.variant? {
+        max_optimization_threads::Variant::Value(threads) => Some(threads),
+        max_optimization_threads::Variant::Setting(_) => None,
+    };
+    for (name, found, wanted) in [
+        ("default_segment_number", found.default_segment_number, wanted.default_segment_number),
+        ("max_segment_size", found.max_segment_size, wanted.max_segment_size),
+        ("memmap_threshold", found.memmap_threshold, wanted.memmap_threshold),
+        ("indexing_threshold", found.indexing_threshold, wanted.indexing_threshold),
+        ("flush_interval_sec", found.flush_interval_sec, wanted.flush_interval_sec),
+        ("max_optimization_threads", threads(&found), threads(&wanted)),
+    ] {
+        if found != wanted {
+            let shown = |value: Option<u64>| value.map_or("nothing".to_owned(), |value| value.to_string());
+            differences.push(format!("{name} is {}, wanted {}", shown(found), shown(wanted)));
+        }
+    }
+    for (field, kind) in indexes(settings) {
+        let wanted = kind.as_str_name().trim_start_matches("FieldType");
+        match info.payload_schema.get(&field).map(|schema| schema.data_type().as_str_name()) {
+            None => differences.push(format!("there is no index on {field}, wanted one of kind {wanted}")),
+            Some(found) if found != wanted => {
+                differences.push(format!("the index on {field} is of kind {found}, wanted {wanted}"));
+            }
+            Some(_) => {}
+        }
+    }
+    differences
 }
 
 /// Width and distance of a collection's vectors, for showing.

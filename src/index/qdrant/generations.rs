@@ -56,6 +56,11 @@ impl QdrantGenerations {
         Ok(QdrantGenerations { link, settings })
     }
 
+    /// What they were made for; the collection is the alias.
+    pub fn settings(&self) -> &QdrantSettings {
+        &self.settings
+    }
+
     /// The generation that the alias names, opened; `None`: there is no such alias. An alias that names something else,
     /// and a collection that has the alias's name, are refused.
     pub async fn current(&self) -> Result<Option<QdrantGeneration>, QdrantError> {
@@ -84,6 +89,19 @@ impl QdrantGenerations {
             None => None,
         };
         Ok(Look { at: began, took, collections: listed.collections.len(), named, shape })
+    }
+
+    /// In what the generation that the alias names differs from one that would be made now; `None`: there is none.
+    pub async fn differences(&self) -> Result<Option<Vec<String>>, QdrantError> {
+        let Some(number) = self.named().await? else { return Ok(None) };
+        let request = GetCollectionInfoRequest { collection_name: self.collection(number) };
+        let info = self.link.call("look at", self.link.collections().get(request)).await?;
+        Ok(Some(collection::differences(&self.settings, &info.result.unwrap_or_default())))
+    }
+
+    /// What the server says it is; one that does not know conditional writes is refused.
+    pub async fn version(&self) -> Result<String, QdrantError> {
+        self.link.check_version().await
     }
 
     /// A generation by its number, not opened: a store of its own, which knows nothing of another one's writes.

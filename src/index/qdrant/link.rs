@@ -95,10 +95,11 @@ impl Link {
     }
 
     /// Whether the server knows conditional writes. An older one takes what it does not know for absent, and writes.
-    pub(super) async fn check_version(&self) -> Result<(), QdrantError> {
+    /// Gives its version.
+    pub(super) async fn check_version(&self) -> Result<String, QdrantError> {
         let mut server = QdrantClient::with_interceptor(self.channel.clone(), self.key.clone());
         let found = self.call("reach", server.health_check(HealthCheckRequest {})).await?.version;
-        if knows_conditions(&found) { Ok(()) } else { Err(QdrantError::Version { url: self.url.clone(), found }) }
+        if knows_conditions(&found) { Ok(found) } else { Err(QdrantError::Version { url: self.url.clone(), found }) }
     }
 
     /// Waits for a write, which counts only when it is called Completed.

@@ -25,6 +25,7 @@ pub(super) const WINDOWS: &str = "_vecsync.windows";
 pub(super) const PARTITION: &str = "_vecsync.partition";
 pub(super) const DELETED: &str = "_vecsync.deleted";
 pub(super) const DELETED_AT: &str = "_vecsync.deleted_at_ms";
+pub(super) const ROW_HASH: &str = "_vecsync.row_hash";
 pub(super) const POSITION: &str = "_vecsync.position";
 
 /// The namespace of the points' UUIDs, version 5; drawn once, by chance.
@@ -155,6 +156,17 @@ pub(super) fn state(payload: &HashMap<String, Value>) -> Option<(Version, usize)
 
 fn version(payload: &HashMap<String, Value>) -> Option<Version> {
     Some(Version(field(payload, "version")?.as_integer()?.try_into().ok()?))
+}
+
+/// Whether it is a tombstone.
+pub(super) fn is_deleted(payload: &HashMap<String, Value>) -> bool {
+    field(payload, "deleted").and_then(Value::as_bool) == Some(true)
+}
+
+/// The version of a row's state and the hash of all that is indexed of it.
+pub(super) fn content(payload: &HashMap<String, Value>) -> Option<(Version, Option<String>)> {
+    let hash = field(payload, "row_hash").and_then(Value::as_str).map(|hash| hash.to_string());
+    Some((version(payload)?, hash))
 }
 
 /// A point that a search found, and which of its row's windows it is; `None`: not one of ours.

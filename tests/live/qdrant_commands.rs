@@ -1,0 +1,133 @@
+//! What a person does with Qdrant by hand: makes the collection, looks at it, has it filled anew.
+
+use std::time::Duration;
+
+use qdrant_client::qdrant::{OptimizersConfigDiffBuilder, UpdateCollectionBuilder};
+use serde_json::{Value, json};
+
+use crate::qdrant_run::{Pair, SOON};
+use crate::support::process::wait_until;
+use crate::support::qdrant::Qdrant;
+use crate::writer::Writer;
+
+const CAUGHT_UP: Duration = Duration::from_secs(120);
+
+#[track_caller]
+fn init(pair: &Pair, flags: &[&str], code: i32, words: &[&str]) {
+    let ended = pair.site.vecsync.run(&[&["init"], flags].concat());
+    let said = format!("{}{}", ended.stdout, ended.stderr);
+    assert_eq!(ended.code, Some(code), "init {flags:?}: {said}");
+    for word in words {
+        assert!(said.contains(word), "init {flags:?}: {word:?} is not in {said}");
+    }
+}
+
+#[test]
+fn init_makes_the_collection_and_says_how_it_is() {
+    let mut pair = Pair::prepare(Qdrant::own(), 40);
+    let (alias, first) = (pair.alias.clone(), format!("{}__1", pair.alias));
+    init(&pair, &["--health-check-only"], 0, &["Qdrant 1.", "answers in"]);
+    init(&pair, &["--validate"], 3, &[&alias, "vecsync init"]);
+    init(&pair, &["--stats"], 0, &[&alias]);
+    init(&pair, &[], 0, &["is made", &first]);
+    init(&pair, &[], 0, &["is there already", &first]);
+    init(&pair, &["--validate"], 0, &["as it would be made now"]);
+    pair.site.vecsync.start_ready();
+    pair.expect_equal(CAUGHT_UP);
+    init(&pair, &["--stats"], 0, &[&first, "40 rows, 40 points", "which searches ask"]);
+
+    let threshold = OptimizersConfigDiffBuilder::default().indexing_threshold(7);
+    let update = UpdateCollectionBuilder::new(&first).optimizers_config(threshold);
+    pair.runtime.block_on(pair.qdrant.client().update_collection(update)).unwrap();
+    init(&pair, &["--validate"], 3, &["indexing_threshold is 7, wanted 20000"]);
+    pair.runtime.block_on(pair.qdrant.client().delete_field_index(delete_index(&first))).unwrap();
+    init(&pair, &["--validate"], 3, &["there is no index on category, wanted one of kind Keyword"]);
+
+    pair.qdrant.kill();
+    init(&pair, &["--health-check-only"], 3, &["Qdrant"]);
+    init(&pair, &[], 1, &["Qdrant"]);
+    init(&pair, &["--recreate"], 1, &["Qdrant"]);
+    pair.site.vecsync.set("RAG_VECTOR_STORE_TYPE", "local");
+    init(&pair, &[], 2, &["QDRANT_HOST"]);
+}
+
+fn delete_index(collection: &str) -> qdrant_client::qdrant::DeleteFieldIndexCollectionBuilder {
+    qdrant_client::qdrant::DeleteFieldIndexCollectionBuilder::new(collection, "category").wait(true)
+}
+
+#[test]
+fn a_new_generation_is_filled_while_rows_are_written_and_searched() {
+    let mut pair = Pair::prepare(Qdrant::start(), 300);
+    pair.site.vecsync.start_ready();
+    pair.expect_equal(CAUGHT_UP);
+    pair.expect_served_by("qdrant", SOON);
+    let named = |pair: &mut Pair| pair.site.vecsync.get("/health/qdrant/").json()["collection"]["generation"].clone();
+    let writer = Writer::start(&pair.site.postgres, 5, Duration::from_millis(20));
+    for (round, command) in [&["replay", "--topic", "vectors", "--into", "new", "--json"][..], &["init", "--recreate"]]
+        .into_iter()
+        .enumerate()
+    {
+        writer.wait_for_more(20);
+        let mut running = pair.site.vecsync.spawn(command);
+        // Every search is answered meanwhile.
+        let status = wait_until("the command to end", CAUGHT_UP, || {
+            let answer = pair.site.vecsync.search("anything", "");
+            assert!(!answer["results"].as_array().unwrap().is_empty(), "{answer}");
+            running.try_wait().unwrap().ok_or_else(|| "it runs".to_owned())
+        });
+        assert!(status.success(), "{command:?}: {status}: {}", pair.site.vecsync.log());
+        wait_until("the alias to name it", SOON, || match named(&mut pair) {
+            number if number == round + 2 => Ok(()),
+            number => Err(number.to_string()),
+        });
+    }
+    writer.finish();
+    pair.expect_equal(CAUGHT_UP);
+    pair.expect_searched(CAUGHT_UP);
+    // Those before are gone, as `--recreate` says.
+    assert_eq!(pair.collections(), [format!("{}__3", pair.alias)]);
+
+    // With nobody writing, the new one is the same to the last row, and nothing is embedded for it.
+    let embedded = pair.site.vecsync.metric("vecsync_embeddings_total", "");
+    let ended = pair.site.vecsync.run(&["replay", "--topic", "vectors", "--into", "new", "--json"]);
+    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+    let said: Value = serde_json::from_str(&ended.stdout).unwrap();
+    let (difference, searches) = (&said["qdrant"]["difference"], &said["qdrant"]["searches"]);
+    for kind in ["different", "only_old", "only_new"] {
+        assert_eq!(difference[kind], 0, "{said}");
+    }
+    assert!(difference["same"].as_u64() > Some(100), "{said}");
+    assert_eq!(searches["same"], searches["made"], "{said}");
+    assert_eq!(said["qdrant"]["collection"], json!(format!("{}__4", pair.alias)));
+    assert_eq!(pair.site.vecsync.metric("vecsync_embeddings_total", ""), embedded);
+    // The one before is kept.
+    assert_eq!(pair.collections(), [3, 4].map(|number| format!("{}__{number}", pair.alias)));
+    pair.expect_equal(SOON);
+}
+
+#[test]
+fn a_rebuild_that_is_killed_harms_nothing_and_can_be_made_again() {
+    let mut pair = Pair::prepare(Qdrant::own(), 400);
+    pair.site.vecsync.start_ready();
+    pair.expect_equal(CAUGHT_UP);
+    for harm in ["vecsync", "Qdrant"] {
+        let mut running = pair.site.vecsync.spawn(&["init", "--recreate"]);
+        pair.site.vecsync.wait_for_log("another generation is filled in Qdrant", SOON);
+        match harm {
+            "vecsync" => pair.site.vecsync.kill(),
+            _ => pair.qdrant.kill(),
+        }
+        running.wait().unwrap();
+        match harm {
+            "vecsync" => pair.site.vecsync.start_ready(),
+            _ => pair.qdrant.restart(),
+        }
+        pair.expect_equal(CAUGHT_UP);
+        pair.expect_served_by("qdrant", CAUGHT_UP);
+    }
+    let ended = pair.site.vecsync.run(&["init", "--recreate"]);
+    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+    assert!(ended.stdout.contains("400 rows (400 points)"), "{}", ended.stdout);
+    assert_eq!(pair.collections().len(), 1, "{:?}", pair.collections());
+    pair.expect_equal(SOON);
+}
