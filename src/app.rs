@@ -505,6 +505,7 @@ fn qdrant_settings(config: &Config, server: &config::Qdrant, revision: &str) -> 
         pipeline: config.pipeline.name.clone(),
         revision: revision.to_owned(),
         partitions: config.topics.partitions,
+        payload: config.pipeline.document.payload.clone(),
         filters: config.pipeline.filters.clone(),
     }
 }

@@ -76,7 +76,7 @@ async fn look(generations: &QdrantGenerations, wanted: Wanted) -> Result<Said, Q
     let took_ms = look.took.as_secs_f64() * 1000.0;
     let _ = writeln!(
         text,
-        "Qdrant {version} at {} answers in {took_ms:.1} ms; it has {} collections.",
+        "Qdrant {version} at {} answers in {took_ms:.1} ms; collections there: {}.",
         server.url(),
         look.collections
     );

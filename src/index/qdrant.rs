@@ -59,7 +59,9 @@ pub struct QdrantSettings {
     pub revision: String,
     /// Partitions of `vectors`.
     pub partitions: Partition,
-    /// Fields of the payload that searches may filter by.
+    /// Fields of a document, in the order in which searches give them.
+    pub payload: Vec<String>,
+    /// Those that searches may filter by.
     pub filters: Vec<String>,
 }
 
@@ -465,7 +467,7 @@ impl Inner {
     async fn best(&self, points: Vec<ScoredPoint>) -> Result<Vec<Hit>, QdrantError> {
         let mut found = Vec::with_capacity(points.len());
         for point in points {
-            let hit = point::hit(point.payload, point.score);
+            let hit = point::hit(point.payload, point.score, &self.settings.payload);
             found.push(hit.ok_or_else(|| self.damaged(&point.id.unwrap_or_default(), "it is no window of a row"))?);
         }
         let mut versions: HashMap<RowKey, Version> =

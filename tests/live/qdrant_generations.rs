@@ -16,6 +16,7 @@ fn settings(qdrant: &Qdrant, alias: &str) -> QdrantSettings {
         pipeline: "faq".to_owned(),
         revision: "rev".to_owned(),
         partitions: 1,
+        payload: vec![],
         filters: vec![],
     }
 }

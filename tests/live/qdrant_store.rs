@@ -29,6 +29,7 @@ fn settings(qdrant: &Qdrant, collection: &str) -> QdrantSettings {
         pipeline: "faq".to_owned(),
         revision: "rev".to_owned(),
         partitions: PARTITIONS,
+        payload: vec![],
         filters: FIELDS.map(str::to_owned).to_vec(),
     }
 }

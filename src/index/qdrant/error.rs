@@ -1,5 +1,6 @@
 //! What can go wrong with Qdrant, and which of it passes by itself.
 
+use std::error::Error;
 use std::time::Duration;
 
 use qdrant_client::qdrant::UpdateStatus;
@@ -12,15 +13,16 @@ use crate::topic::Partition;
 #[derive(Debug, thiserror::Error)]
 pub enum QdrantError {
     /// It cannot be reached, or answered with an error.
-    #[error("{operation} Qdrant collection {collection}")]
+    #[error("{operation} Qdrant collection {collection} at {url}: {}", said(status))]
     Call {
         /// What was being done.
         operation: &'static str,
         /// The collection.
         collection: String,
-        /// What the server or the way to it said.
-        #[source]
-        source: Box<Status>,
+        /// Where Qdrant is.
+        url: String,
+        /// What the server or the way to it said; not called `source`, since its message repeats its causes.
+        status: Box<Status>,
     },
     /// No place that could be reached.
     #[error("prepare a connection to Qdrant at {url}")]
@@ -129,15 +131,28 @@ pub enum QdrantError {
 }
 
 impl QdrantError {
-    pub(super) fn from_status(operation: &'static str, collection: String, source: Status) -> Self {
-        match source.code() {
+    pub(super) fn from_status(operation: &'static str, collection: String, url: String, status: Status) -> Self {
+        match status.code() {
             Code::NotFound => QdrantError::Missing { collection },
-            _ => QdrantError::Call { operation, collection, source: Box::new(source) },
+            _ => QdrantError::Call { operation, collection, url, status: Box::new(status) },
         }
     }
 
     /// What is to be made is there already.
     pub(super) fn is_there_already(&self) -> bool {
-        matches!(self, QdrantError::Call { source, .. } if source.code() == Code::AlreadyExists)
+        matches!(self, QdrantError::Call { status, .. } if status.code() == Code::AlreadyExists)
+    }
+}
+
+/// What a status says, in one line: its message, and what is at the bottom of it where that is another thing.
+fn said(status: &Status) -> String {
+    let mut bottom: Option<&(dyn Error + 'static)> = status.source();
+    while let Some(deeper) = bottom.and_then(Error::source) {
+        bottom = Some(deeper);
+    }
+    let message = if status.message().is_empty() { status.code().description() } else { status.message() };
+    match bottom.map(ToString::to_string) {
+        Some(cause) if !message.contains(&cause) => format!("{message}: {cause}"),
+        _ => message.to_owned(),
     }
 }

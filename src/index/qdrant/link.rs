@@ -124,7 +124,9 @@ impl Link {
         Box::pin(async move {
             match called.await {
                 Ok(Ok(answer)) => Ok(answer.into_inner()),
-                Ok(Err(source)) => Err(QdrantError::from_status(operation, self.name.clone(), source)),
+                Ok(Err(status)) => {
+                    Err(QdrantError::from_status(operation, self.name.clone(), self.url.clone(), status))
+                }
                 Err(_) => Err(QdrantError::Silent { operation, collection: self.name.clone(), after: self.timeout }),
             }
         })

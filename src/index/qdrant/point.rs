@@ -1,6 +1,6 @@
 //! How rows, tombstones and positions are written as points, and read back. No I/O.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use qdrant_client::qdrant::point_id::PointIdOptions;
 use qdrant_client::qdrant::value::Kind;
@@ -169,14 +169,17 @@ pub(super) fn content(payload: &HashMap<String, Value>) -> Option<(Version, Opti
     Some((version(payload)?, hash))
 }
 
-/// A point that a search found, and which of its row's windows it is; `None`: not one of ours.
-pub(super) fn hit(mut payload: HashMap<String, Value>, score: f32) -> Option<(Hit, usize)> {
+/// A point that a search found, and which of its row's windows it is; `None`: not one of ours. Qdrant keeps no order of a
+/// payload's fields; those of `order` come first, in that order, the others by name.
+pub(super) fn hit(mut payload: HashMap<String, Value>, score: f32, order: &[String]) -> Option<(Hit, usize)> {
     let key = RowKey::from_bytes(field(&payload, "key")?.as_str()?.as_bytes()).ok()?;
     let version = version(&payload)?;
     let window = usize::try_from(field(&payload, "window")?.as_integer()?).ok()?;
     let passage = payload.remove(PASSAGE)?.as_str()?.clone();
     payload.remove(RESERVED);
-    let payload = payload.into_iter().map(|(name, value)| (name, Json::from(value))).collect();
+    let ordered: Vec<(String, Value)> = order.iter().filter_map(|name| payload.remove_entry(name)).collect();
+    let others: BTreeMap<String, Value> = payload.into_iter().collect();
+    let payload = ordered.into_iter().chain(others).map(|(name, value)| (name, Json::from(value))).collect();
     Some((Hit { key, score, passage, payload, version }, window))
 }
 
@@ -267,9 +270,10 @@ mod tests {
         let payload = payload.as_object().expect("an object").clone();
         let point = window(origin, &key(json!({"id": 7})), 3, &row, &payload, 0);
         assert_eq!(state(&point.payload), Some((Version(9), 1)));
-        let (hit, window) = hit(point.payload, 0.5).expect("a hit");
+        let (hit, window) = hit(point.payload, 0.5, &["b".into(), "c".into()]).expect("a hit");
         assert_eq!(window, 0);
         assert_eq!((hit.passage.as_str(), hit.version, &hit.payload), ("said", Version(9), &payload));
+        assert_eq!(hit.payload.keys().collect::<Vec<_>>(), ["b", "a"]);
         let gone = tombstone(origin, &key(json!({"id": 7})), 3, Version(10), (0, 0), 5);
         assert_eq!(state(&gone.payload), Some((Version(10), 0)));
         let wanted = Progress { position: 1 << 52, barrier: 3, as_of_ms: -1 };
@@ -278,6 +282,6 @@ mod tests {
     }
 
     fn hit_of_position() -> Option<(Hit, usize)> {
-        hit(position(Origin { pipeline: "faq", revision: "r" }, 3, Progress::default()).payload, 1.0)
+        hit(position(Origin { pipeline: "faq", revision: "r" }, 3, Progress::default()).payload, 1.0, &[])
     }
 }
