@@ -1,5 +1,6 @@
 //! Puts the rooms together and owns every task. The only room that knows them all; holds no logic of theirs.
 
+pub mod check;
 mod commands;
 mod embedding;
 pub mod foreign;
@@ -466,6 +467,7 @@ fn embedded_settings(config: &Config) -> embedded::Settings {
     }
 }
 
+/// How the brokers are reached; `None`: the log is on this machine.
 fn kafka_settings(config: &Config) -> Option<kafka::Settings> {
     let kafka = config.kafka.as_ref()?;
     Some(kafka::Settings {

@@ -29,6 +29,9 @@ pub enum Command {
     },
     /// Make the collection in Qdrant behind its alias, or say how it is
     Init(Init),
+    /// Look at everything that a run needs, each thing with its remedy; status 3 if anything is wrong
+    #[command(alias = "doctor")]
+    Check(Check),
     /// Search through a running vecsync
     Search(Search),
     /// Read the whole table again and bring the index in step with it
@@ -76,6 +79,20 @@ pub struct Init {
     /// Have the running vecsync fill a new generation from the log; the others go when searches ask it
     #[arg(long)]
     pub recreate: bool,
+}
+
+/// `vecsync check`.
+#[derive(Clone, Copy, Debug, clap::Args)]
+pub struct Check {
+    /// Leave out the running vecsync
+    #[arg(long)]
+    pub skip_health: bool,
+    /// Leave out what does something: an embedding, a point in Qdrant, a search
+    #[arg(long)]
+    pub skip_operations: bool,
+    /// Say how long each took
+    #[arg(long)]
+    pub verbose: bool,
 }
 
 /// `vecsync search`.

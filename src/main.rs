@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
-use cli::{Cli, Command, DeadLetters, Init, Pipeline};
+use cli::{Check, Cli, Command, DeadLetters, Init, Pipeline};
 use serde_json::Value;
 use vecsync::client::Query;
 use vecsync::commands::dead_letters as letters;
@@ -75,6 +75,7 @@ fn dispatch(command: Command) -> Result<(), Failure> {
     match command {
         Command::Run { role } => run(&environment, &role),
         Command::Init(wanted) => init(&environment, wanted),
+        Command::Check(wanted) => check(&environment, wanted),
         Command::Search(search) => {
             let settings = Settings::read(&environment)?;
             let query = Query {
@@ -117,6 +118,18 @@ fn dispatch(command: Command) -> Result<(), Failure> {
 fn run(environment: &Environment, roles: &[Role]) -> Result<(), Failure> {
     let config = Config::load(environment, roles, &check_templates)?;
     to_end(&config.log.clone(), app::run(config))
+}
+
+fn check(environment: &Environment, wanted: Check) -> Result<(), Failure> {
+    let Check { skip_health, skip_operations, verbose } = wanted;
+    let config = Config::load(environment, &[], &check_templates)?;
+    let settings = Settings::read(environment)?;
+    let wanted = commands::check::Wanted { skip_health, skip_operations, verbose };
+    match to_end(&config.log, commands::check::check(&config, &settings, wanted))? {
+        0 => Ok(()),
+        1 => Err(Failure::Unhealthy("one thing is not as it should be".to_owned())),
+        wrong => Err(Failure::Unhealthy(format!("{wrong} things are not as they should be"))),
+    }
 }
 
 fn init(environment: &Environment, wanted: Init) -> Result<(), Failure> {

@@ -172,6 +172,7 @@ async fn changed(primary: &mut Option<watch::Receiver<PrimaryState>>) -> Option<
     }
 }
 
-fn free_bytes(path: &Path) -> u64 {
+/// Free space of a file system, in bytes.
+pub(super) fn free_bytes(path: &Path) -> u64 {
     rustix::fs::statvfs(path).map_or(0, |stat| stat.f_bavail * stat.f_frsize)
 }

@@ -3,6 +3,7 @@
 //! **Invariant:** the slot is confirmed only up to what the log has durably acknowledged and recorded.
 
 pub mod catalog;
+pub mod check;
 pub mod connection;
 pub mod fault;
 mod link;

@@ -29,13 +29,7 @@ impl Publication {
 
 /// Checks that changes of the table can be followed through this publication, which is created if there is none.
 pub async fn preflight(client: &Client, table: &Table, publication: &str) -> Result<Publication, CatalogError> {
-    let query = |source| CatalogError::query("read wal_level", source);
-    let row = client.query_one("SELECT current_setting('wal_level'), current_setting('server_version_num')::int", &[]);
-    let row = row.await.map_err(query)?;
-    let (wal_level, version): (String, i32) = (row.get(0), row.get(1));
-    if wal_level != "logical" {
-        return Err(CatalogError::WalLevel(wal_level));
-    }
+    let version = check_server(client).await?;
     let published = match read(client, table, publication, version).await? {
         Some(published) => published,
         None => {
@@ -45,6 +39,24 @@ pub async fn preflight(client: &Client, table: &Table, publication: &str) -> Res
         }
     };
     check(publication, table, published)
+}
+
+/// As `preflight`, and makes nothing; `None`: there is no such publication.
+pub async fn look(client: &Client, table: &Table, publication: &str) -> Result<Option<Publication>, CatalogError> {
+    let version = check_server(client).await?;
+    let published = read(client, table, publication, version).await?;
+    published.map(|published| check(publication, table, published)).transpose()
+}
+
+/// Whether the server writes what logical decoding needs. Gives its version, as `server_version_num`.
+async fn check_server(client: &Client) -> Result<i32, CatalogError> {
+    let query = |source| CatalogError::query("read wal_level", source);
+    let row = client.query_one("SELECT current_setting('wal_level'), current_setting('server_version_num')::int", &[]);
+    let row = row.await.map_err(query)?;
+    match row.get::<_, String>(0) {
+        level if level == "logical" => Ok(row.get(1)),
+        level => Err(CatalogError::WalLevel(level)),
+    }
 }
 
 /// Names the publication as it is now, for comparing: made anew, or with the table taken out and put in again, it is

@@ -11,6 +11,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval};
 
 use super::catalog::{self, CatalogError, Table};
+use super::check;
 use super::connection::{ExportSnapshot, Frame, ReplicationConnection, ReplicationStream};
 use super::progress::{self, Refusal, Server, SlotFacts, Start};
 use super::publication::{self, Publication};
@@ -606,18 +607,7 @@ async fn inspect(capture: &Capture, sql: &Sql) -> Result<(Table, Publication), C
     let source = &capture.source;
     let table = catalog::load(sql, &source.schema, &source.table).await?;
     let publication = publication::preflight(sql, &table, &source.publication).await?;
-    // Logical replication does not send generated columns.
-    let sent = table.columns.iter().filter(|column| !column.generated);
-    let columns: Vec<&str> = sent.map(|column| column.name.as_str()).collect();
-    let mut problems = (capture.check_columns)(&columns);
-    if let (true, Some(list)) = (problems.is_empty(), &publication.columns) {
-        let listed: Vec<&str> = list.iter().map(String::as_str).collect();
-        let missing = (capture.check_columns)(&listed);
-        problems.extend(missing.into_iter().map(|what| format!("publication {}: {what}", source.publication)));
-    }
-    if !problems.is_empty() && table.columns.iter().any(|column| column.generated) {
-        problems.push("generated columns do not count: logical replication does not send them".to_owned());
-    }
+    let problems = check::columns(&capture.check_columns, &table, Some(&publication), &source.publication);
     if problems.is_empty() { Ok((table, publication)) } else { Err(CaptureError::Columns(problems.join("; "))) }
 }
 

@@ -17,10 +17,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use qdrant_client::qdrant::{
-    Condition, CountPointsBuilder, CreateFieldIndexCollectionBuilder, DeletePointsBuilder, Filter as QdrantFilter,
-    GetCollectionInfoRequest, GetPointsBuilder, PayloadIncludeSelector, PointId, QueryPointsBuilder, Range,
-    RetrievedPoint, ScoredPoint, ScrollPoints, ScrollPointsBuilder, SearchParamsBuilder, UpsertPointsBuilder,
-    vector_output,
+    Condition, CountPointsBuilder, CreateFieldIndexCollectionBuilder, DeleteCollection, DeletePointsBuilder,
+    Filter as QdrantFilter, GetCollectionInfoRequest, GetPointsBuilder, PayloadIncludeSelector, PointId,
+    QueryPointsBuilder, Range, RetrievedPoint, ScoredPoint, ScrollPoints, ScrollPointsBuilder, SearchParamsBuilder,
+    UpsertPointsBuilder, vector_output,
 };
 use tokio::sync::Mutex as AsyncMutex;
 
@@ -33,10 +33,10 @@ use self::point::{Origin, Progress};
 use super::filter::Filter;
 use super::matrix::rank;
 use super::mirror::{Applied, Hit};
-use super::scan::Vector;
+use super::scan::{DIMENSION, Vector};
 use crate::clock::now_ms;
 use crate::config::Qdrant as Server;
-use crate::event::{RowKey, VectorEvent, Version};
+use crate::event::{EmbeddedRow, RowKey, VectorEvent, Version, Window};
 use crate::topic::{Offsets, Partition};
 
 /// Points asked for at once by their ids.
@@ -231,6 +231,34 @@ impl QdrantStore {
                 return Ok(hits.into_iter().take(limit).collect());
             }
             asked = (asked * 4).min(FOUND_MAX);
+        }
+    }
+
+    /// Makes a collection of its own beside the alias of these settings, writes a point, finds it, and removes the
+    /// collection; nothing of the generations is touched.
+    pub async fn try_out(settings: QdrantSettings) -> Result<(), QdrantError> {
+        // No name of a generation: those end with a number.
+        let collection = format!("{}__check", settings.collection);
+        let store = QdrantStore::new(QdrantSettings { collection, partitions: 1, ..settings })?;
+        let tried = store.write_and_find().await;
+        let request = DeleteCollection { collection_name: store.collection().to_owned(), timeout: None };
+        let removed = store.0.link.call("remove", store.0.link.collections().delete(request)).await;
+        tried.and(removed.map(drop))
+    }
+
+    async fn write_and_find(&self) -> Result<(), QdrantError> {
+        self.create().await?;
+        let key = RowKey::from_columns([("id".to_owned(), 1.into())].into_iter().collect());
+        let mut vector = vec![0.0; DIMENSION];
+        vector[0] = 1.0;
+        let version = self.positions().first().copied().unwrap_or_default();
+        let windows = vec![Window::new(&vector, "a trial".to_owned())];
+        let row = EmbeddedRow { version, payload: "{}".to_owned(), windows, ..EmbeddedRow::default() };
+        self.apply(vec![(0, version, VectorEvent::Upsert { key: key.clone(), row })]).await?;
+        let found = self.search(&vector, 1, 0.5, &Filter::new(vec![]), Accuracy::Exact).await?;
+        match found.first() {
+            Some(hit) if hit.key == key => Ok(()),
+            _ => Err(QdrantError::NotFound { collection: self.collection().to_owned() }),
         }
     }
 

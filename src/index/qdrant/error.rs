@@ -114,6 +114,12 @@ pub enum QdrantError {
         /// Partitions it has.
         partitions: Partition,
     },
+    /// What was just written is not found.
+    #[error("search Qdrant collection {collection}: the point that was just written is not found")]
+    NotFound {
+        /// The collection.
+        collection: String,
+    },
     /// The query is not a vector of this store.
     #[error("search Qdrant: the query has {found} numbers or one that is not finite, wanted {DIMENSION}")]
     Query {

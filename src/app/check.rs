@@ -1,0 +1,130 @@
+//! `vecsync check`: looks at everything that a run needs, one thing after the other, and changes nothing that lasts.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::task::spawn_blocking;
+
+use super::watching::free_bytes;
+use super::{AppError, joined, kafka_settings, qdrant_generations, qdrant_settings, revision_of};
+use crate::capture::check as source;
+use crate::config::Config;
+use crate::embed::{Document, Embedder};
+use crate::index::{QdrantGenerations, QdrantStore};
+use crate::retry::Chain;
+use crate::topic::kafka;
+
+/// The text that is embedded for a trial.
+const PROBE: &str = "How do I check that everything works?";
+/// Least free space of the data directory.
+const FREE_BYTES_MIN: u64 = 100 << 20;
+
+/// One thing that was looked at.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Finding {
+    /// What.
+    pub name: &'static str,
+    /// How it is, or what is wrong with it and what mends that.
+    pub result: Result<String, String>,
+    /// How long it took to find out.
+    pub took: Duration,
+}
+
+/// Looks at source, log, model and Qdrant, in the order data flows. `told` gets each finding as it comes. `operations`: also
+/// embeds a text, and writes, finds and removes a point in a collection of its own.
+pub async fn check(config: &Config, operations: bool, mut told: impl FnMut(Finding)) -> Result<(), AppError> {
+    let document = Document::compile(&config.pipeline.document)?;
+    let mut since = Instant::now();
+    let mut tell = |name, result| {
+        let took = since.elapsed();
+        since = Instant::now();
+        told(Finding { name, result, took });
+    };
+    if let (Some(database), None) = (&config.database, &config.pipeline.source.topic) {
+        let filters = config.pipeline.filters.clone();
+        let check_columns: crate::capture::ColumnCheck =
+            Arc::new(move |columns: &[&str]| document.check_columns(columns, &filters));
+        source::check(database, &config.pipeline.source, &check_columns, &mut tell).await;
+    }
+    tell("data", data_dir(config));
+    if let Some(settings) = kafka_settings(config) {
+        let log = kafka::Log::new(settings);
+        let checked = log.check_partitions(&revision_of(config)).await;
+        let brokers = config.kafka.as_ref().map(|kafka| kafka.brokers.clone()).unwrap_or_default();
+        tell("brokers", checked.map(|()| format!("{brokers} answer")).map_err(|error| Chain(&error).to_string()));
+    }
+    tell("model", model(config, operations).await?);
+    if let Some(generations) = qdrant_generations(config)? {
+        let reached = reach(&generations).await;
+        let goes_on = reached.is_ok();
+        tell("Qdrant", reached);
+        if goes_on {
+            tell("collection", collection(&generations).await);
+        }
+        if let (true, true, Some(server)) = (goes_on, operations, &config.qdrant) {
+            let settings = qdrant_settings(config, server, &revision_of(config));
+            let tried = QdrantStore::try_out(settings).await;
+            let done = |()| "a point was written, found and removed".to_owned();
+            tell("round trip", tried.map(done).map_err(|error| Chain(&error).to_string()));
+        }
+    }
+    Ok(())
+}
+
+fn data_dir(config: &Config) -> Result<String, String> {
+    let path = &config.data_dir;
+    let shown = path.display();
+    // Where it is to be made, its parent counts.
+    let there = path.ancestors().find(|folder| folder.is_dir()).ok_or_else(|| format!("{shown}: no such folder"))?;
+    rustix::fs::access(there, rustix::fs::Access::WRITE_OK).map_err(|error| {
+        format!("{shown} cannot be written to ({error}); set VECSYNC_DATA_DIR to a folder that can")
+    })?;
+    let free = free_bytes(there);
+    if free < FREE_BYTES_MIN {
+        return Err(format!("{shown} has {:.0} MB left, wanted 100 MB at least", free as f64 / 1e6));
+    }
+    Ok(format!("{shown}, {:.1} GB free", free as f64 / 1e9))
+}
+
+async fn model(config: &Config, operations: bool) -> Result<Result<String, String>, AppError> {
+    let settings = config.model.clone();
+    let loaded = joined("load the model", spawn_blocking(move || Embedder::load(&settings, 1)).await)?;
+    let embedder = match loaded {
+        Ok(embedder) => embedder,
+        Err(error) => return Ok(Err(Chain(&error).to_string())),
+    };
+    if !operations {
+        return Ok(Ok(embedder.model_name().to_owned()));
+    }
+    let since = Instant::now();
+    Ok(match embedder.query(PROBE).await {
+        Ok(query) => {
+            let (name, numbers) = (embedder.model_name(), query.vector.len());
+            Ok(format!("{name}, a text became {numbers} numbers in {:.1} ms", since.elapsed().as_secs_f64() * 1000.0))
+        }
+        Err(error) => Err(Chain(&error).to_string()),
+    })
+}
+
+async fn reach(generations: &QdrantGenerations) -> Result<String, String> {
+    let told = async {
+        let (version, look) = (generations.version().await?, generations.look().await?);
+        Ok((version, look))
+    };
+    let (version, look) = told.await.map_err(|error: crate::index::QdrantError| Chain(&error).to_string())?;
+    let url = generations.settings().server.url();
+    Ok(format!("{version} at {url}, answers in {:.1} ms", look.took.as_secs_f64() * 1000.0))
+}
+
+async fn collection(generations: &QdrantGenerations) -> Result<String, String> {
+    let alias = &generations.settings().collection;
+    match generations.differences().await {
+        Err(error) => Err(Chain(&error).to_string()),
+        Ok(None) => Ok(format!("there is no {alias} yet; `vecsync init` or `vecsync run` makes it")),
+        Ok(Some(differences)) if differences.is_empty() => Ok(format!("{alias} is as it would be made now")),
+        Ok(Some(differences)) => Err(format!(
+            "{alias} is not as it would be made now: {}; `vecsync init --recreate` makes another and fills it",
+            differences.join("; ")
+        )),
+    }
+}

@@ -1,0 +1,120 @@
+//! Looks at the source as a start of capture would, and changes nothing.
+
+use tokio_postgres::Client;
+
+use super::catalog::{self, CatalogError, Table};
+use super::connection::ReplicationConnection;
+use super::publication::{self, Publication};
+use super::{ColumnCheck, slot, sql};
+use crate::config::{Database, Source};
+use crate::retry::Chain;
+
+/// Looks at connection, table, columns, publication, slot and the right to stream, in this order; what cannot be looked at
+/// because of a fault before it is left out. `tell` gets each as it is found: what, and how it is, or what is wrong with it
+/// and what mends that.
+pub async fn check(
+    database: &Database,
+    source: &Source,
+    check_columns: &ColumnCheck,
+    mut tell: impl FnMut(&'static str, Result<String, String>),
+) {
+    let sql = match sql::connect(database).await {
+        Ok(sql) => sql,
+        Err(error) => return tell("database", Err(Chain(&error).to_string())),
+    };
+    tell("database", version(&sql).await);
+    match catalog::load(&sql, &source.schema, &source.table).await {
+        Ok(table) => {
+            let published = publication::look(&sql, &table, &source.publication).await;
+            let known = published.as_ref().ok().and_then(Option::as_ref);
+            let problems = columns(check_columns, &table, known, &source.publication);
+            tell("table", if problems.is_empty() { Ok(described(&table)) } else { Err(problems.join("; ")) });
+            tell("publication", said_of(&source.publication, published));
+        }
+        Err(error) => tell("table", Err(Chain(&error).to_string())),
+    }
+    tell("slot", slot_of(&sql, &source.slot).await);
+    tell("replication", streams(database).await);
+}
+
+async fn version(sql: &Client) -> Result<String, String> {
+    let row = sql.query_one("SELECT current_setting('server_version'), current_database()::text", &[]).await;
+    let row = row.map_err(|error| Chain(&error).to_string())?;
+    Ok(format!("PostgreSQL {}, database {}", row.get::<_, String>(0), row.get::<_, String>(1)))
+}
+
+/// What is wrong with a pipeline that finds these columns, and of a publication those that it sends.
+pub(super) fn columns(
+    check: &ColumnCheck,
+    table: &Table,
+    publication: Option<&Publication>,
+    name: &str,
+) -> Vec<String> {
+    // Logical replication does not send generated columns.
+    let sent = table.columns.iter().filter(|column| !column.generated);
+    let sent: Vec<&str> = sent.map(|column| column.name.as_str()).collect();
+    let mut problems = check(&sent);
+    if let (true, Some(list)) = (problems.is_empty(), publication.and_then(|publication| publication.columns.as_ref()))
+    {
+        let listed: Vec<&str> = list.iter().map(String::as_str).collect();
+        problems.extend(check(&listed).into_iter().map(|what| format!("publication {name}: {what}")));
+    }
+    if !problems.is_empty() && table.columns.iter().any(|column| column.generated) {
+        problems.push("generated columns do not count: logical replication does not send them".to_owned());
+    }
+    problems
+}
+
+fn described(table: &Table) -> String {
+    let identity = match table.replica_identity {
+        'f' => "FULL",
+        'i' => "USING INDEX",
+        _ => "DEFAULT",
+    };
+    let (schema, name, key, rows) = (&table.schema, &table.name, table.key.join(", "), table.estimated_rows);
+    format!("{schema}.{name}, key {key}, replica identity {identity}, about {rows} rows")
+}
+
+fn said_of(name: &str, published: Result<Option<Publication>, CatalogError>) -> Result<String, String> {
+    match published {
+        Ok(Some(publication)) => {
+            let columns = match &publication.columns {
+                Some(columns) => format!("columns {}", columns.join(", ")),
+                None => "all columns".to_owned(),
+            };
+            let rows = publication.row_filter.map_or("all rows".to_owned(), |filter| format!("rows where {filter}"));
+            Ok(format!("{name}: {columns}, {rows}"))
+        }
+        Ok(None) => Ok(format!("there is no {name} yet; capture makes it when it starts, if its role may")),
+        Err(error) => Err(Chain(&error).to_string()),
+    }
+}
+
+async fn slot_of(sql: &Client, name: &str) -> Result<String, String> {
+    let found = slot::slot(sql, name).await.map_err(|error| Chain(&error).to_string())?;
+    let Some(slot) = found else {
+        return Ok(format!("there is no {name} yet; capture makes it when it starts"));
+    };
+    if slot.plugin != "pgoutput" {
+        return Err(format!(
+            "{name} is not for pgoutput but for {}; set source.slot of the pipeline file to another name",
+            if slot.plugin.is_empty() { "physical replication" } else { &slot.plugin }
+        ));
+    }
+    if slot.wal_status.as_deref() == Some("lost") {
+        return Err(format!(
+            "{name} has lost WAL that it needs; run `vecsync sync`, which makes another and reads the table"
+        ));
+    }
+    let user = slot
+        .active_pid
+        .map_or("nobody streams from it".to_owned(), |pid| format!("server process {pid} streams from it"));
+    Ok(format!("{name}: {user}, it keeps {:.1} MB of WAL", slot.retained_bytes as f64 / 1e6))
+}
+
+/// Whether this role may stream. Takes one connection of the walsenders for a moment.
+async fn streams(database: &Database) -> Result<String, String> {
+    let mut connection = ReplicationConnection::connect(database).await.map_err(|error| Chain(&error).to_string())?;
+    let identity = connection.identify_system().await.map_err(|error| Chain(&error).to_string())?;
+    Ok(format!("the role may stream; system {}, timeline {}", identity.system_id, identity.timeline))
+}

@@ -1,0 +1,93 @@
+//! `vecsync check`: prints what was found, line by line, and says whether all is well.
+
+use std::io::Write;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use crate::app::AppError;
+use crate::app::check::{self, Finding};
+use crate::client::{self, Query};
+use crate::config::settings::Settings;
+use crate::config::{Config, Secret};
+use crate::retry::Chain;
+
+/// What is to be looked at.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Wanted {
+    /// Not the running vecsync.
+    pub skip_health: bool,
+    /// No embedding, no point in Qdrant, no search.
+    pub skip_operations: bool,
+    /// Also say how long each took.
+    pub verbose: bool,
+}
+
+/// Looks at everything and prints each finding as it comes. Gives how many are wrong.
+pub async fn check(config: &Config, settings: &Settings, wanted: Wanted) -> Result<usize, AppError> {
+    let mut wrong = 0;
+    let mut tell = |finding: Finding| {
+        wrong += usize::from(finding.result.is_err());
+        // Nobody reading on is no failure.
+        let _ = std::io::stdout().lock().write_all(line(&finding, wanted.verbose).as_bytes());
+    };
+    check::check(config, !wanted.skip_operations, &mut tell).await?;
+    if !wanted.skip_health {
+        let since = Instant::now();
+        let result = running(settings, !wanted.skip_operations).await;
+        tell(Finding { name: "server", result, took: since.elapsed() });
+    }
+    Ok(wrong)
+}
+
+async fn running(settings: &Settings, operations: bool) -> Result<String, String> {
+    let (url, key) = (settings.url.to_string(), settings.server.api_keys.first());
+    let report = client::document(&url, key, "/health/detailed/").await.map_err(|error| Chain(&error).to_string())?;
+    let status = report["status"].as_str().unwrap_or("without a status").to_owned();
+    let mut said = format!("vecsync at {url} is {status}");
+    if status != "healthy" {
+        let unwell = report["components"].as_object().into_iter().flatten();
+        let unwell = unwell.filter(|(_, part)| !part["error"].is_null());
+        let unwell: Vec<String> = unwell.map(|(name, part)| format!("{name}: {}", text(&part["error"]))).collect();
+        return Err(format!("{said}: {}", unwell.join("; ")));
+    }
+    if operations {
+        said += &searched(&url, key).await?;
+    }
+    Ok(said)
+}
+
+async fn searched(url: &str, key: Option<&Secret>) -> Result<String, String> {
+    let query = Query { text: "Does it work?".to_owned(), limit: Some(1), ..Query::default() };
+    let answer = client::search(url, key, &query).await.map_err(|error| Chain(&error).to_string())?;
+    Ok(format!("; a search was answered by {} in {:.0} ms", answer.served_by, answer.took_ms))
+}
+
+fn text(value: &Value) -> String {
+    value.as_str().map_or_else(|| value.to_string(), str::to_owned)
+}
+
+fn line(finding: &Finding, verbose: bool) -> String {
+    let (mark, said) = match &finding.result {
+        Ok(said) => ("ok", said),
+        Err(said) => ("failed", said),
+    };
+    let took = if verbose { format!(" ({})", shown(finding.took)) } else { String::new() };
+    format!("{mark:<7} {:<12} {said}{took}\n", finding.name)
+}
+
+fn shown(took: Duration) -> String {
+    format!("{:.1} ms", took.as_secs_f64() * 1000.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_says_what_is_how() {
+        let finding = |result| Finding { name: "slot", result, took: Duration::from_micros(1500) };
+        assert_eq!(line(&finding(Ok("there".into())), false), "ok      slot         there\n");
+        assert_eq!(line(&finding(Err("lost".into())), true), "failed  slot         lost (1.5 ms)\n");
+    }
+}
