@@ -45,6 +45,9 @@ const UNDEFINED_OBJECT: &str = "42704";
 /// SQLSTATE of a slot that is there already.
 const DUPLICATE_OBJECT: &str = "42710";
 
+/// How often one that stands by looks whether the slot is free.
+const STANDBY_LOOK: Duration = Duration::from_secs(1);
+
 /// What capture follows and where it writes.
 #[derive(Clone)]
 pub struct Capture {
@@ -298,12 +301,22 @@ pub async fn run(
             Outcome::Fatal => return Err(error),
             // A start that has loaded nothing serves nobody: better to end with the reason.
             Outcome::Configuration if !is_loaded(&capture).await => return Err(error),
+            Outcome::Passing if matches!(error, CaptureError::Standby { .. }) => {
+                if !matches!(status.borrow().phase, Phase::Standby(_)) {
+                    tracing::info!("standing by: {fault}");
+                }
+                status.send_modify(|status| status.phase = Phase::Standby(fault.clone()));
+                // The one that streams is no fault, and when it ends somebody is to take over soon.
+                retry.reset();
+                tokio::select! {
+                    biased;
+                    () = shutdown.raised() => return Ok(()),
+                    () = tokio::time::sleep(STANDBY_LOOK) => {}
+                    Some(request) = requests.recv() => answer(&capture, request, &fault).await,
+                }
+            }
             Outcome::Passing | Outcome::Configuration => {
-                let phase = match error {
-                    CaptureError::Standby { .. } => Phase::Standby(fault.clone()),
-                    _ => Phase::Retrying(fault.clone()),
-                };
-                status.send_modify(|status| status.phase = phase);
+                status.send_modify(|status| status.phase = Phase::Retrying(fault.clone()));
                 tokio::select! {
                     again = retry.wait(&fault, &shutdown) => if !again { return Ok(()) },
                     Some(request) = requests.recv() => answer(&capture, request, &fault).await,
