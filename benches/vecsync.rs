@@ -9,11 +9,10 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use measure::report::Report;
-use measure::{backfill, freshness, kafka, scan, search};
+use measure::{backfill, freshness, kafka, qdrant, scan, search};
 use support::kafka::Kafka;
 
-const USAGE: &str =
-    "usage: [freshness|backfill|search|idle|scan|kafka|replay|all]… [--model fp32|int8|both] [--json FILE] [--no-docs]";
+const USAGE: &str = "usage: [freshness|backfill|search|idle|scan|qdrant|kafka|replay|all]… [--model fp32|int8|both] [--json FILE] [--no-docs]";
 
 /// What is measured.
 #[derive(Debug, Default)]
@@ -23,6 +22,7 @@ struct Wanted {
     search: bool,
     idle: bool,
     scan: bool,
+    qdrant: bool,
     kafka: bool,
     replay: bool,
     models: Vec<&'static str>,
@@ -61,6 +61,10 @@ fn main() -> ExitCode {
         // Which model made the vectors does not matter.
         report.add("int8", "scan", scan::search("int8"));
     }
+    if wanted.qdrant {
+        // The vectors are drawn by chance.
+        report.add("int8", "qdrant upsert", qdrant::upsert());
+    }
     if wanted.kafka || wanted.replay {
         let broker = Kafka::start();
         // Capture and replay do not run the model.
@@ -94,6 +98,7 @@ impl Wanted {
                 "search" => &mut wanted.search,
                 "idle" => &mut wanted.idle,
                 "scan" => &mut wanted.scan,
+                "qdrant" => &mut wanted.qdrant,
                 "kafka" => {
                     (wanted.kafka, wanted.replay, any) = (true, true, true);
                     continue;
@@ -124,8 +129,8 @@ impl Wanted {
             (*part, any) = (true, true);
         }
         if !any {
-            let Wanted { freshness, backfill, search, idle, scan, kafka, replay, .. } = &mut wanted;
-            for part in [freshness, backfill, search, idle, scan, kafka, replay] {
+            let Wanted { freshness, backfill, search, idle, scan, qdrant, kafka, replay, .. } = &mut wanted;
+            for part in [freshness, backfill, search, idle, scan, qdrant, kafka, replay] {
                 *part = true;
             }
         }

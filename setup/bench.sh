@@ -6,4 +6,5 @@ cd "$ROOT"
 setup/preflight.sh
 setup/fetch.sh model postgres faq kafka
 . setup/test_env.sh
+cargo build --locked --package qdrant-test-server --profile test-server
 exec cargo bench --locked --bench vecsync -- "$@"

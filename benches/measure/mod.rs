@@ -4,6 +4,7 @@ pub mod backfill;
 pub mod bare;
 pub mod freshness;
 pub mod kafka;
+pub mod qdrant;
 pub mod report;
 pub mod scan;
 pub mod search;

@@ -23,6 +23,8 @@ const BOUNDS: &[(&str, &str, Bound)] = &[
     ("kafka freshness", "p99_ms", Bound::Most(200.0)),
     ("kafka capture", "rows_per_s", Bound::Least(40_000.0)),
     ("kafka replay", "points_per_s", Bound::Least(30_000.0)),
+    ("qdrant upsert", "of_bare_loop", Bound::Least(0.9)),
+    ("qdrant upsert", "own_cpu_percent", Bound::Most(20.0)),
     ("scan", "p50_ms", Bound::Most(4.0)),
     ("scan", "p99_ms", Bound::Most(10.0)),
     ("scan", "recall_at_10", Bound::Least(1.0)),

@@ -109,6 +109,8 @@ enum Fault {
     TooFew { found: u64, wanted: u64 },
     #[error("write Qdrant collection {0}: the alias does not name it any more")]
     Unnamed(String),
+    #[error("write Qdrant collection {0}: it is as it was earlier, or was emptied")]
+    WentBack(String),
 }
 
 /// Until when a generation is written to; shutdown ends it in any case.
@@ -369,7 +371,7 @@ impl Inner {
         let mut tend = interval(TEND_EVERY);
         tend.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let since = Instant::now();
-        let mut pruned = since;
+        let (mut pruned, mut wrote) = (since, since);
         let mut applying: Option<Working<Applied>> = None;
         let mut decoding: Option<Working<Result<Batch, JoinError>>> = None;
         let mut decoded: Option<Batch> = None;
@@ -388,6 +390,7 @@ impl Inner {
                     self.applied(applied, &until)?;
                     self.tell(generation, reader, &until);
                     retry.reset();
+                    wrote = Instant::now();
                 }
                 Some(batch) = next(&mut decoding), if decoded.is_none() => decoded = Some(batch?),
                 () = shutdown.raised() => {
@@ -414,6 +417,10 @@ impl Inner {
                         Until::Asked(_) if self.names_another(generation.number, since) => {
                             return Err(Fault::Unnamed(generation.store.collection().to_owned()));
                         }
+                        // There may be nothing to write for hours, so the writes themselves would not find it.
+                        Until::Asked(_) if self.went_back(generation, wrote) => {
+                            return Err(Fault::WentBack(generation.store.collection().to_owned()));
+                        }
                         Until::Asked(_) | Until::Reached(..) => {}
                     }
                     generation.store.tidy().await?;
@@ -432,6 +439,17 @@ impl Inner {
     fn names_another(&self, generation: u32, since: Instant) -> bool {
         let state = self.state.borrow();
         state.look.as_ref().is_some_and(|look| look.at > since && look.named != Some(generation))
+    }
+
+    /// Whether a look that began later than the last write has shown less than was written.
+    fn went_back(&self, generation: &QdrantGeneration, wrote: Instant) -> bool {
+        let state = self.state.borrow();
+        let is_later = state.look.as_ref().is_some_and(|look| look.at > wrote);
+        let seen = state.searchable.as_ref().filter(|seen| is_later && seen.number == generation.number);
+        seen.is_some_and(|seen| {
+            let (seen, written) = (seen.store.positions(), generation.store.positions());
+            seen.iter().zip(&written).any(|(seen, written)| seen < written)
+        })
     }
 
     /// Counts what was applied.

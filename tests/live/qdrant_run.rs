@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use qdrant_client::qdrant::{
-    Condition, CountPointsBuilder, CreateAliasBuilder, CreateCollectionBuilder, DeleteCollectionBuilder, Distance,
-    Filter, PointStruct, ScrollPointsBuilder, UpsertPointsBuilder, VectorParamsBuilder,
+    Condition, CountPointsBuilder, CreateAliasBuilder, CreateCollectionBuilder, DeleteCollectionBuilder,
+    DeletePointsBuilder, Distance, Filter, PointStruct, ScrollPointsBuilder, UpsertPointsBuilder, VectorParamsBuilder,
 };
 use serde_json::{Value, json};
 
@@ -296,6 +296,20 @@ fn a_collection_of_somebody_else_is_left_alone_and_searches_go_on() {
     // Mended while it runs.
     pair.expect_equal(CAUGHT_UP);
     pair.expect_served_by("qdrant", SOON);
+}
+
+#[test]
+fn a_collection_that_is_emptied_while_nothing_is_written_is_filled_again() {
+    let mut pair = Pair::prepare(Qdrant::start(), 60);
+    pair.site.vecsync.start_ready();
+    pair.expect_equal(CAUGHT_UP);
+    pair.expect_served_by("qdrant", SOON);
+    let everything = DeletePointsBuilder::new(&pair.alias).points(Filter::default()).wait(true);
+    pair.runtime.block_on(pair.qdrant.client().delete_points(everything)).unwrap();
+    // No search finds less meanwhile than there is, but for the moment until it is noticed.
+    pair.expect_equal(CAUGHT_UP);
+    pair.expect_served_by("qdrant", SOON);
+    pair.expect_searched(SOON);
 }
 
 #[test]

@@ -2,7 +2,7 @@
 //! `QDRANT_TEST_URL` names. Tests that kill or stop it always take the test server.
 
 use std::collections::{BTreeMap, HashMap};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use qdrant_client::qdrant::point_id::PointIdOptions;
 use qdrant_client::qdrant::vectors::VectorsOptions;
@@ -554,32 +554,4 @@ async fn who_has_no_key_is_refused_and_what_it_cannot_do_it_says() {
     assert_eq!(done.result.unwrap().status(), UpdateStatus::WaitTimeout);
     let other = qdrant.client().recommend(RecommendPointsBuilder::new(&name, 3)).await;
     expect_refused(other, Code::Unimplemented, "recommend");
-}
-
-/// Prints how fast it takes points; no figure is asked for.
-#[tokio::test]
-#[ignore = "a measurement"]
-async fn how_fast_it_takes_points() {
-    let qdrant = Qdrant::start();
-    let (client, name) = (qdrant.client(), qdrant.collection("speed").await);
-    let mut dice = Dice::new(11);
-    for (size, batches) in [(100_u64, 100_u64), (1, 300)] {
-        let requests: Vec<_> = (0..batches)
-            .map(|batch| {
-                let ids = batch * size..(batch + 1) * size;
-                upsert(&name, ids.map(|id| point(id, vector(&mut dice), &[("version", 1.into())])).collect())
-            })
-            .collect();
-        let from = Instant::now();
-        for request in requests {
-            client.upsert_points(request).await.unwrap();
-        }
-        let seconds = from.elapsed().as_secs_f64();
-        eprintln!(
-            "batches of {size}: {:.0} points/s, {:.2} ms each",
-            (batches * size) as f64 / seconds,
-            seconds * 1e3 / batches as f64
-        );
-    }
-    client.delete_collection(&name).await.unwrap();
 }

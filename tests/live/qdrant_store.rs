@@ -5,9 +5,8 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use qdrant_client::qdrant::{
-    CollectionStatus, Condition, CreateCollectionBuilder, DeleteCollectionBuilder, Distance,
-    OptimizersConfigDiffBuilder, PointStruct, Range, RetrievedPoint, ScrollPointsBuilder, UpdateCollectionBuilder,
-    UpsertPointsBuilder, VectorParamsBuilder, vector_output,
+    CollectionStatus, CreateCollectionBuilder, DeleteCollectionBuilder, Distance, OptimizersConfigDiffBuilder,
+    PointStruct, UpdateCollectionBuilder, UpsertPointsBuilder, VectorParamsBuilder,
 };
 use serde_json::{Value, json};
 use vecsync::event::{EmbeddedRow, RowKey, VectorEvent, Version, Window};
@@ -558,84 +557,4 @@ async fn a_key_is_sent_and_never_shown() {
     let refused = QdrantStore::new(wrong).unwrap().open().await.expect_err("it was let in");
     let told = format!("{} {refused:?}", vecsync::retry::Chain(&refused));
     assert!(told.contains("API key") && !told.contains("canary"), "{told}");
-}
-
-/// Prints how fast it is, and how fast a bare loop is that writes the same points under the same conditions into a
-/// collection made in the same way; no figure is asked for.
-#[tokio::test]
-#[ignore = "a measurement"]
-async fn how_fast_it_takes_rows() {
-    const ROWS: u64 = 5_000;
-    let qdrant = Qdrant::start();
-    let (store, name) = store(&qdrant).await;
-    let client = qdrant.client();
-    let batches = |offset: u64| {
-        let mut next = vec![offset; usize::from(PARTITIONS)];
-        let batches = (0..ROWS)
-            .step_by(1_000)
-            .map(|first| placed(&mut next, (first..first + 1_000).map(|id| upsert(id, offset + id + 1, 1)).collect()));
-        batches.collect::<Vec<Placed>>()
-    };
-    for (what, offset) in [("new rows", 0), ("newer versions", 100_000)] {
-        let batches = batches(offset);
-        let (from, worked) = (Instant::now(), cpu_seconds());
-        for batch in batches {
-            store.apply(batch).await.unwrap();
-        }
-        report(&format!("store, {what}"), ROWS, from, worked);
-    }
-    let (_bare, bare) = self::store(&qdrant).await;
-    let mut offset = None;
-    let mut points = vec![];
-    loop {
-        let mut request = ScrollPointsBuilder::new(&name).limit(1_000).with_payload(true).with_vectors(true);
-        request = offset.map_or(request.clone(), |offset| request.offset(offset));
-        let answer = client.scroll(request).await.unwrap();
-        points.extend(answer.result.into_iter().filter_map(as_stored));
-        offset = answer.next_page_offset;
-        if offset.is_none() {
-            break;
-        }
-    }
-    for what in ["new points", "points that are there"] {
-        let (from, worked) = (Instant::now(), cpu_seconds());
-        for points in points.chunks(100) {
-            let request = UpsertPointsBuilder::new(&bare, points).update_filter(unless_newer(points)).wait(true);
-            client.upsert_points(request).await.unwrap();
-        }
-        report(&format!("bare loop, {what}"), points.len() as u64, from, worked);
-    }
-    remove(&qdrant, &bare).await;
-    remove(&qdrant, &name).await;
-}
-
-fn as_stored(point: RetrievedPoint) -> Option<PointStruct> {
-    let vector = match point.vectors.as_ref()?.get_vector()? {
-        vector_output::Vector::Dense(vector) => vector.data,
-        other => panic!("not dense: {other:?}"),
-    };
-    Some(PointStruct::new(point.id?, vector, qdrant_client::Payload::from(point.payload)))
-}
-
-fn unless_newer(points: &[PointStruct]) -> qdrant_client::qdrant::Filter {
-    let branch = |point: &PointStruct| {
-        let Value::Object(payload) = Value::from(qdrant_client::Payload::from(point.payload.clone())) else { panic!() };
-        let newer = Range { gt: payload["_vecsync"]["version"].as_f64(), ..Range::default() };
-        let id = Condition::has_id(point.id.clone());
-        let newer = vec![Condition::range("_vecsync.version", newer)];
-        qdrant_client::qdrant::Filter { must: vec![id], must_not: newer, ..Default::default() }.into()
-    };
-    qdrant_client::qdrant::Filter::should(points.iter().map(branch))
-}
-
-fn report(what: &str, rows: u64, from: Instant, worked: f64) {
-    let (took, worked) = (from.elapsed().as_secs_f64(), cpu_seconds() - worked);
-    eprintln!("{what}: {:.0}/s, {:.0} % of the time at work itself", rows as f64 / took, 100.0 * worked / took);
-}
-
-/// CPU time of this process, from `/proc/self/stat`; its unit is 10 ms wherever Linux runs on x86-64.
-fn cpu_seconds() -> f64 {
-    let stat = std::fs::read_to_string("/proc/self/stat").unwrap();
-    let fields: Vec<&str> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
-    (fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()) as f64 / 100.0
 }
