@@ -8,6 +8,7 @@ mod letters;
 mod process;
 mod qdrant;
 mod serving;
+pub mod verify;
 mod watching;
 
 use std::future::Future;
@@ -24,7 +25,7 @@ use tokio::task::{JoinSet, spawn_blocking};
 use crate::capture::{self, Capture, CaptureError, ColumnCheck};
 use crate::config::{self, Config, Database, Role};
 use crate::control::{self, ControlError, Door, Reply, Request};
-use crate::embed::{self, Cache, Document, DocumentError, Embedder, LoadError, Worker, WorkerError};
+use crate::embed::{self, Cache, Document, DocumentError, Embedder, Expectation, LoadError, Worker, WorkerError};
 use crate::freshness::Freshness;
 use crate::index::{
     Generations, Index, IndexError, MirrorError, MirrorSettings, Primary, QdrantError, QdrantGenerations,
@@ -38,6 +39,7 @@ use crate::topic::{EmbedLog, Log, LogError, Offsets, SnapshotMarker, embedded, k
 use commands::Commands;
 use qdrant::Qdrant;
 use serving::Shared;
+use verify::Verifier;
 use watching::Watching;
 
 /// Tasks have this long to drain after the signal.
@@ -134,6 +136,8 @@ pub async fn run(config: Config) -> Result<(), AppError> {
     let listener = listen(&config).await?;
     let server_settings = serve::Settings::load(&config.server)?;
     let document = Document::compile(&config.pipeline.document)?;
+    let filters = config.pipeline.filters.clone();
+    let check_columns: ColumnCheck = Arc::new(move |columns: &[&str]| document.check_columns(columns, &filters));
     let does = |role| config.roles.contains(&role);
 
     // The two slow starts side by side.
@@ -186,16 +190,27 @@ pub async fn run(config: Config) -> Result<(), AppError> {
 
     let mut tasks: JoinSet<(&'static str, Result<(), AppError>)> = JoinSet::new();
     if let (true, Some(database)) = (does(Role::Capture), &config.database) {
-        let filters = config.pipeline.filters.clone();
-        let check_columns = Arc::new(move |columns: &[&str]| document.check_columns(columns, &filters));
-        let capture = capture_of(&config, database, check_columns, &log, &pipeline_metrics);
+        let capture = capture_of(&config, database, Arc::clone(&check_columns), &log, &pipeline_metrics);
         spawn(&mut tasks, "capture", capture::run(capture, status_sender, requests, shutdown.clone()));
     }
+    let verifier = Verifier::new(verify::Parts {
+        database: config.database.clone(),
+        source: config.pipeline.source.clone(),
+        data_dir: config.data_dir.clone(),
+        expectation: Arc::new(Expectation::new(&config.model, &config.pipeline.document)?),
+        check_columns,
+        shared: Arc::clone(&shared),
+        log: log.clone(),
+        metrics: pipeline_metrics.clone(),
+        captures: does(Role::Capture).then(|| request_sender.clone()),
+        busy: tokio::sync::Mutex::default(),
+    });
     let commands = Commands {
         log: log.clone(),
         captures: request_sender,
         replays: replay_sender,
         rebuilds: qdrant.clone().filter(|_| does(Role::Index)).map(|qdrant| (qdrant.primary, rebuild_sender)),
+        verifier,
     };
     for door in doors.into_iter().flatten() {
         let answering = control::run(door, commands.clone().handler(), shutdown.clone());

@@ -11,7 +11,8 @@ use vecsync::topic::replay::{Source, Target};
 #[derive(Debug, Parser)]
 #[command(name = "vecsync", version, propagate_version = true, arg_required_else_help = true)]
 #[command(after_help = "Settings come from the environment and from .env in the current folder; `vecsync config` \
-                        lists them.\nExit status: 0 done, 1 failed, 2 usage or configuration, 3 something unhealthy was found.")]
+                        lists them.\nExit status: 0 done, 1 failed, 2 usage or configuration, 3 something unhealthy or \
+                        drifted was found.")]
 pub struct Cli {
     /// What to do.
     #[command(subcommand)]
@@ -44,6 +45,15 @@ pub enum Command {
         /// Fill a new generation and switch to it, or the one that is there
         #[arg(long, value_enum, default_value = "new")]
         into: Target,
+        /// Print one JSON document
+        #[arg(long)]
+        json: bool,
+    },
+    /// Compare the table with the stores of a running vecsync, row by row
+    Verify {
+        /// Publish the rows again that have drifted, and look at them once more
+        #[arg(long)]
+        repair: bool,
         /// Print one JSON document
         #[arg(long)]
         json: bool,
@@ -198,6 +208,15 @@ mod tests {
     }
 
     #[test]
+    fn verify_repairs_when_it_is_told_to() {
+        let flags = |words: &[&str]| match parse(&[&["verify"], words].concat()).expect("valid") {
+            Command::Verify { repair, json } => (repair, json),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!((flags(&[]), flags(&["--repair", "--json"])), ((false, false), (true, true)));
+    }
+
+    #[test]
     fn dead_letters_are_named_by_their_place() {
         let ids = |words: &[&str]| match parse(&[&["dead-letters", "retry"], words].concat()) {
             Ok(Command::DeadLetters(DeadLetters::Retry { ids, all })) => {
@@ -221,7 +240,7 @@ mod tests {
             &["run", "--role", "cook"],
             &["pipeline", "check"],
             &["sync", "--force"],
-            &["verify"],
+            &["verify", "all"],
             &["replay", "--topic", "dead-letter"],
             &["replay", "--into", "old"],
             &["dead-letters"],

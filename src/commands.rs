@@ -4,6 +4,7 @@ pub mod check;
 pub mod dead_letters;
 pub mod init;
 pub mod replay;
+pub mod verify;
 
 use std::fmt::Write;
 use std::io::IsTerminal;

@@ -55,6 +55,16 @@ pub enum Request {
         /// Where to.
         into: Target,
     },
+    /// Compare the table with the stores.
+    Verify {
+        /// Whether rows that have drifted are published again.
+        repair: bool,
+    },
+    /// Read the rows of these keys and publish them again. Asked by a process that keeps a store and captures nothing.
+    Republish {
+        /// The keys as JSON.
+        keys: Vec<String>,
+    },
     /// Fill a new generation in Qdrant, and remove the others.
     Recreate,
 }
@@ -63,10 +73,12 @@ impl Request {
     /// Who can do it.
     fn door(&self) -> Door {
         match self {
-            Request::Sync | Request::DeadLetters | Request::DeadLetter { .. } | Request::RetryDeadLetters { .. } => {
-                Door::Capture
-            }
-            Request::Replay { .. } | Request::Recreate => Door::Store,
+            Request::Sync
+            | Request::DeadLetters
+            | Request::DeadLetter { .. }
+            | Request::RetryDeadLetters { .. }
+            | Request::Republish { .. } => Door::Capture,
+            Request::Replay { .. } | Request::Recreate | Request::Verify { .. } => Door::Store,
         }
     }
 }

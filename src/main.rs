@@ -13,6 +13,7 @@ use cli::{Check, Cli, Command, DeadLetters, Init, Pipeline};
 use serde_json::Value;
 use vecsync::client::Query;
 use vecsync::commands::dead_letters as letters;
+use vecsync::commands::verify::Found;
 use vecsync::config::environment::Environment;
 use vecsync::config::problems::{Problem, Problems};
 use vecsync::config::settings::Settings;
@@ -104,6 +105,16 @@ fn dispatch(command: Command) -> Result<(), Failure> {
         Command::Replay { topic, into, json } => {
             let settings = Settings::read(&environment)?;
             print(&to_end(&settings.log, commands::replay::replay(&settings, topic, into, json))?)
+        }
+        Command::Verify { repair, json } => {
+            let settings = Settings::read(&environment)?;
+            let (said, found) = to_end(&settings.log, commands::verify::verify(&settings, repair, json))?;
+            print(&said)?;
+            match found {
+                Found::Same => Ok(()),
+                Found::Drift(what) => Err(Failure::Unhealthy(what)),
+                Found::Incomplete(error) => Err(Failure::Error(Box::new(error))),
+            }
         }
         Command::DeadLetters(command) => dead_letters(&environment, command),
         Command::Pipeline(Pipeline::Check { files }) => check_pipelines(&files),

@@ -37,6 +37,12 @@ fn describe() {
         ("vecsync_data_dir_free_bytes", Unit::Bytes, "Free space where VECSYNC_DATA_DIR is"),
         ("vecsync_sink_lag_records", Unit::Count, "Records of vectors that a store has not yet taken"),
         ("vecsync_build_info", Unit::Count, "Version and model, always 1"),
+        ("vecsync_drift_rows", Unit::Count, "Rows that a store held otherwise than the table, at the last verify"),
+        (
+            "vecsync_verify_last_success_timestamp_seconds",
+            Unit::Seconds,
+            "When a verify last compared the table with every store, Unix time",
+        ),
     ];
     for (name, unit, text) in gauges {
         describe_gauge!(name, unit, text);
@@ -194,6 +200,16 @@ impl PipelineMetrics {
         for reason in reasons {
             counter!("vecsync_fallbacks_total", "pipeline" => self.label(), "reason" => *reason).increment(0);
         }
+    }
+
+    /// So many rows of a store differ from the table, in this way.
+    pub fn drift(&self, store: &'static str, kind: &'static str, rows: u64) {
+        gauge!("vecsync_drift_rows", "pipeline" => self.label(), "store" => store, "kind" => kind).set(rows as f64);
+    }
+
+    /// The table was compared with every store, at this time, milliseconds since the Unix epoch.
+    pub fn verified(&self, at_ms: i64) {
+        gauge!("vecsync_verify_last_success_timestamp_seconds", "pipeline" => self.label()).set(at_ms as f64 / 1000.0);
     }
 
     /// One search was answered with this HTTP status.

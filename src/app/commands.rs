@@ -7,8 +7,10 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 
 use super::letters;
-use crate::capture;
+use super::verify::Verifier;
+use crate::capture::{self, REPUBLISH_KEYS_MAX, Republished};
 use crate::control::{self, Passed, Reply, Request};
+use crate::event::RowKey;
 use crate::index::{Primary, PrimaryState, RebuildRequest, Rebuilt, ReplayRequest};
 use crate::topic::Log;
 use crate::topic::replay::{Source, Target};
@@ -25,6 +27,7 @@ pub(super) struct Commands {
     pub replays: mpsc::Sender<ReplayRequest>,
     /// Qdrant, where this process writes to it.
     pub rebuilds: Option<(Primary, mpsc::Sender<RebuildRequest>)>,
+    pub verifier: Verifier,
 }
 
 impl Commands {
@@ -51,6 +54,14 @@ impl Commands {
                 Ok(None) => Reply::Failed("this process writes to no Qdrant; QDRANT_HOST is not set there".to_owned()),
                 Err(reason) => Reply::Failed(reason),
             },
+            Request::Verify { repair } => match self.verifier.verify(repair, passed).await {
+                Ok(report) => Reply::Done(json!(report)),
+                Err(reason) => Reply::Failed(reason),
+            },
+            Request::Republish { keys } => match self.republish(&keys).await {
+                Ok(republished) => Reply::Done(json!(republished)),
+                Err(reason) => Reply::Failed(reason),
+            },
             reading => letters::answer(&self.log, reading).await,
         }
     }
@@ -60,6 +71,16 @@ impl Commands {
         let ended = || "capture has ended".to_owned();
         self.captures.send(capture::Request::Resync(done)).await.map_err(|_| ended())?;
         answered.await.map_err(|_| ended())?
+    }
+
+    async fn republish(&self, keys: &[String]) -> Result<Vec<(String, Republished)>, String> {
+        if keys.len() > REPUBLISH_KEYS_MAX {
+            return Err(format!("{} keys, {REPUBLISH_KEYS_MAX} are the most", keys.len()));
+        }
+        let keys = keys.iter().map(|key| RowKey::from_bytes(key.as_bytes())).collect::<Result<_, _>>();
+        let keys = keys.map_err(|error| error.to_string())?;
+        let republished = letters::republish(&self.captures, keys).await?;
+        Ok(republished.into_iter().map(|(key, became)| (key.as_str().to_owned(), became)).collect())
     }
 
     async fn replay(&self, topic: Source, into: Target, passed: Passed) -> Result<Value, String> {

@@ -23,6 +23,11 @@ pub const NO_RETRY: &str = "retry dead letters: source.topic names a topic that 
      PostgreSQL to publish it again: change the row, or have Debezium take a snapshot of it (a signal execute-snapshot); a \
      letter goes when its row is embedded";
 
+/// Why nothing that has drifted can be published again there, and what to do instead.
+pub const NO_REPAIR: &str = "repair: source.topic names a topic that Debezium writes, so vecsync publishes no rows itself: change \
+     the rows, or have Debezium take a snapshot of them (a signal execute-snapshot); what a store has lost is in the log: \
+     `vecsync replay`";
+
 /// The rows of a store that this process keeps.
 pub(super) struct Held {
     pub generations: Generations,

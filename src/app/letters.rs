@@ -27,7 +27,12 @@ pub(super) async fn answer(log: &Log, request: Request) -> Reply {
     let answered = match request {
         Request::DeadLetters => list(log).await,
         Request::DeadLetter { id } => show(log, id).await,
-        Request::Sync | Request::RetryDeadLetters { .. } | Request::Replay { .. } | Request::Recreate => {
+        Request::Sync
+        | Request::RetryDeadLetters { .. }
+        | Request::Replay { .. }
+        | Request::Recreate
+        | Request::Verify { .. }
+        | Request::Republish { .. } => {
             return Reply::Failed("that takes a vecsync that runs".to_owned());
         }
     };
@@ -160,7 +165,8 @@ fn outcome(became: Republished) -> Result<&'static str, String> {
     }
 }
 
-async fn republish(
+/// Has rows published again, at most [`REPUBLISH_KEYS_MAX`].
+pub(super) async fn republish(
     requests: &mpsc::Sender<capture::Request>,
     keys: Vec<RowKey>,
 ) -> Result<Vec<(RowKey, Republished)>, String> {

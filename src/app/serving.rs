@@ -121,7 +121,7 @@ impl Shared {
     }
 
     /// How far a store is with regard to the source.
-    fn standing(&self, store: &str) -> Standing {
+    pub fn standing(&self, store: &str) -> Standing {
         match &self.qdrant {
             Some(qdrant) if store != LOCAL => qdrant.standing(),
             _ => {

@@ -62,6 +62,11 @@ impl fmt::Display for ServerError {
 
 impl Error for ServerError {}
 
+/// Whether a query failed because a value is none of its type: class 22 of the SQLSTATEs is "data exception".
+pub(super) fn is_of_the_values(error: &tokio_postgres::Error) -> bool {
+    error.code().is_some_and(|code| code.code().starts_with("22"))
+}
+
 /// Whether an error of the ordinary SQL connection can pass by itself: the network's, and the server's as
 /// `ServerError::is_transient` says.
 pub fn is_transient_sql(error: &tokio_postgres::Error) -> bool {

@@ -19,6 +19,7 @@ pub mod slot;
 pub mod snapshot;
 pub mod socket;
 pub mod sql;
+pub mod survey;
 pub mod tls;
 pub mod values;
 pub mod wire;
@@ -26,6 +27,7 @@ pub mod wire;
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::config::{Database, Source};
@@ -130,7 +132,8 @@ pub enum Request {
 pub const REPUBLISH_KEYS_MAX: usize = 100;
 
 /// What became of a key that was to be published again.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Republished {
     /// Its row was published.
     Row,

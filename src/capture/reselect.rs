@@ -82,6 +82,22 @@ pub async fn rows(
     Ok(found)
 }
 
+/// Those of these keys, given as PostgreSQL's texts, that the publication has a row of.
+pub async fn keys(
+    client: &Client,
+    table: &Table,
+    publication: &Publication,
+    keys: &[Vec<String>],
+) -> Result<Vec<RowKey>, tokio_postgres::Error> {
+    let keys: Vec<&[String]> = keys.iter().map(Vec::as_slice).collect();
+    let mut found = vec![];
+    for keys in keys.chunks(KEYS_PER_QUERY) {
+        let rows = select(client, table, &[], publication.row_filter.as_deref(), keys).await?;
+        found.extend(rows.into_iter().map(|(key, _)| key));
+    }
+    Ok(found)
+}
+
 /// Waits until others see what these transactions have committed.
 ///
 /// A transaction is streamed when its commit is in the WAL, which is a moment before others see it, and longer where a
@@ -137,13 +153,13 @@ async fn select(
         names.map(|name| escape_identifier(name)).collect::<Vec<_>>().join(", ")
     };
     let key_names = names(&mut table.key.iter());
-    let column_names = names(&mut columns.iter().map(|column| &column.name));
+    let all_names = names(&mut table.key.iter().chain(columns.iter().map(|column| &column.name)));
     let tuple = |key: &&[String]| {
         let values: Vec<_> = key.iter().map(|text| escape_literal(text)).collect();
         format!("({})", values.join(", "))
     };
     let sql = format!(
-        "SELECT {key_names}, {column_names} FROM {}.{} WHERE ({key_names}) IN ({}) AND ({})",
+        "SELECT {all_names} FROM {}.{} WHERE ({key_names}) IN ({}) AND ({})",
         escape_identifier(&table.schema),
         escape_identifier(&table.name),
         keys.iter().map(tuple).collect::<Vec<_>>().join(", "),

@@ -181,7 +181,8 @@ impl Ranges {
     }
 }
 
-struct Reader {
+/// A connection with a transaction that sees one moment.
+pub(super) struct Reader {
     sql: super::sql::Sql,
     table: Table,
     columns: Vec<Column>,
@@ -203,6 +204,20 @@ impl Reader {
         sql.batch_execute(&adopt).await.map_err(failed)?;
         let columns = plan.publication.columns_of(&plan.table);
         Ok(Reader { sql, table: plan.table.clone(), columns, row_filter: plan.publication.row_filter.clone() })
+    }
+
+    /// Sees what is committed now.
+    pub(super) async fn of_now(
+        database: &Database,
+        table: &Table,
+        publication: &Publication,
+    ) -> Result<Self, SnapshotError> {
+        let sql = super::sql::connect(database).await?;
+        let columns = publication.columns_of(table);
+        let reader = Reader { sql, table: table.clone(), columns, row_filter: publication.row_filter.clone() };
+        let begun = reader.sql.batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await;
+        begun.map_err(|source| reader.failed("begin a transaction", source))?;
+        Ok(reader)
     }
 
     async fn run(self, ranges: Arc<Ranges>, pieces: mpsc::Sender<Piece>) -> Result<(), SnapshotError> {
@@ -229,7 +244,8 @@ impl Reader {
         Ok(())
     }
 
-    async fn copy(&self, range: &str) -> Result<tokio_postgres::CopyOutStream, SnapshotError> {
+    /// Begins to read the rows that this condition holds for.
+    pub(super) async fn copy(&self, range: &str) -> Result<tokio_postgres::CopyOutStream, SnapshotError> {
         let columns: Vec<_> = self.columns.iter().map(|column| escape_identifier(&column.name)).collect();
         let filter = self.row_filter.as_ref().map(|filter| format!(" AND ({filter})")).unwrap_or_default();
         let sql = format!(
@@ -241,7 +257,8 @@ impl Reader {
         self.sql.copy_out(&sql).await.map_err(|source| self.failed("copy the table", source))
     }
 
-    fn row(&self, line: &Bytes) -> Result<SnapshotRow, SnapshotError> {
+    /// Reads a line of them.
+    pub(super) fn row(&self, line: &Bytes) -> Result<SnapshotRow, SnapshotError> {
         let table = || self.table.name.clone();
         let fields = values::copy_fields(line).map_err(|source| SnapshotError::Text { table: table(), source })?;
         if fields.len() != self.columns.len() {
@@ -258,7 +275,7 @@ impl Reader {
         Ok(SnapshotRow { key, columns, bytes: line.len() })
     }
 
-    fn failed(&self, operation: &'static str, source: tokio_postgres::Error) -> SnapshotError {
+    pub(super) fn failed(&self, operation: &'static str, source: tokio_postgres::Error) -> SnapshotError {
         SnapshotError::Query { operation, table: self.table.name.clone(), source }
     }
 }

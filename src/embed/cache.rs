@@ -41,6 +41,11 @@ impl Key {
         &self.0
     }
 
+    /// Its bytes, as many as they are.
+    pub fn to_bytes(self) -> [u8; 16] {
+        self.0
+    }
+
     fn entry(&self, kind: u8) -> [u8; 17] {
         let mut entry = [kind; 17];
         entry[1..].copy_from_slice(&self.0);

@@ -464,7 +464,8 @@ fn record_bytes<'a>(item: &Item, rendered: &Rendered, windows: impl IntoIterator
     if change < SMALL_BYTES { around + change } else { around + payload(rendered).len() }
 }
 
-fn payload(rendered: &Rendered) -> String {
+/// The payload as it is stored and hashed.
+pub(super) fn payload(rendered: &Rendered) -> String {
     Value::Object(rendered.payload.clone()).to_string()
 }
 

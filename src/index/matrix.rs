@@ -193,6 +193,19 @@ impl Matrix {
         self.documents.iter().flatten()
     }
 
+    /// Keys of live documents, at most `max`, from the document of this number on, and the number behind the last of them;
+    /// `None`: there are no more.
+    pub fn live_keys(&self, from: usize, max: usize) -> (Vec<RowKey>, Option<usize>) {
+        let mut keys = Vec::with_capacity(max.min(self.documents.len().saturating_sub(from)));
+        for (number, document) in self.documents.iter().enumerate().skip(from) {
+            if keys.len() == max {
+                return (keys, Some(number));
+            }
+            keys.extend(document.iter().filter(|document| document.is_live()).map(|live| RowKey::clone(&live.key)));
+        }
+        (keys, None)
+    }
+
     /// Makes one change.
     pub fn edit(&mut self, edit: Edit) {
         let Some(becomes) = edit.becomes else { return self.forget(&edit.key) };

@@ -5,6 +5,7 @@
 //! the disk is either checked and whole or put into quarantine and built anew.
 
 mod error;
+mod held;
 mod load;
 mod pending;
 mod record;

@@ -4,8 +4,10 @@
 //! version wins, in whatever order the versions come; nothing here reads `changes` or PostgreSQL.
 
 mod batch;
+pub mod drift;
 pub mod filter;
 pub mod generations;
+pub mod held;
 pub mod matrix;
 pub mod mirror;
 pub mod primary;
@@ -15,9 +17,13 @@ mod run;
 pub mod scan;
 pub mod sink;
 
+pub use drift::{Held, Kind, RowHash, Suspects, Wanted};
 pub use filter::{Filter, FilterValue};
 pub use generations::Generations;
+pub use held::{Cursor, HeldError, Holder};
 pub use mirror::{Applied, Difference, Hit, Mirror, MirrorError, MirrorSettings};
 pub use primary::{Primary, PrimaryState, RebuildRequest, Rebuilt, SearchesCompared, Taken};
-pub use qdrant::{Accuracy, Look, QdrantError, QdrantGeneration, QdrantGenerations, QdrantSettings, QdrantStore};
+pub use qdrant::{
+    Accuracy, Look, QdrantError, QdrantGeneration, QdrantGenerations, QdrantSettings, QdrantStore, Stray,
+};
 pub use run::{Index, IndexError, ReplayRequest, Replayed};

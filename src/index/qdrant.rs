@@ -8,6 +8,7 @@ mod collection;
 mod error;
 mod filter;
 mod generations;
+mod held;
 mod link;
 mod plan;
 mod point;
@@ -27,6 +28,7 @@ use tokio::sync::Mutex as AsyncMutex;
 use self::collection::Refusal;
 pub use self::error::QdrantError;
 pub use self::generations::{Look, QdrantGeneration, QdrantGenerations};
+pub use self::held::{Listing, Stray};
 use self::link::Link;
 use self::plan::{Step, Write};
 use self::point::{Origin, Progress};
@@ -421,8 +423,8 @@ impl Inner {
         let mut known = HashMap::with_capacity(points.len());
         for (key, id) in keys.zip(&ids) {
             if let Some(point) = points.get(id) {
-                let state = point::state(&point.payload).ok_or_else(|| self.damaged(id, "it has no version"))?;
-                known.insert(key.clone(), state);
+                // A point that is none of ours any more has no version: whatever comes is newer.
+                known.insert(key.clone(), point::state(&point.payload).unwrap_or_default());
             }
         }
         Ok(known)

@@ -51,7 +51,7 @@ fn id(letter: &Value) -> &str {
 }
 
 /// Writes records into `changes` that no capture would, while vecsync is down.
-fn spoil(vecsync: &Vecsync, records: &[(&str, &str)]) {
+pub fn spoil(vecsync: &Vecsync, records: &[(&str, &str)]) {
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
     let log = Log::open(Settings {
         dir: Path::new(&vecsync.path("data")).join("log"),

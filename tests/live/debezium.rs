@@ -91,6 +91,16 @@ fn what_debezium_wrote_is_indexed_as_the_table_has_it() {
         assert_eq!((&row["question"], &row["answer"]), (&Value::from("Longest?"), &Value::from(long[0].as_str())));
         assert_eq!(reader.metric("vecsync_dead_letters_total", ""), Some(0.0));
     }
+    // The table can be compared where it can be read, and nothing is published.
+    for (reader, arguments, code, said) in [
+        (&readers[0], &["verify"][..], 0, " the same, 0 missing, 0 stale, 0 extra"),
+        (&readers[0], &["verify", "--repair"], 1, "vecsync publishes no rows itself"),
+        (&readers[1], &["verify"], 1, "set DATABASE_URL"),
+    ] {
+        let ended = reader.run(arguments);
+        assert_eq!(ended.code, Some(code), "{ended:?}");
+        assert!(format!("{}{}", ended.stdout, ended.stderr).contains(said), "{said}: {ended:?}");
+    }
     for prefix in [&with, &without] {
         let written = kafka.read(&format!("{prefix}.public.faq_faq"));
         let holds = |value: &[u8]| value.windows(PLACEHOLDER.len()).any(|part| part == PLACEHOLDER.as_bytes());

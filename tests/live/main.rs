@@ -26,4 +26,5 @@ mod servers;
 mod snapshot;
 mod stream;
 mod torture;
+mod verify;
 mod writer;

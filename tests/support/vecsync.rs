@@ -189,13 +189,19 @@ impl Vecsync {
     /// Another process with the same settings, run to its end.
     #[track_caller]
     pub fn run(&self, arguments: &[&str]) -> Ended {
+        self.run_within(arguments, COMMAND)
+    }
+
+    /// As `run`, for what takes its time.
+    #[track_caller]
+    pub fn run_within(&self, arguments: &[&str], limit: Duration) -> Ended {
         let mut child = self.command(arguments).stdout(Stdio::piped()).spawn().expect("start vecsync");
         let (stdout, stderr) = (Arc::default(), Arc::default());
         let readers = [
             collect(child.stdout.take().expect("it is piped"), Arc::clone(&stdout)),
             collect(child.stderr.take().expect("it is piped"), Arc::clone(&stderr)),
         ];
-        let status = wait_until(&format!("vecsync {}", arguments.join(" ")), COMMAND, || {
+        let status = wait_until(&format!("vecsync {}", arguments.join(" ")), limit, || {
             child.try_wait().expect("ask for the process").ok_or_else(|| {
                 let said = stderr.lock().map(|text| String::from_utf8_lossy(&text).into_owned());
                 format!("it runs, and says {said:?}")

@@ -21,6 +21,7 @@ use tokio_postgres::Client;
 use tokio_postgres::types::PgLsn;
 
 use super::super::catalog::Table;
+use super::super::fault::is_of_the_values;
 use super::super::publication::Publication;
 use super::super::reselect::ReselectError;
 use super::super::sequencer::SnapshotRow;
@@ -182,11 +183,6 @@ async fn read(
         }
     }
     Ok(read)
-}
-
-/// Class 22 of the SQLSTATEs is "data exception".
-fn is_of_the_values(error: &tokio_postgres::Error) -> bool {
-    error.code().is_some_and(|code| code.code().starts_with("22"))
 }
 
 /// PostgreSQL's text of each column of a key, in catalog order; or why it is no key of the table.

@@ -581,3 +581,39 @@ async fn a_full_disk_is_told_searches_go_on_and_room_mends_it() {
     assert_eq!(content(&mirror).len() as u64, rows);
     mirror.close().await;
 }
+
+#[tokio::test]
+async fn what_is_held_of_rows_is_their_hash_and_keys_come_in_pages() {
+    use crate::index::drift::Held;
+    let dir = tempfile::tempdir().expect("a folder");
+    let mirror = open(dir.path());
+    let hashed = |id: u64, hash: &[u8]| match upsert(id, id) {
+        VectorEvent::Upsert { key, row } => {
+            VectorEvent::Upsert { key, row: EmbeddedRow { row_hash: hash.to_vec(), ..row } }
+        }
+        other => other,
+    };
+    let rows = [hashed(1, &[7; 16]), hashed(2, b"short"), hashed(3, &[9; 16]), delete(4, 4), hashed(5, &[5; 16])];
+    let batch = rows.into_iter().zip(1..).map(|(event, id)| (partition(id), id, event)).collect();
+    mirror.apply(batch).await.expect("applied");
+    let keys: Vec<RowKey> = [3, 1, 2, 4, 6].map(key).to_vec();
+    let held = mirror.held(&keys).expect("readable");
+    assert_eq!(held, [Held::Row([9; 16]), Held::Row([7; 16]), Held::Torn, Held::Nothing, Held::Nothing]);
+
+    let (mut found, mut from) = (vec![], Some(0));
+    while let Some(at) = from {
+        let (keys, next) = mirror.keys(at, 3);
+        assert!(keys.len() <= 3);
+        found.extend(keys);
+        from = next;
+    }
+    found.sort();
+    assert_eq!(found, [1, 2, 3, 5].map(key));
+
+    // Damage is no drift: the folder is opened anew, and the log fills it again.
+    mirror.damage_row(&key(3));
+    assert!(matches!(mirror.held(&keys), Err(MirrorError::Damaged { .. })));
+    assert!(matches!(mirror.faulted().await, MirrorError::Faulty { .. }));
+    mirror.recover().await.expect("opened anew");
+    assert_eq!(mirror.held(&keys[..1]).expect("readable"), [Held::Nothing]);
+}

@@ -10,6 +10,7 @@ use serde_json::Value as Json;
 use uuid::{Uuid, uuid};
 
 use crate::event::{EmbeddedRow, Row, RowKey, Version};
+use crate::index::drift::RowHash;
 use crate::index::mirror::Hit;
 use crate::topic::Partition;
 
@@ -19,6 +20,7 @@ pub(super) const RESERVED: &str = "_vecsync";
 const PASSAGE: &str = "passage";
 
 // Paths into the reserved object, as filters name them.
+pub(super) const KEY: &str = "_vecsync.key";
 pub(super) const VERSION: &str = "_vecsync.version";
 pub(super) const WINDOW: &str = "_vecsync.window";
 pub(super) const WINDOWS: &str = "_vecsync.windows";
@@ -154,13 +156,58 @@ pub(super) fn state(payload: &HashMap<String, Value>) -> Option<(Version, usize)
     Some((version(payload)?, windows))
 }
 
-fn version(payload: &HashMap<String, Value>) -> Option<Version> {
-    Some(Version(field(payload, "version")?.as_integer()?.try_into().ok()?))
+/// What one point has of a row, but for its vector and the document.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Part {
+    /// A window of this state of the row.
+    Of {
+        /// The hash of all that is indexed.
+        hash: RowHash,
+        /// The row's version.
+        version: Version,
+        /// Windows of the row.
+        windows: usize,
+    },
+    /// A tombstone.
+    Gone,
+}
+
+impl Part {
+    /// Windows that the row has.
+    pub(super) fn windows(&self) -> usize {
+        match self {
+            Part::Of { windows, .. } => *windows,
+            Part::Gone => 0,
+        }
+    }
+}
+
+/// Reads what `window` or `tombstone` wrote of a row's state; `None`: it is neither.
+pub(super) fn part(payload: &HashMap<String, Value>) -> Option<Part> {
+    if field(payload, "deleted")?.as_bool()? {
+        return Some(Part::Gone);
+    }
+    let hash = unhex(field(payload, "row_hash")?.as_str()?)?;
+    let windows = usize::try_from(field(payload, "windows")?.as_integer()?).ok()?;
+    Some(Part::Of { hash, version: version(payload)?, windows })
+}
+
+/// Which window of which row a point says that it is.
+pub(super) fn place(payload: &HashMap<String, Value>) -> Option<(RowKey, usize)> {
+    Some((key(payload)?, usize::try_from(field(payload, "window")?.as_integer()?).ok()?))
 }
 
 /// Whether it is a tombstone.
 pub(super) fn is_deleted(payload: &HashMap<String, Value>) -> bool {
     field(payload, "deleted").and_then(Value::as_bool) == Some(true)
+}
+
+fn key(payload: &HashMap<String, Value>) -> Option<RowKey> {
+    RowKey::from_bytes(field(payload, "key")?.as_str()?.as_bytes()).ok()
+}
+
+fn version(payload: &HashMap<String, Value>) -> Option<Version> {
+    Some(Version(field(payload, "version")?.as_integer()?.try_into().ok()?))
 }
 
 /// The version of a row's state and the hash of all that is indexed of it.
@@ -172,9 +219,8 @@ pub(super) fn content(payload: &HashMap<String, Value>) -> Option<(Version, Opti
 /// A point that a search found, and which of its row's windows it is; `None`: not one of ours. Qdrant keeps no order of a
 /// payload's fields; those of `order` come first, in that order, the others by name.
 pub(super) fn hit(mut payload: HashMap<String, Value>, score: f32, order: &[String]) -> Option<(Hit, usize)> {
-    let key = RowKey::from_bytes(field(&payload, "key")?.as_str()?.as_bytes()).ok()?;
+    let (key, window) = place(&payload)?;
     let version = version(&payload)?;
-    let window = usize::try_from(field(&payload, "window")?.as_integer()?).ok()?;
     let passage = payload.remove(PASSAGE)?.as_str()?.clone();
     payload.remove(RESERVED);
     let ordered: Vec<(String, Value)> = order.iter().filter_map(|name| payload.remove_entry(name)).collect();
@@ -230,6 +276,14 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
+fn unhex(text: &str) -> Option<RowHash> {
+    let (pairs, []) = text.as_bytes().as_chunks::<2>() else { return None };
+    let digit = |digit: u8| char::from(digit).to_digit(16);
+    let bytes: Option<Vec<u8>> =
+        pairs.iter().map(|[high, low]| u8::try_from(digit(*high)? << 4 | digit(*low)?).ok()).collect();
+    bytes?.try_into().ok()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -265,20 +319,26 @@ mod tests {
     fn a_row_its_passage_and_a_position_come_back_as_they_were() {
         let origin = Origin { pipeline: "faq", revision: "r" };
         let windows = vec![crate::event::Window::new(&[1.0; 384], "said".into())];
-        let row = EmbeddedRow { version: 9, row_hash: vec![1, 255], windows, ..EmbeddedRow::default() };
+        let mut hash = [0; 16];
+        (hash[0], hash[15]) = (1, 255);
+        let row = EmbeddedRow { version: 9, row_hash: hash.to_vec(), windows, ..EmbeddedRow::default() };
         let payload = json!({"a": [1, null, 2.5], "b": {"c": true}});
         let payload = payload.as_object().expect("an object").clone();
         let point = window(origin, &key(json!({"id": 7})), 3, &row, &payload, 0);
         assert_eq!(state(&point.payload), Some((Version(9), 1)));
+        assert_eq!(part(&point.payload), Some(Part::Of { hash, version: Version(9), windows: 1 }));
+        assert_eq!((place(&point.payload), is_deleted(&point.payload)), (Some((key(json!({"id": 7})), 0)), false));
         let (hit, window) = hit(point.payload, 0.5, &["b".into(), "c".into()]).expect("a hit");
         assert_eq!(window, 0);
         assert_eq!((hit.passage.as_str(), hit.version, &hit.payload), ("said", Version(9), &payload));
         assert_eq!(hit.payload.keys().collect::<Vec<_>>(), ["b", "a"]);
         let gone = tombstone(origin, &key(json!({"id": 7})), 3, Version(10), (0, 0), 5);
-        assert_eq!(state(&gone.payload), Some((Version(10), 0)));
+        assert_eq!((state(&gone.payload), part(&gone.payload)), (Some((Version(10), 0)), Some(Part::Gone)));
+        assert!(is_deleted(&gone.payload));
         let wanted = Progress { position: 1 << 52, barrier: 3, as_of_ms: -1 };
         assert_eq!(progress(&position(origin, 3, wanted).payload), Some(wanted));
         assert_eq!(hit_of_position(), None);
+        assert_eq!(part(&position(origin, 3, wanted).payload), None);
     }
 
     fn hit_of_position() -> Option<(Hit, usize)> {

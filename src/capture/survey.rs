@@ -1,0 +1,138 @@
+//! Reads the table for comparing it with the stores: all rows as of one moment, in pages, and single rows by key as they
+//! are now; as capture would publish them. Follows nothing and publishes nothing.
+
+use std::collections::{HashMap, HashSet};
+use std::pin::Pin;
+
+use futures_util::StreamExt;
+use futures_util::stream::Fuse;
+use tokio_postgres::CopyOutStream;
+
+use super::catalog::{self, CatalogError, Table};
+use super::fault::is_of_the_values;
+use super::publication::{self, Publication};
+use super::session::key_text;
+use super::snapshot::Reader;
+use super::sql::{self, Sql};
+use super::{CaptureError, ColumnCheck, reselect};
+use crate::config::{Database, Source};
+use crate::event::{Row, RowKey};
+
+/// Rows of one page.
+pub const ROWS_PER_PAGE: usize = 1_000;
+/// Bytes of one page, for wide rows.
+const BYTES_PER_PAGE: usize = 4 << 20;
+
+/// The table, open for reading.
+pub struct Survey {
+    database: Database,
+    table: Table,
+    publication: Publication,
+    now: Sql,
+}
+
+/// All rows as of the moment of the first page.
+pub struct Pages {
+    reader: Reader,
+    rows: Pin<Box<Fuse<CopyOutStream>>>,
+}
+
+impl Survey {
+    /// Connects, and looks at table and publication. Of a topic that somebody else fills, all rows and columns are read.
+    pub async fn open(database: &Database, source: &Source, check: &ColumnCheck) -> Result<Survey, CaptureError> {
+        let now = sql::connect(database).await?;
+        let table = catalog::load(&now, &source.schema, &source.table).await?;
+        let publication = match source.topic {
+            None => publication::look(&now, &table, &source.publication).await?.ok_or_else(|| missing(source))?,
+            Some(_) => Publication::default(),
+        };
+        let columns = publication.columns_of(&table);
+        let names: Vec<&str> = columns.iter().map(|column| column.name.as_str()).collect();
+        let problems = check(&names);
+        if !problems.is_empty() {
+            return Err(CaptureError::Columns(problems.join("; ")));
+        }
+        Ok(Survey { database: database.clone(), table, publication, now })
+    }
+
+    /// How many rows the table has, by the planner's statistics.
+    pub fn rows_estimated(&self) -> u64 {
+        self.table.estimated_rows
+    }
+
+    /// Begins to read all rows.
+    pub async fn pages(&self) -> Result<Pages, CaptureError> {
+        let reader = Reader::of_now(&self.database, &self.table, &self.publication).await?;
+        let rows = Box::pin(reader.copy("true").await?.fuse());
+        Ok(Pages { reader, rows })
+    }
+
+    /// The rows with these keys, as they are now. Those that the table lacks, or cannot have, are left out.
+    pub async fn rows(&self, keys: &[RowKey]) -> Result<HashMap<RowKey, Row>, CaptureError> {
+        let mut found = HashMap::with_capacity(keys.len());
+        let mut waiting = vec![self.texts(keys)];
+        while let Some(texts) = waiting.pop() {
+            match reselect::rows(&self.now, &self.table, &self.publication, &texts).await {
+                Ok(rows) => found.extend(rows),
+                Err(error) => waiting.extend(self.halves(texts, error)?),
+            }
+        }
+        Ok(found)
+    }
+
+    /// Those of the keys that the table has now.
+    pub async fn present(&self, keys: &[RowKey]) -> Result<HashSet<RowKey>, CaptureError> {
+        let mut found = HashSet::with_capacity(keys.len());
+        let mut waiting = vec![self.texts(keys)];
+        while let Some(texts) = waiting.pop() {
+            match reselect::keys(&self.now, &self.table, &self.publication, &texts).await {
+                Ok(keys) => found.extend(keys),
+                Err(error) => waiting.extend(self.halves(texts, error)?),
+            }
+        }
+        Ok(found)
+    }
+
+    /// The keys as the server reads them. What is no key of this table has no row.
+    fn texts(&self, keys: &[RowKey]) -> Vec<Vec<String>> {
+        keys.iter().filter_map(|key| key_text(&self.table, key).ok()).collect()
+    }
+
+    /// What to ask for after an error: a text that the server does not take for its column's type makes the query of all
+    /// fail. Alone it has no row.
+    fn halves(
+        &self,
+        mut texts: Vec<Vec<String>>,
+        error: tokio_postgres::Error,
+    ) -> Result<Vec<Vec<Vec<String>>>, CaptureError> {
+        if !is_of_the_values(&error) {
+            return Err(CaptureError::Reselect { table: self.table.name.clone(), source: error.into() });
+        }
+        match texts.len() {
+            0 | 1 => Ok(vec![]),
+            many => {
+                let rest = texts.split_off(many / 2);
+                Ok(vec![texts, rest])
+            }
+        }
+    }
+}
+
+impl Pages {
+    /// The next rows; none: there are no more.
+    pub async fn next(&mut self) -> Result<Vec<(RowKey, Row)>, CaptureError> {
+        let (mut page, mut bytes) = (vec![], 0);
+        while page.len() < ROWS_PER_PAGE && bytes < BYTES_PER_PAGE {
+            let Some(line) = self.rows.next().await else { break };
+            let row = self.reader.row(&line.map_err(|source| self.reader.failed("copy the table", source))?)?;
+            bytes += row.bytes;
+            page.push((row.key, row.columns));
+        }
+        Ok(page)
+    }
+}
+
+fn missing(source: &Source) -> CatalogError {
+    let remedy = "a vecsync that captures: it makes it".to_owned();
+    CatalogError::Publication { publication: source.publication.clone(), lacks: "is not there".to_owned(), remedy }
+}
