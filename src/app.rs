@@ -176,7 +176,7 @@ pub async fn run(config: Config) -> Result<(), AppError> {
     let (request_sender, requests) = mpsc::channel(REQUESTS_WAITING);
     let (replay_sender, replays) = mpsc::channel(REQUESTS_WAITING);
     let (rebuild_sender, rebuilds) = mpsc::channel(REQUESTS_WAITING);
-    let qdrant = qdrant_of(&config, &revision, &pipeline_metrics, stores)?;
+    let qdrant = qdrant_of(&config, &revision, &log, &pipeline_metrics, stores)?;
     let shared = Arc::new(Shared {
         embedder: embedder.clone(),
         generations: generations.clone(),
@@ -249,9 +249,9 @@ pub async fn run(config: Config) -> Result<(), AppError> {
     }
     if let Some(Qdrant { primary, .. }) = qdrant {
         if does(Role::Index) {
-            let (asked, log) = (Arc::clone(&shared), log.clone());
+            let asked = Arc::clone(&shared);
             let is_whole = Arc::new(move |generation| asked.is_whole_in_qdrant(generation));
-            let follow = primary.clone().follow(log, is_whole, rebuilds, shutdown.clone());
+            let follow = primary.clone().follow(is_whole, rebuilds, shutdown.clone());
             spawn(&mut tasks, "Qdrant", async {
                 follow.await;
                 Ok::<(), QdrantError>(())
@@ -506,12 +506,13 @@ fn positions(generations: &Generations) -> Offsets {
 fn qdrant_of(
     config: &Config,
     revision: &str,
+    log: &Log,
     metrics: &PipelineMetrics,
     stores: bool,
 ) -> Result<Option<Qdrant>, QdrantError> {
     let Some(server) = config.qdrant.as_ref().filter(|_| stores) else { return Ok(None) };
     metrics.fallback_reasons(&qdrant::FALLBACK_REASONS);
-    let primary = Primary::new(qdrant_settings(config, server, revision), metrics.clone())?;
+    let primary = Primary::new(qdrant_settings(config, server, revision), log.clone(), metrics.clone())?;
     Ok(Some(Qdrant::new(primary, metrics.clone(), config.server.hedge_delay)))
 }
 
@@ -522,6 +523,7 @@ fn qdrant_settings(config: &Config, server: &config::Qdrant, revision: &str) -> 
         pipeline: config.pipeline.name.clone(),
         revision: revision.to_owned(),
         partitions: config.topics.partitions,
+        log: None,
         payload: config.pipeline.document.payload.clone(),
         filters: config.pipeline.filters.clone(),
     }

@@ -253,10 +253,11 @@ async fn answer(mut stream: UnixStream, handler: Handler) -> io::Result<()> {
     tokio::time::timeout(REQUEST_PATIENCE, limited.read_line(&mut line)).await??;
     let (passed, mut told) = watch::channel((0, 0));
     let mut answering = match serde_json::from_str(&line) {
-        Ok(request) => handler(request, passed),
+        // It goes on although who asked may go away.
+        Ok(request) => tokio::spawn(handler(request, passed)),
         Err(error) => {
             let reply = Reply::Failed(format!("read the command: {error}"));
-            Box::pin(async move { reply })
+            tokio::spawn(async move { reply })
         }
     };
     let mut say = async |line: &Line| -> io::Result<()> {
@@ -265,7 +266,7 @@ async fn answer(mut stream: UnixStream, handler: Handler) -> io::Result<()> {
     let reply = loop {
         tokio::select! {
             biased;
-            reply = &mut answering => break reply,
+            reply = &mut answering => break reply.map_err(io::Error::other)?,
             Ok(()) = told.changed() => {
                 let (done, total) = *told.borrow_and_update();
                 say(&Line::Passed(done, total)).await?;

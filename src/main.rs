@@ -149,7 +149,10 @@ fn init(environment: &Environment, wanted: Init) -> Result<(), Failure> {
     let wanted = commands::init::Wanted { health_check_only, validate, stats, recreate };
     let Some(said) = to_end(&config.log, commands::init::init(&config, wanted))? else {
         let mut problems = Problems::new();
-        problems.push(Problem::new("QDRANT_HOST", "is not set: init is about a collection in Qdrant"));
+        problems.push(Problem::new(
+            "QDRANT_HOST",
+            "names no Qdrant: set it, and RAG_VECTOR_STORE_TYPE not to local; init is about a collection there",
+        ));
         return Err(problems.into());
     };
     print(&said.text)?;

@@ -73,6 +73,7 @@ async fn made(qdrant: &Qdrant, what: &str) -> QdrantStore {
         pipeline: "faq".to_owned(),
         revision: "rev".to_owned(),
         partitions: 1,
+        log: Some("log".to_owned()),
         payload: vec![],
         filters: vec!["category".to_owned()],
     });

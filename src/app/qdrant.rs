@@ -43,6 +43,7 @@ pub(super) struct Qdrant {
 #[derive(Default)]
 struct Tracked {
     generation: u32,
+    is_asked: bool,
     positions: Offsets,
     freshness: Freshness,
 }
@@ -79,7 +80,10 @@ impl Qdrant {
             || taken.positions.iter().zip(&tracked.positions).any(|(now, before)| now < before);
         match log {
             Log::Embedded(log) => {
-                if is_another {
+                // One that was filled beside the one before, and has taken its place, is whole, too.
+                let is_successor =
+                    taken.is_asked && tracked.generation != taken.generation && tracked.freshness.is_loaded();
+                if is_another && !is_successor {
                     tracked.freshness = Freshness::default();
                     if log.capture_state()?.is_some_and(|state| state.snapshot == SnapshotMarker::Complete) {
                         tracked.freshness.started_complete(log.changes_ends());
@@ -89,7 +93,7 @@ impl Qdrant {
             }
             Log::Kafka(_) => tracked.freshness.heard(taken.as_of_ms),
         }
-        (tracked.generation, tracked.positions) = (taken.generation, taken.positions);
+        (tracked.generation, tracked.is_asked, tracked.positions) = (taken.generation, taken.is_asked, taken.positions);
         Ok(())
     }
 
@@ -105,7 +109,8 @@ impl Qdrant {
     pub fn standing(&self) -> Standing {
         let Some(searchable) = self.primary.state().searchable else { return Standing::default() };
         let tracked = self.tracked();
-        if tracked.generation == searchable.number {
+        // What is written is what is asked, or about to be.
+        if tracked.generation == searchable.number || (tracked.is_asked && tracked.generation > 0) {
             let freshness = &tracked.freshness;
             return Standing { is_loaded: freshness.is_loaded(), as_of_ms: freshness.as_of_ms() };
         }
@@ -142,16 +147,27 @@ impl Qdrant {
             }
             Err(_) => {}
         }
-        tokio::select! {
-            biased;
-            found = local => match found {
-                Ok(hits) => {
-                    self.metrics.fallback(SLOW);
-                    Ok((hits, LOCAL))
-                }
-                // The other one may still have an answer.
-                Err(error) => asked.await.map(|hits| (hits, STORE)).map_err(|_| error),
-            },
+        let mut local = std::pin::pin!(local);
+        let (mut failed, mut fault) = (false, None);
+        loop {
+            tokio::select! {
+                biased;
+                found = &mut asked, if !failed => match found {
+                    Ok(hits) => return Ok((hits, STORE)),
+                    Err(_) => failed = true,
+                },
+                found = &mut local, if fault.is_none() => match found {
+                    Ok(hits) => {
+                        self.metrics.fallback(if failed { FAILED } else { SLOW });
+                        return Ok((hits, LOCAL));
+                    }
+                    // The other one may still have an answer.
+                    Err(error) => fault = Some(error),
+                },
+            }
+            if let (true, Some(error)) = (failed, fault.take_if(|_| failed)) {
+                return Err(error);
+            }
         }
     }
 

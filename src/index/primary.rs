@@ -9,7 +9,7 @@ mod rebuild;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{OnceCell, mpsc, watch};
 use tokio::task::{JoinError, spawn_blocking};
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
@@ -35,6 +35,8 @@ const BATCH_BYTES_MAX: usize = 4 << 20;
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// How long a look may take.
 const LOOK_PATIENCE: Duration = Duration::from_secs(3);
+/// How long a count may take.
+const COUNT_PATIENCE: Duration = Duration::from_millis(1500);
 /// Looks between two countings of the points: an exact count goes over them all.
 const COUNT_EVERY: u32 = 5;
 /// How often a sink that has nothing to do looks after what it owes.
@@ -51,7 +53,9 @@ const END_PATIENCE: Duration = Duration::from_secs(3);
 pub struct Primary(Arc<Inner>);
 
 struct Inner {
-    generations: QdrantGenerations,
+    /// Made when it is known which log it is.
+    generations: OnceCell<QdrantGenerations>,
+    log: Log,
     settings: QdrantSettings,
     metrics: PipelineMetrics,
     state: watch::Sender<PrimaryState>,
@@ -81,6 +85,8 @@ pub struct PrimaryState {
 pub struct Taken {
     /// Which.
     pub generation: u32,
+    /// Whether it is the one that the alias names, and not one that is being filled.
+    pub is_asked: bool,
     /// The positions up to which all is durable.
     pub positions: Offsets,
     /// The moment up to which it holds everything, by the log's heartbeats; milliseconds since the Unix epoch.
@@ -109,6 +115,8 @@ enum Fault {
     TooFew { found: u64, wanted: u64 },
     #[error("write Qdrant collection {0}: the alias does not name it any more")]
     Unnamed(String),
+    #[error("another vecsync, of another revision or log, has put its own generation there, and this one stands down")]
+    Superseded(#[source] QdrantError),
     #[error("write Qdrant collection {0}: it is as it was earlier, or was emptied")]
     WentBack(String),
 }
@@ -147,10 +155,11 @@ struct Applied {
 
 impl Primary {
     /// Prepares a connection; makes none. Called inside of a runtime. `settings.collection` is the alias.
-    pub fn new(settings: QdrantSettings, metrics: PipelineMetrics) -> Result<Primary, QdrantError> {
-        let generations = QdrantGenerations::new(settings.clone())?;
+    pub fn new(settings: QdrantSettings, log: Log, metrics: PipelineMetrics) -> Result<Primary, QdrantError> {
+        // What is wrong with the address is told at once.
+        QdrantGenerations::new(settings.clone())?;
         let (state, _) = watch::channel(PrimaryState::default());
-        Ok(Primary(Arc::new(Inner { generations, settings, metrics, state })))
+        Ok(Primary(Arc::new(Inner { generations: OnceCell::new(), log, settings, metrics, state })))
     }
 
     /// How it is now.
@@ -196,7 +205,7 @@ impl Primary {
             let seen = timeout(LOOK_PATIENCE, self.0.look(&mut open, round.is_multiple_of(COUNT_EVERY))).await;
             let seen = seen.unwrap_or_else(|_| {
                 let (operation, collection) = ("look at", self.0.settings.collection.clone());
-                Err(QdrantError::Silent { operation, collection, after: LOOK_PATIENCE })
+                Err(QdrantError::Silent { operation, collection, after: LOOK_PATIENCE }.into())
             });
             let now = mirror();
             self.0.state.send_modify(|state| match seen {
@@ -228,16 +237,19 @@ impl Primary {
     /// likes. Another generation is filled beside the current one where that is of another revision, or where the log has
     /// forgotten what it lacks; it takes the place of the current one when `is_whole` says so. Who asks for a new generation
     /// gets one that is filled from the beginning of the log.
-    pub async fn follow(
-        self,
-        log: Log,
-        is_whole: IsWhole,
-        mut requests: mpsc::Receiver<RebuildRequest>,
-        shutdown: Shutdown,
-    ) {
-        let mut retry = Retry::new(STORE);
+    pub async fn follow(self, is_whole: IsWhole, mut requests: mpsc::Receiver<RebuildRequest>, shutdown: Shutdown) {
+        let (mut retry, mut had_it) = (Retry::new(STORE), false);
+        let given_up = async || {
+            shutdown.raised().await;
+            tokio::time::sleep(END_PATIENCE).await;
+        };
         loop {
-            let fault = match self.0.follow(&log, &is_whole, &mut requests, &mut retry, &shutdown).await {
+            let ended = tokio::select! {
+                ended = self.0.follow(&is_whole, &mut requests, &mut retry, &mut had_it, &shutdown) => ended,
+                // A call that hangs does not hold the end up: what it did is found out at the next start.
+                () = given_up() => return,
+            };
+            let fault = match ended {
                 Ok(()) => return,
                 Err(fault) => Chain(&fault).to_string(),
             };
@@ -268,44 +280,58 @@ impl std::fmt::Debug for Primary {
 }
 
 impl Inner {
+    /// The generations that are filled from this log.
+    async fn generations(&self) -> Result<&QdrantGenerations, Fault> {
+        let make = async || {
+            let log = Some(self.log.id().await?);
+            Ok(QdrantGenerations::new(QdrantSettings { log, ..self.settings.clone() })?)
+        };
+        self.generations.get_or_try_init(make).await
+    }
+
     /// Looks what the alias names and how far that is; `open` is what it named before.
-    async fn look(
-        &self,
-        open: &mut Option<QdrantGeneration>,
-        counts: bool,
-    ) -> Result<(Look, Option<u64>), QdrantError> {
-        let look = self.generations.look().await?;
+    async fn look(&self, open: &mut Option<QdrantGeneration>, counts: bool) -> Result<(Look, Option<u64>), Fault> {
+        let generations = self.generations().await?;
+        let look = generations.look().await?;
         let known = open.take().filter(|known| Some(known.number) == look.named);
-        let generation = known.or_else(|| look.named.map(|number| self.generations.generation(number)));
+        let generation = known.or_else(|| look.named.map(|number| generations.generation(number)));
         let Some(generation) = generation else { return Ok((look, None)) };
         match generation.store.open().await {
             Ok(()) => {}
             // Of another revision: no query of this process fits it.
             Err(QdrantError::Outdated { .. }) => return Ok((look, None)),
-            Err(error) => return Err(error),
+            Err(error) => return Err(error.into()),
         }
-        let points = if counts { Some(generation.store.points().await?) } else { None };
+        // Not known for once is no fault: on a large collection it takes its time.
+        let points = match counts {
+            true => timeout(COUNT_PATIENCE, generation.store.points()).await.ok().and_then(Result::ok),
+            false => None,
+        };
         *open = Some(generation);
         Ok((look, points))
     }
 
     async fn follow(
         &self,
-        log: &Log,
         is_whole: &IsWhole,
         requests: &mut mpsc::Receiver<RebuildRequest>,
         retry: &mut Retry,
+        had_it: &mut bool,
         shutdown: &Shutdown,
     ) -> Result<(), Fault> {
-        let current = match self.generations.current_or_first().await {
+        let generations = self.generations().await?;
+        let current = match generations.current_or_first().await {
             Ok(current) => Some(current),
+            // Who came later, with another revision or log, has put its own generation there: two that take turns would
+            // fill one after the other for ever.
+            Err(error @ QdrantError::Outdated { .. }) if *had_it => return Err(Fault::Superseded(error)),
             Err(error @ QdrantError::Outdated { .. }) => {
                 tracing::info!("{}: another generation is filled beside it", Chain(&error));
                 None
             }
             Err(error) => return Err(error.into()),
         };
-        let mut reader = log.vectors(&self.settings.revision)?;
+        let mut reader = self.log.vectors(&self.settings.revision)?;
         let taken_up = match current {
             Some(current) if self.take_up(&current, &mut reader).await? => Some(current),
             _ => None,
@@ -314,24 +340,41 @@ impl Inner {
             Some(current) => current,
             None => {
                 let next = self.next(&mut reader).await?;
-                if let Ended::Shutdown = self.write(&next, &mut reader, Until::Whole(is_whole), retry, shutdown).await?
-                {
+                let filled = tokio::select! {
+                    filled = self.write(&next, &mut reader, Until::Whole(is_whole), retry, shutdown) => filled?,
+                    () = refuse(requests) => return Ok(()),
+                };
+                if let Ended::Shutdown = filled {
                     return Ok(());
                 }
-                self.generations.switch(&next).await?;
+                self.name(&next).await?;
                 let collection = next.store.collection();
                 tracing::info!(collection, "a new generation is whole, and searches ask it; the one before is kept");
                 next
             }
         };
+        *had_it = true;
         loop {
             match self.write(&current, &mut reader, Until::Asked(requests), retry, shutdown).await? {
+                // Who asked may have gone meanwhile.
+                Ended::Asked(request) if request.done.is_closed() => {}
                 Ended::Asked(request) => {
-                    (current, reader) = self.rebuild(log, (current, reader), request, retry, shutdown).await?;
+                    (current, reader) = self.rebuild((current, reader), request, retry, shutdown).await?;
                 }
                 _ => return Ok(()),
             }
         }
+    }
+
+    /// Lets the alias name a generation, and searches ask it from now on.
+    async fn name(&self, generation: &QdrantGeneration) -> Result<(), Fault> {
+        let generations = self.generations().await?;
+        generations.switch(generation).await?;
+        // A store of its own, as a look would open it.
+        let seen = generations.generation(generation.number);
+        seen.store.open().await?;
+        self.state.send_modify(|state| state.searchable = Some(seen));
+        Ok(())
     }
 
     /// Takes the log up where the generation is. `false`: the log has forgotten what it lacks, or is another log.
@@ -348,13 +391,14 @@ impl Inner {
 
     /// A generation that is to be filled, and the log at its place: one that was begun before, or a new one.
     async fn next(&self, reader: &mut VectorsReader) -> Result<QdrantGeneration, Fault> {
-        if let Some(begun) = self.generations.begun().await? {
+        let generations = self.generations().await?;
+        if let Some(begun) = generations.begun().await? {
             if self.take_up(&begun, reader).await? {
                 return Ok(begun);
             }
-            self.generations.discard(begun.number).await?;
+            generations.discard(begun.number).await?;
         }
-        let next = self.generations.add().await?;
+        let next = generations.add().await?;
         reader.seek(&next.store.positions()).await?;
         Ok(next)
     }
@@ -371,13 +415,20 @@ impl Inner {
         let mut tend = interval(TEND_EVERY);
         tend.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let since = Instant::now();
-        let (mut pruned, mut wrote) = (since, since);
+        let (mut pruned, mut wrote, mut tended) = (since, since, since);
         let mut applying: Option<Working<Applied>> = None;
         let mut decoding: Option<Working<Result<Batch, JoinError>>> = None;
         let mut decoded: Option<Batch> = None;
         self.tell(generation, reader, &until);
         loop {
             if applying.is_none() {
+                // Also while there is always something to write.
+                if tended.elapsed() >= TEND_EVERY {
+                    tended = Instant::now();
+                    if let Some(ended) = self.tend(generation, &mut until, (since, wrote), &mut pruned).await? {
+                        return Ok(ended);
+                    }
+                }
                 match decoded.take() {
                     Some(batch) => applying = Some(Box::pin(apply(generation.store.clone(), batch))),
                     None if decoding.is_none() && until.is_reached(reader) => return Ok(Ended::Reached),
@@ -401,38 +452,51 @@ impl Inner {
                     }
                     return Ok(Ended::Shutdown);
                 }
-                Some(request) = until.asked(), if applying.is_none() => return Ok(Ended::Asked(request)),
                 stored = reader.next(BATCH_RECORDS_MAX, BATCH_BYTES_MAX), if decoding.is_none() => {
                     decoding = Some(decode_apart(stored?, reader.positions(), until.positions()));
                 }
-                _ = tend.tick(), if applying.is_none() => {
-                    match &until {
-                        Until::Whole(is_whole) => {
-                            if let Some(rows_min) = is_whole(generation.number)
-                                && generation.store.rows().await? >= rows_min
-                            {
-                                return Ok(Ended::Whole);
-                            }
-                        }
-                        Until::Asked(_) if self.names_another(generation.number, since) => {
-                            return Err(Fault::Unnamed(generation.store.collection().to_owned()));
-                        }
-                        // There may be nothing to write for hours, so the writes themselves would not find it.
-                        Until::Asked(_) if self.went_back(generation, wrote) => {
-                            return Err(Fault::WentBack(generation.store.collection().to_owned()));
-                        }
-                        Until::Asked(_) | Until::Reached(..) => {}
-                    }
-                    generation.store.tidy().await?;
-                    if pruned.elapsed() >= PRUNE_EVERY {
-                        pruned = Instant::now();
-                        let kept_ms = i64::try_from(TOMBSTONES_KEPT.as_millis()).unwrap_or(i64::MAX);
-                        let count = generation.store.prune(now_ms().saturating_sub(kept_ms)).await?;
-                        tracing::debug!(count, "tombstones in Qdrant pruned");
-                    }
-                }
+                _ = tend.tick() => {}
             }
         }
+    }
+
+    /// Looks after what is owed beside the writing, and whether the writing is to end.
+    async fn tend(
+        &self,
+        generation: &QdrantGeneration,
+        until: &mut Until<'_>,
+        (since, wrote): (Instant, Instant),
+        pruned: &mut Instant,
+    ) -> Result<Option<Ended>, Fault> {
+        let collection = || generation.store.collection().to_owned();
+        match until {
+            Until::Whole(is_whole) => {
+                if let Some(rows_min) = is_whole(generation.number)
+                    && generation.store.rows().await? >= rows_min
+                {
+                    return Ok(Some(Ended::Whole));
+                }
+            }
+            Until::Asked(_) if self.names_another(generation.number, since) => {
+                return Err(Fault::Unnamed(collection()));
+            }
+            // There may be nothing to write for hours, so the writes themselves would not find it.
+            Until::Asked(_) if self.went_back(generation, wrote) => return Err(Fault::WentBack(collection())),
+            Until::Asked(requests) => {
+                if let Ok(request) = requests.try_recv() {
+                    return Ok(Some(Ended::Asked(request)));
+                }
+            }
+            Until::Reached(..) => {}
+        }
+        generation.store.tidy().await?;
+        if pruned.elapsed() >= PRUNE_EVERY {
+            *pruned = Instant::now();
+            let kept_ms = i64::try_from(TOMBSTONES_KEPT.as_millis()).unwrap_or(i64::MAX);
+            let count = generation.store.prune(now_ms().saturating_sub(kept_ms)).await?;
+            tracing::debug!(count, "tombstones in Qdrant pruned");
+        }
+        Ok(None)
     }
 
     /// Whether a look that began later than that has shown that the alias names something else, or is gone.
@@ -472,23 +536,14 @@ impl Inner {
         }
         let lag = lag(&reader.ends(), &positions);
         self.metrics.sink_lag(STORE, lag);
-        let taken = Taken { generation: generation.number, as_of_ms: generation.store.as_of_ms(), lag, positions };
+        let is_asked = matches!(until, Until::Asked(_));
+        let as_of_ms = generation.store.as_of_ms();
+        let taken = Taken { generation: generation.number, is_asked, as_of_ms, lag, positions };
         self.state.send_modify(|state| (state.taken, state.sink_fault) = (Some(taken), None));
     }
 }
 
 impl Until<'_> {
-    /// Waits for a request; for ever where none is listened to. Cancel-safe.
-    async fn asked(&mut self) -> Option<RebuildRequest> {
-        match self {
-            Until::Asked(requests) => match requests.recv().await {
-                None => std::future::pending().await,
-                request => request,
-            },
-            Until::Whole(_) | Until::Reached(..) => std::future::pending().await,
-        }
-    }
-
     /// Whether all was read that is wanted: a partition whose log ends earlier has nothing more to give.
     fn is_reached(&self, reader: &VectorsReader) -> bool {
         let Until::Reached(wanted, _) = self else { return false };
@@ -503,6 +558,15 @@ impl Until<'_> {
             Until::Asked(_) | Until::Whole(_) => None,
         }
     }
+}
+
+/// Answers requests that come while a generation is being filled anyway. Never ends.
+async fn refuse(requests: &mut mpsc::Receiver<RebuildRequest>) {
+    while let Some(request) = requests.recv().await {
+        let reason = "a new generation in Qdrant is being filled already; it is asked when it has the whole table";
+        let _ = request.done.send(Err(reason.to_owned()));
+    }
+    std::future::pending().await
 }
 
 async fn apply(store: QdrantStore, batch: Batch) -> Applied {

@@ -13,7 +13,9 @@ mod link;
 mod plan;
 mod point;
 
+use std::collections::hash_map::RandomState;
 use std::collections::{BTreeSet, HashMap};
+use std::hash::BuildHasher;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
@@ -61,6 +63,8 @@ pub struct QdrantSettings {
     pub revision: String,
     /// Partitions of `vectors`.
     pub partitions: Partition,
+    /// What tells the log from every other, since positions of two logs do not compare; `None`: whatever the log, for looking.
+    pub log: Option<String>,
     /// Fields of a document, in the order in which searches give them.
     pub payload: Vec<String>,
     /// Those that searches may filter by.
@@ -121,6 +125,7 @@ impl QdrantStore {
             let request = CreateFieldIndexCollectionBuilder::new(&inner.settings.collection, field, kind).wait(true);
             inner.link.completed("index", inner.link.points().create_field_index(request.build())).await?;
         }
+        self.claim().await?;
         self.open().await
     }
 
@@ -133,6 +138,21 @@ impl QdrantStore {
         inner.check_collection().await?;
         *lock(&inner.progress) = inner.read_progress().await?;
         Ok(())
+    }
+
+    /// Says in the collection, before the first row comes, which log it is filled from.
+    async fn claim(&self) -> Result<(), QdrantError> {
+        let inner = &*self.0;
+        let _writer = inner.writer.lock().await;
+        if inner.settings.log.is_none() || inner.read_positions().await?.iter().any(Option::is_some) {
+            return Ok(());
+        }
+        let mut write = Write::default();
+        for partition in 0..inner.settings.partitions {
+            let position = point::position(inner.origin(), partition, Progress::default());
+            write.add(vec![position], point::POSITION, 0);
+        }
+        inner.write(vec![write]).await
     }
 
     /// The next offset of `vectors` to take in each partition, as of the last write or `open`; all before is durable.
@@ -240,7 +260,8 @@ impl QdrantStore {
     /// collection; nothing of the generations is touched.
     pub async fn try_out(settings: QdrantSettings) -> Result<(), QdrantError> {
         // No name of a generation: those end with a number.
-        let collection = format!("{}__check", settings.collection);
+        let tag = RandomState::new().hash_one(std::process::id());
+        let collection = format!("{}__check_{tag:016x}", settings.collection);
         let store = QdrantStore::new(QdrantSettings { collection, partitions: 1, ..settings })?;
         let tried = store.write_and_find().await;
         let request = DeleteCollection { collection_name: store.collection().to_owned(), timeout: None };
@@ -358,7 +379,8 @@ fn reserved(fields: &[&str]) -> PayloadIncludeSelector {
 
 impl Inner {
     fn origin(&self) -> Origin<'_> {
-        Origin { pipeline: &self.settings.pipeline, revision: &self.settings.revision }
+        let QdrantSettings { pipeline, revision, log, .. } = &self.settings;
+        Origin { pipeline, revision, log: log.as_deref().unwrap_or_default() }
     }
 
     async fn check_collection(&self) -> Result<(), QdrantError> {
@@ -373,17 +395,31 @@ impl Inner {
         }
     }
 
-    /// What the points of positions say; a partition that has none is at its beginning.
+    /// What the points of positions say; a partition that has none is at its beginning. Positions of another log say that
+    /// nothing here is of use.
     async fn read_progress(&self) -> Result<Vec<Progress>, QdrantError> {
-        let partitions: Vec<Partition> = (0..self.settings.partitions).collect();
-        let ids: Vec<PointId> =
-            partitions.iter().map(|partition| point::position_id(&self.settings.pipeline, *partition)).collect();
-        let points = self.get(&ids, &[point::RESERVED]).await?;
-        let progress = ids.iter().map(|id| match points.get(id) {
-            None => Ok(Progress::default()),
-            Some(point) => point::progress(&point.payload).ok_or_else(|| self.damaged(id, "it has no position")),
+        let points = self.read_positions().await?;
+        let progress = points.into_iter().enumerate().map(|(partition, point)| {
+            let Some(point) = point else { return Ok(Progress::default()) };
+            if let (Some(wanted), Some(found)) = (&self.settings.log, point::log_of(&point.payload))
+                && wanted != found
+            {
+                let what = "it was filled from another log, and positions of two logs do not compare".to_owned();
+                return Err(QdrantError::Outdated { collection: self.settings.collection.clone(), what });
+            }
+            let id = point::position_id(&self.settings.pipeline, partition as Partition);
+            point::progress(&point.payload).ok_or_else(|| self.damaged(&id, "it has no position"))
         });
         progress.collect()
+    }
+
+    /// The points of positions, of each partition.
+    async fn read_positions(&self) -> Result<Vec<Option<RetrievedPoint>>, QdrantError> {
+        let partitions = 0..self.settings.partitions;
+        let ids: Vec<PointId> =
+            partitions.map(|partition| point::position_id(&self.settings.pipeline, partition)).collect();
+        let mut points = self.get(&ids, &[point::RESERVED]).await?;
+        Ok(ids.iter().map(|id| points.remove(id)).collect())
     }
 
     async fn perform(&self, plan: plan::Plan, before: &[Progress], after: &[Progress]) -> Result<Applied, QdrantError> {
@@ -497,8 +533,12 @@ impl Inner {
     async fn best(&self, points: Vec<ScoredPoint>) -> Result<Vec<Hit>, QdrantError> {
         let mut found = Vec::with_capacity(points.len());
         for point in points {
-            let hit = point::hit(point.payload, point.score, &self.settings.payload);
-            found.push(hit.ok_or_else(|| self.damaged(&point.id.unwrap_or_default(), "it is no window of a row"))?);
+            let id = point.id;
+            match point::hit(point.payload, point.score, &self.settings.payload) {
+                Some(hit) => found.push(hit),
+                // Somebody else's, or harmed: one point is no reason to answer nothing.
+                None => tracing::debug!("point {} is no window of a row", point::shown(id.as_ref())),
+            }
         }
         let mut versions: HashMap<RowKey, Version> =
             found.iter().filter(|(_, window)| *window == 0).map(|(hit, _)| (hit.key.clone(), hit.version)).collect();

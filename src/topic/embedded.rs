@@ -23,7 +23,9 @@ mod writer;
 mod tests;
 
 use std::collections::BTreeMap;
+use std::collections::hash_map::RandomState;
 use std::fs::File;
+use std::hash::BuildHasher;
 use std::ops::Bound;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock};
@@ -102,6 +104,11 @@ impl Log {
             let _ = writer.join();
         }
         closed
+    }
+
+    /// What tells this log from every other.
+    pub fn id(&self) -> u64 {
+        self.inner.shared.id
     }
 
     /// Capture's state, as far as durable; none before the first append.
@@ -276,6 +283,7 @@ fn open(settings: &Settings, path: &str) -> Result<Log, LogError> {
     let file = File::open(settings.dir.join("db")).map_err(files("open"))?;
     let shared = Arc::new(Shared {
         path: path.to_owned(),
+        id: identity(&db, path)?,
         db,
         file,
         partitions: settings.partitions,
@@ -320,6 +328,21 @@ fn open_storage(dir: &Path, path: &str) -> Result<sled::Db, LogError> {
             Err(source) => return Err(storage(path, "open", source)),
         }
     }
+}
+
+/// What tells this log from every other: drawn by chance when it is made, and on disk before anybody hears of it.
+fn identity(db: &sled::Db, path: &str) -> Result<u64, LogError> {
+    let key = layout::id_key();
+    let failed = |operation| move |source| storage(path, operation, source);
+    if let Some(value) = db.get(&key).map_err(failed("open"))? {
+        let damaged = |_| LogError::Damaged { path: path.to_owned(), what: "the log's identity".to_owned() };
+        return layout::read_number(&key, &value).map_err(damaged);
+    }
+    // Seeded by the system's randomness.
+    let id = RandomState::new().hash_one((std::process::id(), path));
+    db.insert(&key, layout::number(&key, id)).map_err(failed("make"))?;
+    db.flush().map_err(failed("make"))?;
+    Ok(id)
 }
 
 /// Reads the topics that the log has; writes the format into a new log.

@@ -22,12 +22,14 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
+use rdkafka::consumer::Consumer;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use tokio::task::spawn_blocking;
 
 use super::{CaptureState, LogError, Offsets, Outgoing, Partition, lock};
 use crate::config::Secret;
 use crate::event::Record;
-use client::{Limits, Names};
+use client::{Limits, Names, PATIENCE};
 use keys::LiveKeys;
 use topics::Wanted;
 use writer::Writer;
@@ -193,6 +195,17 @@ impl Log {
             topics::check_foreign(settings, &names.changes).await?;
         }
         topics::check_partitions(settings, &[&names.changes, &names.dead_letters, &names.vectors(revision)]).await
+    }
+
+    /// The cluster's id.
+    pub async fn cluster_id(&self) -> Result<String, LogError> {
+        self.blocking(|inner| {
+            let fault = client::fault("connect to", &inner.settings.brokers);
+            let consumer = client::reader(&inner.settings).map_err(&fault)?;
+            let timed_out = || fault(KafkaError::MetadataFetch(RDKafkaErrorCode::OperationTimedOut));
+            consumer.client().fetch_cluster_id(PATIENCE).ok_or_else(timed_out)
+        })
+        .await
     }
 
     /// See [`super::Log::is_foreign`].

@@ -112,6 +112,14 @@ impl Log {
         matches!(self, Log::Kafka(_))
     }
 
+    /// What tells this log from every other: offsets of two logs do not compare. With Kafka the cluster's id.
+    pub async fn id(&self) -> Result<String, LogError> {
+        match self {
+            Log::Embedded(log) => Ok(format!("{:016x}", log.id())),
+            Log::Kafka(log) => log.cluster_id().await,
+        }
+    }
+
     /// Has embed read `changes` again from its beginning, each partition up to a record that says so, of every revision
     /// that had begun before.
     pub async fn ask_replay(&self, id: u64) -> Result<(), LogError> {

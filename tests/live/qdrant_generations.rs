@@ -16,6 +16,7 @@ fn settings(qdrant: &Qdrant, alias: &str) -> QdrantSettings {
         pipeline: "faq".to_owned(),
         revision: "rev".to_owned(),
         partitions: 1,
+        log: Some("log".to_owned()),
         payload: vec![],
         filters: vec![],
     }
@@ -101,7 +102,7 @@ async fn what_others_have_made_is_refused_and_stays() {
     let refused = async |words: &str| {
         for found in [generations.current_or_first().await.map(drop), generations.current().await.map(drop)] {
             let told = found.expect_err("it was taken").to_string();
-            assert!(told.contains(words) && told.contains("--migrate"), "wanted {words:?} in {told:?}");
+            assert!(told.contains(words) && told.contains("QDRANT_COLLECTION_NAME"), "wanted {words:?} in {told:?}");
         }
     };
     client.create_collection(plain(&alias)).await.unwrap();

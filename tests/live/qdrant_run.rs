@@ -9,6 +9,7 @@ use qdrant_client::qdrant::{
 };
 use serde_json::{Value, json};
 
+use crate::support::postgres::{PASSWORD, USER};
 use crate::support::process::wait_until;
 use crate::support::qdrant::{Qdrant, WIDTH};
 use crate::support::site::Site;
@@ -29,7 +30,7 @@ pub struct Pair {
 
 impl Pair {
     pub fn prepare(qdrant: Qdrant, rows: i64) -> Pair {
-        let mut site = Site::prepare();
+        let site = Site::prepare();
         if rows > 0 {
             let rows: Vec<String> = (1..=rows)
                 .map(|id| values(id, &format!("Question {id}?"), &format!("Answer {id}."), &category(id as usize)))
@@ -37,18 +38,24 @@ impl Pair {
             site.sql.execute(&table::insert(&rows));
         }
         let alias = qdrant.name("faq");
-        let settings = qdrant.settings();
-        for (name, value) in [
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let mut pair = Pair { site, qdrant, alias, runtime };
+        for (name, value) in pair.settings() {
+            pair.site.vecsync.set(name, value);
+        }
+        pair
+    }
+
+    /// How a vecsync is told of the Qdrant.
+    fn settings(&self) -> [(&'static str, String); 5] {
+        let settings = self.qdrant.settings();
+        [
             ("QDRANT_HOST", settings.host.clone()),
             ("QDRANT_PORT", settings.port.to_string()),
             ("QDRANT_GRPC_PORT", settings.grpc_port.to_string()),
-            ("QDRANT_COLLECTION_NAME", alias.clone()),
+            ("QDRANT_COLLECTION_NAME", self.alias.clone()),
             ("QDRANT_TIMEOUT", "5".to_owned()),
-        ] {
-            site.vecsync.set(name, value);
-        }
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        Pair { site, qdrant, alias, runtime }
+        ]
     }
 
     /// The documents that can be found behind a name, by key.
@@ -285,7 +292,9 @@ fn a_collection_of_somebody_else_is_left_alone_and_searches_go_on() {
     });
     pair.site.vecsync.start_ready();
     let told = wait_until("health to say what to do", SOON, || match health(&mut pair.site.vecsync) {
-        (_, body) if body["error"].as_str().is_some_and(|error| error.contains("init --migrate")) => Ok(body),
+        (_, body) if body["error"].as_str().is_some_and(|error| error.contains("set QDRANT_COLLECTION_NAME")) => {
+            Ok(body)
+        }
         (status, body) => Err(format!("{status} {body}")),
     });
     assert!(told["error"].as_str().unwrap().contains(&alias), "{told}");
@@ -340,4 +349,78 @@ fn a_lost_collection_and_a_lost_alias_are_made_again() {
     pair.expect_served_by("local", SOON);
     pair.expect_searched(SOON);
     assert_eq!(pair.count(&theirs), 0);
+}
+
+#[test]
+fn what_another_log_has_filled_is_filled_anew() {
+    let mut pair = Pair::prepare(Qdrant::own(), 60);
+    pair.site.vecsync.start_ready();
+    pair.expect_equal(CAUGHT_UP);
+    pair.expect_served_by("qdrant", SOON);
+    assert_eq!(pair.site.vecsync.terminate().code, Some(0));
+    pair.qdrant.kill();
+    // The machine is lost with its log; a new one begins at the same offsets with other rows at them.
+    std::fs::remove_dir_all(pair.site.vecsync.path("data")).unwrap();
+    pair.site.sql.query("SELECT pg_drop_replication_slot('vecsync_faq')");
+    pair.site.sql.execute("DELETE FROM faq_faq WHERE id <= 5; UPDATE faq_faq SET answer = 'Changed.' WHERE id = 15");
+    pair.site.sql.execute(&table::insert(&[values(500, "New?", "Written between the logs.", "c01")]));
+    pair.site.vecsync.start_ready();
+    for id in 501..600 {
+        pair.site.sql.execute(&table::insert(&[values(
+            id,
+            "More?",
+            "So that it is further than before.",
+            &category(id as usize),
+        )]));
+    }
+    pair.qdrant.restart();
+    pair.expect_equal(CAUGHT_UP);
+    pair.expect_served_by("qdrant", SOON);
+    pair.expect_searched(SOON);
+    assert_eq!(pair.collections(), [1, 2].map(|number| format!("{}__{number}", pair.alias)));
+}
+
+#[test]
+fn of_two_revisions_at_work_the_later_one_has_the_alias() {
+    let mut pair = Pair::prepare(Qdrant::start(), 40);
+    pair.site.vecsync.start_ready();
+    pair.expect_equal(CAUGHT_UP);
+    pair.expect_served_by("qdrant", SOON);
+    let mut other = Vecsync::prepare(&pair.site.postgres.url(USER, PASSWORD));
+    for (name, value) in pair.settings() {
+        other.set(name, value);
+    }
+    let pipeline = PIPELINE.replace("{{ answer }}", "{{ answer }} ({{ category }})");
+    other.write_pipeline(&pipeline.replace("[source]", "[source]\npublication = \"other\"\nslot = \"other\""));
+    other.start_ready();
+    wait_until("the later one to be asked", CAUGHT_UP, || match &health(&mut other).1 {
+        body if body["collection"]["generation"] == 2 && body["status"] == "healthy" => Ok(()),
+        body => Err(body.to_string()),
+    });
+    wait_until("the earlier one to stand down", SOON, || match &health(&mut pair.site.vecsync).1["error"] {
+        error if error.as_str().is_some_and(|error| error.contains("stands down")) => Ok(()),
+        error => Err(error.to_string()),
+    });
+    pair.expect_served_by("local", SOON);
+    // Neither fills another one; what is written goes on to come into both mirrors and into the later one's generation.
+    pair.site.sql.execute(&table::insert(&[values(700, "Still?", "Followed by both.", "c01")]));
+    pair.expect_searched(SOON);
+    pair.expect_equal(SOON);
+    assert_eq!(pair.collections(), [1, 2].map(|number| format!("{}__{number}", pair.alias)));
+}
+
+#[test]
+fn a_qdrant_that_hangs_does_not_hold_up_the_end() {
+    let mut pair = Pair::prepare(Qdrant::own(), 20);
+    pair.site.vecsync.set("QDRANT_TIMEOUT", "30");
+    pair.site.vecsync.start_ready();
+    pair.expect_served_by("qdrant", SOON);
+    pair.qdrant.signal("STOP");
+    pair.site.sql.execute(&table::insert(&[values(900, "New?", "Written while it hangs.", "c09")]));
+    pair.expect_served_by("local", SOON);
+    let ended = pair.site.vecsync.terminate();
+    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+    pair.qdrant.signal("CONT");
+    pair.site.vecsync.start_ready();
+    pair.expect_equal(CAUGHT_UP);
 }

@@ -28,6 +28,7 @@ fn settings(qdrant: &Qdrant, collection: &str) -> QdrantSettings {
         pipeline: "faq".to_owned(),
         revision: "rev".to_owned(),
         partitions: PARTITIONS,
+        log: Some("log".to_owned()),
         payload: vec![],
         filters: FIELDS.map(str::to_owned).to_vec(),
     }

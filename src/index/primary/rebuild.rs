@@ -8,11 +8,11 @@ use tokio::sync::{oneshot, watch};
 
 use super::{Ended, Fault, Inner, Until};
 use crate::index::mirror::Difference;
-use crate::index::qdrant::{Accuracy, QdrantError, QdrantGeneration, QdrantStore};
+use crate::index::qdrant::{Accuracy, QdrantGeneration, QdrantStore};
 use crate::index::{Filter, Hit};
 use crate::retry::{Chain, Retry};
 use crate::shutdown::Shutdown;
-use crate::topic::{Log, VectorsReader};
+use crate::topic::VectorsReader;
 
 /// Searches that are made in both generations, for vectors that the old one has.
 const SEARCHES: usize = 20;
@@ -63,7 +63,6 @@ impl Inner {
     /// that comes to nothing, who asked is told, and the current one is followed on.
     pub(super) async fn rebuild(
         &self,
-        log: &Log,
         (current, mut reader): Writing,
         request: RebuildRequest,
         retry: &mut Retry,
@@ -72,17 +71,18 @@ impl Inner {
         let RebuildRequest { removes_others, done, passed } = request;
         tracing::info!(collection = self.settings.collection, "another generation is filled in Qdrant");
         let since = Instant::now();
+        let generations = self.generations().await?;
         let filled = match self.fresh().await {
             Ok(next) => {
-                let filled = self.fill(log, (&current, &mut reader), &next, &passed, retry, shutdown).await;
+                let filled = self.fill((&current, &mut reader), &next, &passed, retry, shutdown).await;
                 if filled.is_err()
-                    && let Err(error) = self.generations.discard(next.number).await
+                    && let Err(error) = generations.discard(next.number).await
                 {
                     tracing::warn!("remove what was not filled: {}", Chain(&error));
                 }
                 filled.map(|filled| (next, filled))
             }
-            Err(error) => Err(error.into()),
+            Err(error) => Err(error),
         };
         match filled {
             Ok((next, Some((following, difference, searches)))) => {
@@ -105,24 +105,24 @@ impl Inner {
     }
 
     /// An empty generation; what an earlier rebuild that was killed has left is removed.
-    async fn fresh(&self) -> Result<QdrantGeneration, QdrantError> {
-        while let Some(begun) = self.generations.begun().await? {
-            self.generations.discard(begun.number).await?;
+    async fn fresh(&self) -> Result<QdrantGeneration, Fault> {
+        let generations = self.generations().await?;
+        while let Some(begun) = generations.begun().await? {
+            generations.discard(begun.number).await?;
         }
-        self.generations.add().await
+        Ok(generations.add().await?)
     }
 
     /// Fills, compares and switches. `None`: shutdown came first.
     async fn fill(
         &self,
-        log: &Log,
         (current, reader): (&QdrantGeneration, &mut VectorsReader),
         next: &QdrantGeneration,
         passed: &watch::Sender<(u64, u64)>,
         retry: &mut Retry,
         shutdown: &Shutdown,
     ) -> Result<Option<(VectorsReader, Difference, SearchesCompared)>, Fault> {
-        let mut filling = log.vectors(&self.settings.revision)?;
+        let mut filling = self.log.vectors(&self.settings.revision)?;
         filling.seek(&next.store.positions()).await?;
         let upto = current.store.positions();
         // The current one is followed until the other is nearly as far; nobody else may ask meanwhile.
@@ -155,7 +155,7 @@ impl Inner {
         if (difference.rows as f64) < SHARE_MIN * before as f64 {
             return Err(Fault::TooFew { found: difference.rows, wanted: before });
         }
-        self.generations.switch(next).await?;
+        self.name(next).await?;
         Ok(Some((filling, difference, searches)))
     }
 
@@ -195,7 +195,8 @@ impl Inner {
     /// Removes the generations that the alias does not name.
     async fn remove_others(&self, kept: u32) -> Vec<String> {
         let mut removed = vec![];
-        let numbers = match self.generations.numbers().await {
+        let Ok(generations) = self.generations().await else { return removed };
+        let numbers = match generations.numbers().await {
             Ok(numbers) => numbers,
             Err(error) => {
                 tracing::warn!("list the generations to be removed: {}", Chain(&error));
@@ -203,8 +204,8 @@ impl Inner {
             }
         };
         for number in numbers.into_iter().filter(|number| *number != kept) {
-            let collection = self.generations.generation(number).store.collection().to_owned();
-            match self.generations.discard(number).await {
+            let collection = generations.generation(number).store.collection().to_owned();
+            match generations.discard(number).await {
                 Ok(()) => removed.push(collection),
                 Err(error) => tracing::warn!("remove {collection}: {}", Chain(&error)),
             }

@@ -122,7 +122,7 @@ fn foreign(settings: &QdrantSettings, info: &CollectionInfo) -> Option<String> {
         return Some(format!("it has vectors of {} by {:?}, wanted {DIMENSION} by Cosine", has.0, has.1));
     }
     match config.metadata.get(METADATA).and_then(|metadata| metadata.as_str()) {
-        None => Some("it was not made by vecsync; `vecsync init --migrate` takes it over".to_owned()),
+        None => Some("it was not made by vecsync; set QDRANT_COLLECTION_NAME to another name, or remove it".to_owned()),
         Some(found) if *found != made_for(settings) => {
             Some(format!("it was made for {found}, wanted {}", made_for(settings)))
         }

@@ -191,8 +191,8 @@ impl QdrantGenerations {
             let collections =
                 self.link.call("list", self.link.collections().list(ListCollectionsRequest {})).await?.collections;
             if collections.iter().any(|collection| collection.name == *alias) {
-                let what = "it is a collection of its own, and no alias can have its name; `vecsync init --migrate` \
-                            takes it over";
+                let what = "it is a collection of its own, and no alias can have its name: set QDRANT_COLLECTION_NAME to \
+                            another name, or remove it";
                 return Err(self.foreign(what.to_owned()));
             }
             return Ok(None);
@@ -200,7 +200,8 @@ impl QdrantGenerations {
         match self.number(&found.collection_name) {
             Some(number) => Ok(Some(number)),
             None => Err(self.foreign(format!(
-                "the alias names {}, wanted {alias}{MARK} and a number; `vecsync init --migrate` takes it over",
+                "the alias names {}, wanted {alias}{MARK} and a number: set QDRANT_COLLECTION_NAME to another name, or remove \
+                 the alias",
                 found.collection_name
             ))),
         }

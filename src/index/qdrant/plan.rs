@@ -106,7 +106,7 @@ pub(super) struct Write {
 }
 
 impl Write {
-    fn add(&mut self, points: Vec<PointStruct>, field: &str, number: u64) {
+    pub(super) fn add(&mut self, points: Vec<PointStruct>, field: &str, number: u64) {
         let ids = points.iter().filter_map(|point| point.id.clone()).collect();
         self.branches.push(point::unless_newer(ids, field, number));
         self.points.extend(points);
@@ -181,7 +181,7 @@ mod tests {
     use crate::index::scan::DIMENSION;
     use serde_json::json;
 
-    const ORIGIN: Origin<'static> = Origin { pipeline: "faq", revision: "r" };
+    const ORIGIN: Origin<'static> = Origin { pipeline: "faq", revision: "r", log: "l" };
 
     fn key(id: u64) -> RowKey {
         RowKey::from_columns(json!({ "id": id }).as_object().expect("an object").clone())

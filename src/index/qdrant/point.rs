@@ -56,6 +56,8 @@ fn uuid_of(name: &str) -> PointId {
 pub(super) struct Origin<'a> {
     pub(super) pipeline: &'a str,
     pub(super) revision: &'a str,
+    /// What tells the log from every other.
+    pub(super) log: &'a str,
 }
 
 /// A row's window.
@@ -135,8 +137,14 @@ pub(super) fn position(origin: Origin<'_>, partition: Partition, progress: Progr
         ("as_of_ms".to_owned(), progress.as_of_ms.into()),
         ("partition".to_owned(), integer(u64::from(partition))),
         ("revision".to_owned(), origin.revision.into()),
+        ("log".to_owned(), origin.log.into()),
     ]);
     without_vector(position_id(origin.pipeline, partition), reserved)
+}
+
+/// The log that a position is about.
+pub(super) fn log_of(payload: &HashMap<String, Value>) -> Option<&str> {
+    field(payload, "log")?.as_str().map(String::as_str)
 }
 
 /// Reads what `position` wrote.
@@ -317,7 +325,7 @@ mod tests {
 
     #[test]
     fn a_row_its_passage_and_a_position_come_back_as_they_were() {
-        let origin = Origin { pipeline: "faq", revision: "r" };
+        let origin = Origin { pipeline: "faq", revision: "r", log: "l" };
         let windows = vec![crate::event::Window::new(&[1.0; 384], "said".into())];
         let mut hash = [0; 16];
         (hash[0], hash[15]) = (1, 255);
@@ -342,6 +350,6 @@ mod tests {
     }
 
     fn hit_of_position() -> Option<(Hit, usize)> {
-        hit(position(Origin { pipeline: "faq", revision: "r" }, 3, Progress::default()).payload, 1.0, &[])
+        hit(position(Origin { pipeline: "faq", revision: "r", log: "l" }, 3, Progress::default()).payload, 1.0, &[])
     }
 }

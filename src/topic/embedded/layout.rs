@@ -51,6 +51,7 @@ pub(super) struct Malformed;
 
 pub(super) mod kind {
     pub const FORMAT: u8 = b'F';
+    pub const ID: u8 = b'I';
     pub const TOPIC: u8 = b'T';
     pub const STATE: u8 = b'S';
     pub const END: u8 = b'E';
@@ -66,6 +67,10 @@ pub(super) mod kind {
 
 pub(super) fn format_key() -> Vec<u8> {
     vec![kind::FORMAT]
+}
+
+pub(super) fn id_key() -> Vec<u8> {
+    vec![kind::ID]
 }
 
 pub(super) fn topic_key(name: &str) -> Vec<u8> {

@@ -35,6 +35,8 @@ pub(super) struct Topic {
 
 pub(super) struct Shared {
     pub path: String,
+    /// What tells this log from every other.
+    pub id: u64,
     pub db: sled::Db,
     /// The same file as sled's: sled itself starts the write-out and waits for it, but does not sync the file.
     pub file: File,

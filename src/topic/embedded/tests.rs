@@ -139,8 +139,8 @@ async fn a_newer_record_takes_the_place_of_the_older() {
     assert_eq!(changes(&log), [(0, 4, "b".into()), (0, 5, "a".into())]);
     log.append_changes(vec![row("a", "again")], &state(3)).await.expect("appended");
     assert_eq!(changes(&log), [(0, 4, "b".into()), (0, 6, "a".into())]);
-    // Nothing of the replaced ones is left: format, 2 topics, state, end, and record and index entry of 2 keys.
-    assert_eq!(log.inner.shared.db.len(), 9);
+    // Nothing of the replaced ones is left: format, identity, 2 topics, state, end, and record and index entry of 2 keys.
+    assert_eq!(log.inner.shared.db.len(), 10);
 }
 
 #[tokio::test]
@@ -285,8 +285,8 @@ async fn a_barrier_removes_what_is_below_it_also_after_a_restart() {
     assert_eq!(log.live_keys_below(0, 9999, None, 10).expect("readable"), [(3002, Bytes::from("k2999"))]);
     let mut reader = log.vectors("r").expect("opens");
     assert_eq!(keys(&reader.next(99, 1 << 20).await.expect("reads")), ["{\"\":\"barrier\"}", "after"]);
-    // Besides records and index: format, 3 topics, state, 2 ends, 1 position, 1 end of replays, 2 barriers to expire.
-    assert_eq!(log.inner.shared.db.len(), 4 + 4 + 11);
+    // Besides records and index: format, identity, 3 topics, state, 2 ends, 1 position, 1 end of replays, 2 barriers to expire.
+    assert_eq!(log.inner.shared.db.len(), 4 + 4 + 12);
 }
 
 #[tokio::test]
