@@ -165,7 +165,7 @@ impl Qdrant {
                     Err(error) => fault = Some(error),
                 },
             }
-            if let (true, Some(error)) = (failed, fault.take_if(|_| failed)) {
+            if failed && let Some(error) = fault.take() {
                 return Err(error);
             }
         }

@@ -403,8 +403,25 @@ impl Inner {
         Ok(next)
     }
 
-    /// Writes what the log gives. While a batch is being applied the next one is read and decoded.
+    /// Writes what the log gives. Ends with the log at the generation's own positions: what was read beyond them, and not
+    /// written, is read again by whoever goes on.
     async fn write(
+        &self,
+        generation: &QdrantGeneration,
+        reader: &mut VectorsReader,
+        until: Until<'_>,
+        retry: &mut Retry,
+        shutdown: &Shutdown,
+    ) -> Result<Ended, Fault> {
+        let ended = self.write_until(generation, reader, until, retry, shutdown).await?;
+        if !matches!(ended, Ended::Shutdown) {
+            reader.seek(&generation.store.positions()).await?;
+        }
+        Ok(ended)
+    }
+
+    /// As `write`, but for where the log stands. While a batch is being applied the next one is read and decoded.
+    async fn write_until(
         &self,
         generation: &QdrantGeneration,
         reader: &mut VectorsReader,

@@ -281,6 +281,22 @@ fn another_revision_is_filled_beside_the_one_before_and_takes_its_place_when_it_
 }
 
 #[test]
+fn a_generation_that_takes_its_place_while_rows_are_written_lacks_none() {
+    // Each write takes long enough for the next batch to be read meanwhile.
+    let mut pair = Pair::prepare(Qdrant::own_with(None, &[("QDRANT_TEST_DELAY_MS", "60")]), 80);
+    pair.site.vecsync.start_ready();
+    pair.expect_equal(CAUGHT_UP);
+    assert_eq!(pair.site.vecsync.terminate().code, Some(0));
+    let writer = Writer::start(&pair.site.postgres, 23, Duration::from_millis(3));
+    pair.site.vecsync.write_pipeline(&PIPELINE.replace("{{ answer }}", "{{ answer }} ({{ category }})"));
+    pair.site.vecsync.start();
+    pair.site.vecsync.wait_for_log("a new generation is whole", CAUGHT_UP);
+    writer.wait_for_more(50);
+    writer.finish();
+    pair.expect_equal(CAUGHT_UP);
+}
+
+#[test]
 fn a_collection_of_somebody_else_is_left_alone_and_searches_go_on() {
     let mut pair = Pair::prepare(Qdrant::start(), 30);
     let (client, alias) = (pair.qdrant.client(), pair.alias.clone());

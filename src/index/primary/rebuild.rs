@@ -139,8 +139,6 @@ impl Inner {
                 }
             }
         }
-        // What was read beyond the end was left out.
-        filling.seek(&next.store.positions()).await?;
         // A write of the current one may have been given up: it is as far as its own positions say, or a request further.
         current.store.open().await?;
         let upto = current.store.positions();
@@ -149,7 +147,6 @@ impl Inner {
         {
             return Ok(None);
         }
-        filling.seek(&next.store.positions()).await?;
         let (difference, searches) = self.compare(&current.store, &next.store).await?;
         let before = difference.same + difference.different + difference.only_old;
         if (difference.rows as f64) < SHARE_MIN * before as f64 {

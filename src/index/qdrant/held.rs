@@ -3,9 +3,7 @@
 
 use std::collections::HashMap;
 
-use qdrant_client::qdrant::{
-    Condition, Filter as QdrantFilter, PayloadIncludeSelector, PointId, Range, RetrievedPoint, ScrollPointsBuilder,
-};
+use qdrant_client::qdrant::{Condition, Filter as QdrantFilter, PointId, Range, RetrievedPoint, ScrollPointsBuilder};
 use serde_json::Value as Json;
 
 use super::{Inner, QdrantError, QdrantStore, point};
@@ -66,7 +64,7 @@ impl QdrantStore {
         let request = ScrollPointsBuilder::new(&settings.collection)
             .filter(QdrantFilter::must_not(hidden))
             .limit(u32::try_from(max).unwrap_or(u32::MAX))
-            .with_payload(named())
+            .with_payload(super::reserved(&[point::KEY, point::WINDOW]))
             .with_vectors(false);
         let request = match from {
             Some(from) => request.offset(from),
@@ -142,11 +140,6 @@ impl Stray {
         };
         self.key.as_ref().map_or_else(own, RowKey::id)
     }
-}
-
-/// The payload's fields that say which window of which row a point is.
-fn named() -> PayloadIncludeSelector {
-    PayloadIncludeSelector { fields: [point::KEY, point::WINDOW].map(str::to_owned).to_vec() }
 }
 
 fn part_of(points: &HashMap<PointId, RetrievedPoint>, id: &PointId) -> Option<point::Part> {
