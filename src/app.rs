@@ -8,6 +8,7 @@ mod letters;
 mod process;
 mod qdrant;
 mod serving;
+mod stand_in;
 pub mod verify;
 mod watching;
 
@@ -28,7 +29,7 @@ use crate::control::{self, ControlError, Door, Reply, Request};
 use crate::embed::{self, Cache, Document, DocumentError, Embedder, Expectation, LoadError, Worker, WorkerError};
 use crate::freshness::Freshness;
 use crate::index::{
-    Generations, Index, IndexError, MirrorError, MirrorSettings, Primary, QdrantError, QdrantGenerations,
+    self, Generations, Index, IndexError, MirrorError, MirrorSettings, Primary, QdrantError, QdrantGenerations,
     QdrantSettings,
 };
 use crate::metrics::{self, PipelineMetrics};
@@ -39,6 +40,7 @@ use crate::topic::{EmbedLog, Log, LogError, Offsets, SnapshotMarker, embedded, k
 use commands::Commands;
 use qdrant::Qdrant;
 use serving::Shared;
+use stand_in::StandIn;
 use verify::Verifier;
 use watching::Watching;
 
@@ -154,16 +156,26 @@ pub async fn run(config: Config) -> Result<(), AppError> {
     let stores = does(Role::Serve) || does(Role::Index);
     let doors = [bind(does(Role::Capture), Door::Capture)?, bind(stores, Door::Store)?];
     let generations = if stores {
-        let settings = mirror_settings(&config, &revision);
-        Some(joined("open the mirror", spawn_blocking(move || Generations::open(settings)).await)??)
+        let (settings, model, serves) = (mirror_settings(&config, &revision), config.model.clone(), does(Role::Serve));
+        let answers = move |space: &str| serves && embed::model_of_space(&model, space).is_some();
+        let space = embed::space(&config.model);
+        let opening = spawn_blocking(move || Generations::open(settings, &space, answers));
+        Some(joined("open the mirror", opening.await)??)
     } else {
         None
     };
+    let stand_in = match (&generations, &embedder) {
+        (Some(generations), Some(embedder)) => {
+            let (generations, model, embedder) = (generations.clone(), config.model.clone(), embedder.clone());
+            let loading = spawn_blocking(move || StandIn::load(&generations, &model, &embedder));
+            joined("load the model of the revision before", loading.await)?.map(Arc::new)
+        }
+        _ => None,
+    };
 
     // Who has nothing to search yet ends with the reason; who has goes on, and health names it.
-    if let (Log::Kafka(log), true) =
-        (&log, generations.as_ref().is_none_or(|generations| generations.current().mirror.rows() == 0))
-    {
+    let is_empty = |generations: &Generations| generations.current().mirror.rows() == 0;
+    if let (Log::Kafka(log), None, true) = (&log, &stand_in, generations.as_ref().is_none_or(is_empty)) {
         log.check_login().await?;
     }
 
@@ -183,6 +195,7 @@ pub async fn run(config: Config) -> Result<(), AppError> {
         qdrant: qdrant.clone(),
         status: does(Role::Capture).then_some(status),
         freshness: Mutex::new(freshness_at_start(&log)?),
+        stand_in: Mutex::new(stand_in.clone()),
         log_fault: Mutex::new(None),
         embed_fault: Mutex::new(None),
         serves: does(Role::Serve),
@@ -247,6 +260,16 @@ pub async fn run(config: Config) -> Result<(), AppError> {
         };
         spawn(&mut tasks, "index", index.run(shutdown.clone(), stored_sender, replays));
     }
+    // On one machine nobody embeds for an earlier revision any more; elsewhere somebody may.
+    if let (Some(stand_in), true) = (stand_in, log.has_heartbeats()) {
+        let follow = index::earlier::follow(stand_in.earlier.clone(), log.clone(), shutdown.clone());
+        let shutdown = shutdown.clone();
+        spawn(&mut tasks, "earlier mirror", async move {
+            follow.await;
+            shutdown.raised().await;
+            Ok::<(), MirrorError>(())
+        });
+    }
     if let Some(Qdrant { primary, .. }) = qdrant {
         if does(Role::Index) {
             let asked = Arc::clone(&shared);
@@ -289,7 +312,7 @@ pub async fn run(config: Config) -> Result<(), AppError> {
     let ended = supervise(&mut tasks, &shutdown).await;
     let closed = log.close().await;
     if let Some(generations) = generations {
-        generations.current().mirror.close().await;
+        generations.close().await;
     }
     for (had, door) in [(does(Role::Capture), Door::Capture), (stores, Door::Store)] {
         if had {

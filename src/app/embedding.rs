@@ -34,7 +34,8 @@ pub(super) async fn run(
                 running.await
             }
         };
-        let searchable = shared.mirror().is_some_and(|mirror| mirror.rows() > 0);
+        let is_filled = shared.mirror().is_some_and(|mirror| mirror.rows() > 0);
+        let searchable = is_filled || shared.stand_in().is_some();
         let (fault, log) = match (ended, &log) {
             (Err(WorkerError::Log(fault)), Log::Kafka(log)) if searchable => (Chain(&fault).to_string(), log),
             (ended, _) => return ended,

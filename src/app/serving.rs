@@ -1,6 +1,6 @@
 //! Answers searches and health from the rooms that know: embedder, mirror, capture's status, freshness.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde_json::json;
 use tokio::sync::watch;
@@ -8,6 +8,7 @@ use tokio::task::spawn_blocking;
 
 use super::LOCAL;
 use super::qdrant::{Qdrant, Standing};
+use super::stand_in::StandIn;
 use crate::capture::{self, Phase};
 use crate::clock::now_ms;
 use crate::embed::{EmbedError, Embedder};
@@ -30,6 +31,8 @@ pub(super) struct Shared {
     pub qdrant: Option<Qdrant>,
     /// The mirror's.
     pub freshness: Mutex<Freshness>,
+    /// Who answers until the mirror is whole, after a change of revision.
+    pub stand_in: Mutex<Option<Arc<StandIn>>>,
     /// What is wrong with the brokers or their topics.
     pub log_fault: Mutex<Option<String>>,
     /// Why nothing is embedded here.
@@ -41,7 +44,7 @@ pub(super) struct Shared {
 const LATE_MS: i64 = 30_000;
 
 impl Shared {
-    /// The store that answers.
+    /// The store of this revision, which answers unless somebody stands in for it.
     pub fn mirror(&self) -> Option<Mirror> {
         self.generations.as_ref().map(|generations| generations.current().mirror)
     }
@@ -51,10 +54,24 @@ impl Shared {
         self.generations.as_ref().and_then(|generations| generations.current().lost)
     }
 
-    /// See [`Qdrant::is_whole`]. A mirror that is not followed any more says nothing.
+    /// See [`Qdrant::is_whole`]. A mirror that is not followed any more says nothing; one that is not whole while somebody
+    /// stands in for it is waited for, so that both stores take over together.
     pub fn is_whole_in_qdrant(&self, generation: u32) -> Option<u64> {
-        let rows = self.mirror().map_or(0, |mirror| mirror.rows());
-        self.qdrant.as_ref()?.is_whole(generation, rows).filter(|_| self.lost().is_none())
+        let mirror = self.mirror();
+        let rows = mirror.as_ref().map_or(0, Mirror::rows);
+        let waits =
+            self.stand_in().is_some() && !self.freshness().is_loaded() && mirror.is_some_and(|mirror| mirror.is_open());
+        self.qdrant.as_ref()?.is_whole(generation, rows).filter(|_| self.lost().is_none() && !waits)
+    }
+
+    /// Who answers in the mirror's place.
+    pub fn stand_in(&self) -> Option<Arc<StandIn>> {
+        self.stand_in.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Lets the stores of this revision answer.
+    pub fn dismiss_stand_in(&self) {
+        *self.stand_in.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
     pub async fn search(&self, request: SearchRequest) -> Result<SearchAnswer, SearchError> {
@@ -65,29 +82,28 @@ impl Shared {
         if let Some((field, _)) = request.filter.iter().find(|(field, _)| !known.contains(field)) {
             return Err(SearchError::UnknownFilter { field: field.clone(), known: known.to_vec() });
         }
-        let filter = request.filter.into_iter().map(condition).collect::<Result<_, _>>().map(Filter::new)?;
-        let query = match embedder.query(&request.query).await {
-            Ok(query) => query.vector,
-            // Nothing in the query is a word to the model, so nothing is near it.
-            Err(EmbedError::Empty) => {
-                let store = match &self.qdrant {
-                    Some(qdrant) if qdrant.primary.searchable().is_some() => STORE,
-                    _ => LOCAL,
-                };
-                return Ok(self.answer(vec![], store, self.standing(store)));
+        let conditions = request.filter.clone().into_iter().map(condition);
+        let filter = conditions.collect::<Result<_, _>>().map(Filter::new)?;
+        if let Some(stand_in) = self.stand_in() {
+            match stand_in.search(&request, &filter).await? {
+                Some(answer) => return Ok(answer),
+                // It was closed under the search, or is no use any more.
+                None => self.dismiss_stand_in(),
             }
-            Err(EmbedError::Busy { .. }) => return Err(SearchError::Overloaded),
-            Err(error) => return Err(SearchError::Internal(Chain(&error).to_string())),
+        }
+        let Some(query) = vector_of(embedder, &request.query).await? else {
+            let store = match &self.qdrant {
+                Some(qdrant) if qdrant.primary.searchable().is_some() => STORE,
+                _ => LOCAL,
+            };
+            return Ok(self.answer(vec![], store, self.standing(store)));
         };
         let local = self.search_locally(mirror, query.clone(), request.limit, request.min_score, filter.clone());
         let (hits, served_by) = match &self.qdrant {
             Some(qdrant) => qdrant.search(&query, (request.limit, request.min_score), &filter, local).await?,
             None => (local.await?, LOCAL),
         };
-        let results: Vec<_> = hits
-            .into_iter()
-            .map(|hit| SearchResult { id: hit.key.id(), score: hit.score, passage: hit.passage, payload: hit.payload })
-            .collect();
+        let results = results(hits);
         let standing = self.standing(served_by);
         if results.is_empty() && !standing.is_loaded {
             // An index that is still being filled must not say that there is nothing to be found.
@@ -188,6 +204,15 @@ impl Shared {
             Component { error: Some(why), ..Component::new(health::LOCAL, Status::Unhealthy) }
         } else if let Some(reason) = &lost {
             faulty(health::LOCAL, &format!("{reason}: all rows are embedded again, and it answers with what it had"))
+        } else if let Some(stand_in) = self.stand_in() {
+            let earlier = &stand_in.earlier;
+            let why = format!(
+                "revision {} answers, with {} rows, until the new one is whole; that has {} so far",
+                earlier.revision,
+                earlier.mirror.rows(),
+                mirror.rows()
+            );
+            faulty(health::LOCAL, &why)
         } else if !loaded {
             faulty(health::LOCAL, "the load is not complete")
         } else if self.status.is_none() && !self.is_fed(as_of_ms) {
@@ -216,6 +241,23 @@ fn source(status: &capture::Status) -> Component {
     source.details.insert("snapshot_rows".into(), json!(status.snapshot.rows));
     source.details.insert("snapshot_rows_expected".into(), json!(status.snapshot.expected));
     source
+}
+
+/// A query's vector; `None`: nothing in it is a word to the model, so nothing is near it.
+pub(super) async fn vector_of(embedder: &Embedder, text: &str) -> Result<Option<Vec<f32>>, SearchError> {
+    match embedder.query(text).await {
+        Ok(query) => Ok(Some(query.vector)),
+        Err(EmbedError::Empty) => Ok(None),
+        Err(EmbedError::Busy { .. }) => Err(SearchError::Overloaded),
+        Err(error) => Err(SearchError::Internal(Chain(&error).to_string())),
+    }
+}
+
+/// What was found, as it is answered.
+pub(super) fn results(hits: Vec<Hit>) -> Vec<SearchResult> {
+    let result =
+        |hit: Hit| SearchResult { id: hit.key.id(), score: hit.score, passage: hit.passage, payload: hit.payload };
+    hits.into_iter().map(result).collect()
 }
 
 fn condition((field, value): (String, FilterValue)) -> Result<(String, index::FilterValue), SearchError> {

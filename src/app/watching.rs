@@ -50,7 +50,7 @@ impl Watching {
         let mut check = tokio::time::interval(CHECK_EVERY);
         let mut bar: Option<Progress> = None;
         let mut last = self.stored.borrow().clone();
-        let mut feeds = true;
+        let (mut feeds, mut is_whole) = (true, false);
         // Where there is no Qdrant nothing changes there either.
         let mut primary = self.shared.qdrant.as_ref().map(|qdrant| qdrant.primary.subscribe());
         loop {
@@ -70,7 +70,33 @@ impl Watching {
             if let Some(qdrant) = &self.shared.qdrant {
                 qdrant.follow(&self.log, &self.revision)?;
             }
+            if let Some(stand_in) = self.shared.stand_in() {
+                stand_in.follow(&self.log)?;
+            }
+            if !is_whole && self.shared.freshness().is_loaded() {
+                is_whole = self.take_over().await;
+            }
             self.show_load(&status.borrow(), &mut bar);
+        }
+    }
+
+    /// Lets the mirror, which is whole, answer in the place of an earlier one, and notes that it is. `false`: not yet.
+    async fn take_over(&self) -> bool {
+        let (Some(generations), stand_in) = (&self.shared.generations, self.shared.stand_in()) else { return true };
+        if let Some(stand_in) = &stand_in {
+            if !stand_in.is_done(&self.shared) {
+                return false;
+            }
+            self.shared.dismiss_stand_in();
+            let rows = self.shared.mirror().map_or(0, |mirror| mirror.rows());
+            tracing::info!(rows, before = stand_in.earlier.mirror.rows(), "revision {} answers", self.revision);
+        }
+        match generations.note_whole().await {
+            Ok(()) => true,
+            Err(error) => {
+                tracing::warn!("{}", Chain(&error));
+                false
+            }
         }
     }
 
@@ -86,6 +112,9 @@ impl Watching {
             *self.shared.freshness() = Freshness::default();
         } else if let Some(current) = &status.current {
             self.shared.freshness().captured(current.as_of_ms, current.ends.clone());
+            if let Some(stand_in) = self.shared.stand_in() {
+                stand_in.captured(current.as_of_ms, current.ends.clone());
+            }
         }
     }
 

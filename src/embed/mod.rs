@@ -170,6 +170,21 @@ pub fn revision(model: &config::Model, document: &config::Document) -> String {
     revision_of(model, tokenizer, document)
 }
 
+/// A short name of what a query's vector depends on besides its text: model and tokenizer. Vectors of two spaces do not
+/// compare. Reads no file.
+pub fn space(model: &config::Model) -> String {
+    let (model, tokenizer) = Files::choose(model).hashes();
+    files::hex(&Sha256::digest(format!("{model} {tokenizer}"))[..6])
+}
+
+/// The settings that load the model of a space out of the same folder; `None`: it is not there.
+pub fn model_of_space(model: &config::Model, wanted: &str) -> Option<config::Model> {
+    [model.precision, Some(Precision::Int8), Some(Precision::Fp32)]
+        .into_iter()
+        .map(|precision| config::Model { precision, ..model.clone() })
+        .find(|model| space(model) == wanted && Files::choose(model).model.exists())
+}
+
 /// The revision where another topic than vecsync's own is embedded: its offsets are versions of their own.
 pub fn revision_of_topic(revision: &str, topic: &str) -> String {
     format!("{revision}-{}", files::hex(&Sha256::digest(topic)[..3]))

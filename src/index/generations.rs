@@ -1,10 +1,13 @@
-//! The mirror's generations: which folder is the current one, and how another takes its place. Reads no log.
+//! The mirror's generations: which folder is the current one, how another takes its place, and which one of an earlier
+//! revision still answers. Reads no log.
 //!
-//! **Invariant:** at every moment one generation is the current one, whole; the file that names it is replaced in one step.
+//! **Invariant:** at every moment one generation is named, in a file that is replaced in one step; one of another revision
+//! that was whole stays named until the current one is whole.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -12,6 +15,7 @@ use tokio::sync::watch;
 use tokio::task::spawn_blocking;
 
 use super::mirror::{Mirror, MirrorError, MirrorSettings};
+use crate::retry::Chain;
 
 /// The file that names the current generation.
 const CURRENT: &str = "current";
@@ -27,6 +31,26 @@ pub struct Generations {
     /// For all of them, but for the folder.
     settings: MirrorSettings,
     current: watch::Sender<Current>,
+    naming: Arc<Mutex<Naming>>,
+}
+
+/// What the file says, or will say when no earlier one is named there any more.
+struct Naming {
+    named: Named,
+    earlier: Option<Earlier>,
+}
+
+/// The generation of another revision that was whole when the revision was changed.
+#[derive(Clone, Debug)]
+pub struct Earlier {
+    /// Its revision.
+    pub revision: String,
+    /// Its number among that revision's generations.
+    pub number: u32,
+    /// The space of its vectors.
+    pub space: String,
+    /// The store.
+    pub mirror: Mirror,
 }
 
 /// A generation that is open.
@@ -44,27 +68,109 @@ pub struct Current {
 struct Named {
     revision: String,
     generation: u32,
+    /// What its vectors depend on besides the texts.
+    #[serde(default)]
+    space: String,
+    /// Whether it has held the whole table at some moment.
+    #[serde(default)]
+    whole: bool,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     lost: Option<String>,
 }
 
 impl Generations {
-    /// Opens the current generation, the first one where there is none of this revision, and removes what an interrupted
-    /// replay has left of others. `settings.dir` is the folder of all generations, `<data_dir>/mirror`. Blocking.
-    pub fn open(mut settings: MirrorSettings) -> Result<Generations, MirrorError> {
+    /// Opens the current generation, the first one where there is none of this revision, and removes all others. `settings.dir` is the folder of all generations, `<data_dir>/mirror`; `space` is that of
+    /// the vectors, see [`crate::embed::space`]. A generation of another revision that is named and was whole is kept and
+    /// opened beside it, where `answers` says that queries of its space can be embedded. Blocking.
+    pub fn open(
+        mut settings: MirrorSettings,
+        space: &str,
+        answers: impl Fn(&str) -> bool,
+    ) -> Result<Generations, MirrorError> {
         let root = std::mem::take(&mut settings.dir);
-        let named = read(&root).filter(|named| named.revision == settings.revision);
-        let number = named.as_ref().map_or(1, |named| named.generation);
-        let mirror = Mirror::open(of(&root, &settings, number))?;
-        if named.is_none() {
-            name(&root, &settings.revision, number, None)?;
+        let found = read(&root);
+        let is_ours = found.as_ref().is_some_and(|named| named.revision == settings.revision);
+        let (ours, other) = if is_ours { (found, None) } else { (None, found) };
+        let earlier = match other {
+            Some(named) => open_earlier(&root, &settings, &named, answers)?,
+            None => None,
+        };
+        let named = ours.clone().unwrap_or_else(|| Named {
+            revision: settings.revision.clone(),
+            // One that was being filled goes on.
+            generation: numbers(&root, &settings.revision).max().unwrap_or(1),
+            space: space.to_owned(),
+            whole: false,
+            lost: None,
+        });
+        let mirror = Mirror::open(of(&root, &settings, named.generation))?;
+        if ours.is_none() && earlier.is_none() {
+            write(&root, &named)?;
         }
-        let (current, _) = watch::channel(Current { number, mirror, lost: named.and_then(|named| named.lost) });
-        let generations = Generations { root, settings, current };
-        for left in generations.others(number) {
-            remove(&left);
+        // What an interrupted replay has left, and revisions that nobody asks any more.
+        let kept: Vec<_> =
+            [Some((&named.revision, named.generation)), earlier.as_ref().map(|it| (&it.revision, it.number))]
+                .into_iter()
+                .flatten()
+                .collect();
+        for (path, ..) in folders(&root).filter(|(_, revision, number)| !kept.contains(&(revision, *number))) {
+            remove(&path);
         }
-        Ok(generations)
+        let (number, lost) = (named.generation, named.lost.clone());
+        let (current, _) = watch::channel(Current { number, mirror, lost });
+        let naming = Arc::new(Mutex::new(Naming { named, earlier }));
+        Ok(Generations { root, settings, current, naming })
+    }
+
+    /// The one of an earlier revision, which answers until the current one is whole.
+    pub fn earlier(&self) -> Option<Earlier> {
+        self.naming().earlier.clone()
+    }
+
+    /// Notes durably that the current one has held the whole table: if the revision is changed, it answers until another is
+    /// whole. Those of earlier revisions are closed and removed with that.
+    pub async fn note_whole(&self) -> Result<(), MirrorError> {
+        let is_noted = {
+            let naming = self.naming();
+            naming.named.whole && naming.earlier.is_none()
+        };
+        if is_noted {
+            return Ok(());
+        }
+        let generations = self.clone();
+        let retiring = move || {
+            let mut naming = generations.naming();
+            let named = Named { whole: true, ..naming.named.clone() };
+            write(&generations.root, &named)?;
+            naming.named = named;
+            Ok(naming.earlier.take())
+        };
+        if let Some(earlier) = blocking(self.root.clone(), retiring).await? {
+            earlier.mirror.close().await;
+        }
+        let others = folders(&self.root).filter(|(_, revision, _)| *revision != self.settings.revision);
+        remove_closed(others.map(|(path, ..)| path).collect()).await;
+        Ok(())
+    }
+
+    fn naming(&self) -> MutexGuard<'_, Naming> {
+        self.naming.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Changes what is named, durably; while an earlier one is, the change is kept for later.
+    async fn name(&self, change: impl FnOnce(&mut Named) + Send + 'static) -> Result<(), MirrorError> {
+        let generations = self.clone();
+        let naming = move || {
+            let mut naming = generations.naming();
+            let mut named = naming.named.clone();
+            change(&mut named);
+            if naming.earlier.is_none() {
+                write(&generations.root, &named)?;
+            }
+            naming.named = named;
+            Ok(())
+        };
+        blocking(self.root.clone(), naming).await
     }
 
     /// The current one.
@@ -87,29 +193,82 @@ impl Generations {
 
     /// Notes durably that the log is another one than the current generation was filled from.
     pub async fn note_lost(&self, reason: &str) -> Result<(), MirrorError> {
-        let (generations, lost) = (self.clone(), reason.to_owned());
-        let naming =
-            move || name(&generations.root, &generations.settings.revision, generations.current().number, Some(&lost));
-        blocking(self.root.clone(), naming).await?;
+        let lost = Some(reason.to_owned());
+        self.name(|named| named.lost = lost).await?;
         self.current.send_modify(|current| current.lost = Some(reason.to_owned()));
         Ok(())
     }
 
     /// Makes a generation the current one, durably, then closes and removes the one before.
     pub async fn switch(&self, to: Current) -> Result<(), MirrorError> {
-        let (generations, number) = (self.clone(), to.number);
-        let naming = move || name(&generations.root, &generations.settings.revision, number, None);
-        blocking(self.root.clone(), naming).await?;
+        let number = to.number;
+        self.name(move |named| (named.generation, named.lost) = (number, None)).await?;
         let old = self.current.send_replace(to);
         self.discard(old).await;
         Ok(())
     }
 
+    /// Closes all that is open.
+    pub async fn close(&self) {
+        for mirror in [Some(self.current().mirror), self.earlier().map(|earlier| earlier.mirror)].into_iter().flatten()
+        {
+            mirror.close().await;
+        }
+    }
+
     /// Closes and removes a generation that is not the current one.
     pub async fn discard(&self, old: Current) {
         old.mirror.close().await;
-        let dir = of(&self.root, &self.settings, old.number).dir;
-        let removing = move || {
+        remove_closed(vec![of(&self.root, &self.settings, old.number).dir]).await;
+    }
+}
+
+/// The earlier one, where it is of any use.
+fn open_earlier(
+    root: &Path,
+    settings: &MirrorSettings,
+    named: &Named,
+    answers: impl Fn(&str) -> bool,
+) -> Result<Option<Earlier>, MirrorError> {
+    if !named.whole || !answers(&named.space) {
+        return Ok(None);
+    }
+    let settings = MirrorSettings { revision: named.revision.clone(), ..settings.clone() };
+    match Mirror::open(of(root, &settings, named.generation)) {
+        Ok(mirror) if mirror.rows() > 0 => Ok(Some(Earlier {
+            revision: named.revision.clone(),
+            number: named.generation,
+            space: named.space.clone(),
+            mirror,
+        })),
+        Ok(_) => Ok(None),
+        Err(error @ MirrorError::Locked { .. }) => Err(error),
+        Err(error) => {
+            tracing::warn!("{}: it does not answer until the one of this revision is whole", Chain(&error));
+            Ok(None)
+        }
+    }
+}
+
+/// Folders of generations: path, revision and number of each.
+fn folders(root: &Path) -> impl Iterator<Item = (PathBuf, String, u32)> + use<> {
+    fs::read_dir(root).into_iter().flatten().flatten().filter_map(|entry| {
+        let name = entry.file_name();
+        let (revision, number) = name.to_str()?.rsplit_once("__")?;
+        Some((entry.path(), revision.to_owned(), number.parse().ok()?))
+    })
+}
+
+/// Numbers of a revision's generations that have a folder.
+fn numbers(root: &Path, revision: &str) -> impl Iterator<Item = u32> + use<> {
+    let revision = revision.to_owned();
+    folders(root).filter(move |(_, of, _)| *of == revision).map(|(.., number)| number)
+}
+
+/// Removes folders of generations that are closed.
+async fn remove_closed(dirs: Vec<PathBuf>) {
+    let removing = move || {
+        for dir in dirs {
             // sled's own threads may still be writing its last words.
             for _ in 0..REMOVE_TRIES {
                 if remove(&dir) {
@@ -117,18 +276,10 @@ impl Generations {
                 }
                 std::thread::sleep(REMOVE_PAUSE);
             }
-        };
-        if let Err(error) = spawn_blocking(removing).await {
-            tracing::warn!("remove a generation of the mirror: {error}");
         }
-    }
-
-    /// Folders of other generations of this revision.
-    fn others(&self, number: u32) -> Vec<PathBuf> {
-        let prefix = format!("{}__", self.settings.revision);
-        let names = fs::read_dir(&self.root).into_iter().flatten().flatten().map(|entry| entry.file_name());
-        let numbers = names.filter_map(|name| name.to_str()?.strip_prefix(&prefix)?.parse::<u32>().ok());
-        numbers.filter(|other| *other != number).map(|other| of(&self.root, &self.settings, other).dir).collect()
+    };
+    if let Err(error) = spawn_blocking(removing).await {
+        tracing::warn!("remove a generation of the mirror: {error}");
     }
 }
 
@@ -149,9 +300,8 @@ fn read(root: &Path) -> Option<Named> {
 }
 
 /// Names a generation durably, in one step.
-fn name(root: &Path, revision: &str, generation: u32, lost: Option<&str>) -> Result<(), MirrorError> {
-    let named = Named { revision: revision.to_owned(), generation, lost: lost.map(str::to_owned) };
-    let text = serde_json::to_vec(&named).expect("a name has string keys only");
+fn write(root: &Path, named: &Named) -> Result<(), MirrorError> {
+    let text = serde_json::to_vec(named).expect("a name has string keys only");
     let write = || -> io::Result<()> {
         let beside = root.join(format!("{CURRENT}.new"));
         let mut file = File::create(&beside)?;
@@ -188,14 +338,7 @@ mod tests {
     use crate::index::scan::DIMENSION;
 
     fn open(root: &Path) -> Generations {
-        let settings = MirrorSettings {
-            dir: root.to_owned(),
-            pipeline: "faq".into(),
-            revision: "rev".into(),
-            partitions: 1,
-            filters: vec![],
-        };
-        Generations::open(settings).expect("it opens")
+        open_revision(root, "rev", true)
     }
 
     fn row(id: u64) -> VectorEvent {
@@ -207,7 +350,7 @@ mod tests {
         }
     }
 
-    fn folders(root: &Path) -> Vec<String> {
+    fn names(root: &Path) -> Vec<String> {
         let names = fs::read_dir(root).expect("a folder").flatten().filter(|entry| entry.path().is_dir());
         let mut names: Vec<_> = names.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
         names.sort();
@@ -225,12 +368,74 @@ mod tests {
         assert_eq!((difference.same, difference.only_new, difference.only_old, difference.different), (1, 1, 0, 0));
         generations.switch(next).await.expect("switched");
         assert_eq!((generations.current().number, generations.current().mirror.rows()), (2, 2));
-        assert_eq!(folders(dir.path()), ["rev__2"]);
+        assert_eq!(names(dir.path()), ["rev__2"]);
         generations.current().mirror.close().await;
         drop(generations);
         let generations = open(dir.path());
         assert_eq!((generations.current().number, generations.current().mirror.rows()), (2, 2));
         generations.current().mirror.close().await;
+    }
+
+    fn open_revision(root: &Path, revision: &str, answers: bool) -> Generations {
+        let settings = MirrorSettings {
+            dir: root.to_owned(),
+            pipeline: "faq".into(),
+            revision: revision.into(),
+            partitions: 1,
+            filters: vec![],
+        };
+        Generations::open(settings, "space", |_| answers).expect("it opens")
+    }
+
+    #[tokio::test]
+    async fn one_of_an_earlier_revision_stays_until_the_new_one_is_whole() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let first = open_revision(dir.path(), "rev", true);
+        first.current().mirror.apply(vec![(0, 0, row(1))]).await.expect("applied");
+        first.note_whole().await.expect("noted");
+        first.close().await;
+        drop(first);
+        // Opened twice, as after a kill; what a third revision has left goes.
+        for rows in 0..2 {
+            fs::create_dir(dir.path().join("other__3")).expect("a folder");
+            let second = open_revision(dir.path(), "new", true);
+            let earlier = second.earlier().expect("the earlier one is there");
+            assert_eq!((&*earlier.revision, earlier.number, earlier.mirror.rows()), ("rev", 1, 1));
+            assert_eq!(second.current().mirror.rows(), rows, "what was filled stays");
+            second.current().mirror.apply(vec![(0, rows, row(rows))]).await.expect("applied");
+            assert_eq!(names(dir.path()), ["new__1", "rev__1"]);
+            if rows == 1 {
+                // A replay meanwhile takes its place; which one is named is not touched by it.
+                let next = second.add().await.expect("another");
+                second.switch(next).await.expect("switched");
+                assert!(second.earlier().is_some());
+                second.note_whole().await.expect("noted");
+                assert!(second.earlier().is_none());
+            }
+            second.close().await;
+        }
+        assert_eq!(names(dir.path()), ["new__2"]);
+        let third = open_revision(dir.path(), "rev", true);
+        assert!(third.earlier().is_none(), "the one that is named is empty");
+        third.close().await;
+    }
+
+    #[tokio::test]
+    async fn one_that_nobody_can_ask_or_was_never_whole_goes() {
+        for (is_whole, answers) in [(true, false), (false, true)] {
+            let dir = tempfile::tempdir().expect("a folder");
+            let first = open_revision(dir.path(), "rev", true);
+            first.current().mirror.apply(vec![(0, 0, row(1))]).await.expect("applied");
+            if is_whole {
+                first.note_whole().await.expect("noted");
+            }
+            first.close().await;
+            drop(first);
+            let second = open_revision(dir.path(), "new", answers);
+            assert!(second.earlier().is_none());
+            assert_eq!(names(dir.path()), ["new__1"]);
+            second.close().await;
+        }
     }
 
     #[tokio::test]
@@ -245,7 +450,7 @@ mod tests {
         drop(generations);
         let generations = open(dir.path());
         assert_eq!((generations.current().number, generations.current().mirror.rows()), (1, 0));
-        assert_eq!(folders(dir.path()), ["rev__1"]);
+        assert_eq!(names(dir.path()), ["rev__1"]);
         assert_eq!(generations.add().await.expect("empty again").mirror.rows(), 0);
     }
 }

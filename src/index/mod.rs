@@ -5,6 +5,7 @@
 
 mod batch;
 pub mod drift;
+pub mod earlier;
 pub mod filter;
 pub mod generations;
 pub mod held;
@@ -19,7 +20,7 @@ pub mod sink;
 
 pub use drift::{Held, Kind, RowHash, Suspects, Wanted};
 pub use filter::{Filter, FilterValue};
-pub use generations::Generations;
+pub use generations::{Earlier, Generations};
 pub use held::{Cursor, HeldError, Holder};
 pub use mirror::{Applied, Difference, Hit, Mirror, MirrorError, MirrorSettings};
 pub use primary::{Primary, PrimaryState, RebuildRequest, Rebuilt, SearchesCompared, Taken};

@@ -21,6 +21,7 @@ mod qdrant_store;
 mod refusals;
 mod replay;
 mod restart;
+mod revision;
 mod schema;
 mod servers;
 mod snapshot;

@@ -1,0 +1,116 @@
+//! The mirror of the revision before, with the model that its vectors are of: it answers until the stores of the revision that is
+//! configured are whole. Never mixed: a query's vector goes to the stores of its own model only.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::task::spawn_blocking;
+
+use super::LOCAL;
+use super::serving::{Shared, results, vector_of};
+use crate::clock::now_ms;
+use crate::config;
+use crate::embed::{self, Embedder};
+use crate::freshness::Freshness;
+use crate::index::{Earlier, Filter, Generations};
+use crate::retry::Chain;
+use crate::serve::{SearchAnswer, SearchError, SearchRequest};
+use crate::topic::{Log, LogError};
+
+/// How long a whole mirror waits for Qdrant to be whole, too, so that both take over together.
+const QDRANT_PATIENCE: Duration = Duration::from_secs(60);
+
+/// What answers in the place of a mirror that is not whole yet.
+pub(super) struct StandIn {
+    pub earlier: Earlier,
+    embedder: Embedder,
+    freshness: Mutex<Freshness>,
+    /// Since when the mirror that takes over is whole.
+    whole_since: Mutex<Option<Instant>>,
+}
+
+impl StandIn {
+    /// The one of these generations; blocking, as it may have to load another model. `embedder` is the configured one.
+    pub fn load(generations: &Generations, model: &config::Model, embedder: &Embedder) -> Option<StandIn> {
+        let earlier = generations.earlier()?;
+        let embedder = if earlier.space == embed::space(model) {
+            embedder.clone()
+        } else {
+            let wanted = embed::model_of_space(model, &earlier.space)?;
+            match Embedder::load(&wanted, 1) {
+                Ok(embedder) => embedder,
+                Err(error) => {
+                    tracing::warn!("{}: revision {} cannot be searched meanwhile", Chain(&error), earlier.revision);
+                    return None;
+                }
+            }
+        };
+        tracing::info!(
+            rows = earlier.mirror.rows(),
+            "revision {} ({}) answers until the new one is whole",
+            earlier.revision,
+            embedder.model_name()
+        );
+        let (freshness, whole_since) = (Mutex::default(), Mutex::default());
+        Some(StandIn { earlier, embedder, freshness, whole_since })
+    }
+
+    /// Answers a search; `None`: it is closed, or its files are damaged.
+    pub async fn search(&self, request: &SearchRequest, filter: &Filter) -> Result<Option<SearchAnswer>, SearchError> {
+        let hits = match vector_of(&self.embedder, &request.query).await? {
+            None => vec![],
+            Some(query) => {
+                let (mirror, filter) = (self.earlier.mirror.clone(), filter.clone());
+                let (limit, min_score) = (request.limit, request.min_score);
+                let scan = move || mirror.search(&query, limit, min_score, &filter);
+                match spawn_blocking(scan).await.map_err(|error| SearchError::Internal(error.to_string()))? {
+                    Ok(hits) => hits,
+                    Err(_) => return Ok(None),
+                }
+            }
+        };
+        let staleness_ms = self.staleness_ms().map(|ms| u64::try_from(ms).unwrap_or(0));
+        Ok(Some(SearchAnswer { results: results(hits), served_by: LOCAL, degraded: true, staleness_ms }))
+    }
+
+    /// What capture says, for a log whose freshness is followed by marks.
+    pub fn captured(&self, as_of_ms: i64, ends: Vec<u64>) {
+        self.freshness().captured(as_of_ms, ends);
+    }
+
+    /// Brings its freshness up to what it has.
+    pub fn follow(&self, log: &Log) -> Result<(), LogError> {
+        let mirror = &self.earlier.mirror;
+        match log {
+            Log::Embedded(log) => {
+                let progress = log.progress(&self.earlier.revision, &mirror.positions())?;
+                self.freshness().advance(&progress);
+            }
+            Log::Kafka(_) => self.freshness().heard(mirror.as_of_ms()),
+        }
+        Ok(())
+    }
+
+    /// How old its answers may be, milliseconds.
+    pub fn staleness_ms(&self) -> Option<i64> {
+        self.freshness().as_of_ms().map(|as_of_ms| (now_ms() - as_of_ms).max(0))
+    }
+
+    /// Whether the stores of the new revision, of which the mirror is whole, are to answer from now on.
+    pub fn is_done(&self, shared: &Shared) -> bool {
+        let since = *lock(&self.whole_since).get_or_insert_with(Instant::now);
+        let is_ready = shared.qdrant.as_ref().is_none_or(|qdrant| {
+            let state = qdrant.primary.state();
+            qdrant.primary.searchable().is_some() || state.fault.is_some() || state.sink_fault.is_some()
+        });
+        is_ready || since.elapsed() >= QDRANT_PATIENCE
+    }
+
+    fn freshness(&self) -> MutexGuard<'_, Freshness> {
+        lock(&self.freshness)
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
