@@ -3,6 +3,7 @@
 pub mod check;
 mod commands;
 mod embedding;
+mod failover;
 pub mod foreign;
 mod letters;
 mod process;
@@ -222,6 +223,7 @@ pub async fn run(config: Config) -> Result<(), AppError> {
         log: log.clone(),
         captures: request_sender,
         replays: replay_sender,
+        failover: qdrant.as_ref().map(|qdrant| qdrant.failover.clone()),
         rebuilds: qdrant.clone().filter(|_| does(Role::Index)).map(|qdrant| (qdrant.primary, rebuild_sender)),
         verifier,
     };
@@ -270,7 +272,13 @@ pub async fn run(config: Config) -> Result<(), AppError> {
             Ok::<(), MirrorError>(())
         });
     }
-    if let Some(Qdrant { primary, .. }) = qdrant {
+    if let Some(Qdrant { primary, failover, .. }) = qdrant {
+        let (watched, stopping) = (failover.watch(primary.clone(), shutdown.clone()), shutdown.clone());
+        spawn(&mut tasks, "failover", async move {
+            watched.await;
+            stopping.raised().await;
+            Ok::<(), QdrantError>(())
+        });
         if does(Role::Index) {
             let asked = Arc::clone(&shared);
             let is_whole = Arc::new(move |generation| asked.is_whole_in_qdrant(generation));

@@ -100,6 +100,10 @@ pub struct Check {
     /// Leave out what does something: an embedding, a point in Qdrant, a search
     #[arg(long)]
     pub skip_operations: bool,
+    /// Have the running vecsync answer without Qdrant for so long, 1 to 3600, and look how searches fare
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=3600))]
+    #[arg(conflicts_with_all = ["skip_health", "skip_operations"])]
+    pub drill: Option<u64>,
     /// Say how long each took
     #[arg(long)]
     pub verbose: bool,

@@ -2,6 +2,7 @@
 
 pub mod check;
 pub mod dead_letters;
+mod drill;
 pub mod init;
 pub mod replay;
 pub mod verify;

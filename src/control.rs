@@ -67,6 +67,11 @@ pub enum Request {
     },
     /// Fill a new generation in Qdrant, and remove the others.
     Recreate,
+    /// Let the mirror answer in Qdrant's place for so long.
+    Drill {
+        /// How long.
+        seconds: u64,
+    },
 }
 
 impl Request {
@@ -78,7 +83,7 @@ impl Request {
             | Request::DeadLetter { .. }
             | Request::RetryDeadLetters { .. }
             | Request::Republish { .. } => Door::Capture,
-            Request::Replay { .. } | Request::Recreate | Request::Verify { .. } => Door::Store,
+            Request::Replay { .. } | Request::Recreate | Request::Verify { .. } | Request::Drill { .. } => Door::Store,
         }
     }
 }

@@ -7,6 +7,7 @@ use std::future::Future;
 use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::Parser;
 use cli::{Check, Cli, Command, DeadLetters, Init, Pipeline};
@@ -132,10 +133,11 @@ fn run(environment: &Environment, roles: &[Role]) -> Result<(), Failure> {
 }
 
 fn check(environment: &Environment, wanted: Check) -> Result<(), Failure> {
-    let Check { skip_health, skip_operations, verbose } = wanted;
+    let Check { skip_health, skip_operations, drill, verbose } = wanted;
+    let drill = drill.map(Duration::from_secs);
     let config = Config::load(environment, &[], &check_templates)?;
     let settings = Settings::read(environment)?;
-    let wanted = commands::check::Wanted { skip_health, skip_operations, verbose };
+    let wanted = commands::check::Wanted { skip_health, skip_operations, drill, verbose };
     match to_end(&config.log, commands::check::check(&config, &settings, wanted))? {
         0 => Ok(()),
         1 => Err(Failure::Unhealthy("one thing is not as it should be".to_owned())),

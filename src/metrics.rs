@@ -36,6 +36,11 @@ fn describe() {
         ("vecsync_store_bytes", Unit::Bytes, "Size of a store on disk"),
         ("vecsync_data_dir_free_bytes", Unit::Bytes, "Free space where VECSYNC_DATA_DIR is"),
         ("vecsync_sink_lag_records", Unit::Count, "Records of vectors that a store has not yet taken"),
+        (
+            "vecsync_breaker_state",
+            Unit::Count,
+            "1 for the state that the breaker before Qdrant is in, 0 for the others",
+        ),
         ("vecsync_build_info", Unit::Count, "Version and model, always 1"),
         ("vecsync_drift_rows", Unit::Count, "Rows that a store held otherwise than the table, at the last verify"),
         (
@@ -200,6 +205,11 @@ impl PipelineMetrics {
         for reason in reasons {
             counter!("vecsync_fallbacks_total", "pipeline" => self.label(), "reason" => *reason).increment(0);
         }
+    }
+
+    /// Whether the breaker before Qdrant is in this state.
+    pub fn breaker_state(&self, state: &'static str, is: bool) {
+        gauge!("vecsync_breaker_state", "pipeline" => self.label(), "state" => state).set(f64::from(u8::from(is)));
     }
 
     /// So many rows of a store differ from the table, in this way.

@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 
+use super::failover::Failover;
 use super::letters;
 use super::verify::Verifier;
 use crate::capture::{self, REPUBLISH_KEYS_MAX, Republished};
@@ -17,6 +18,8 @@ use crate::topic::replay::{Source, Target};
 
 /// How long a fault of Qdrant may last that is there when something is asked of it.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// The longest drill.
+pub const DRILL_SECONDS_MAX: u64 = 3600;
 const STOPPED: &str = "vecsync stopped meanwhile; run it again";
 
 /// The ways to the rooms.
@@ -28,6 +31,8 @@ pub(super) struct Commands {
     /// Qdrant, where this process writes to it.
     pub rebuilds: Option<(Primary, mpsc::Sender<RebuildRequest>)>,
     pub verifier: Verifier,
+    /// The breaker, where there is a Qdrant.
+    pub failover: Option<Failover>,
 }
 
 impl Commands {
@@ -57,6 +62,15 @@ impl Commands {
             Request::Verify { repair } => match self.verifier.verify(repair, passed).await {
                 Ok(report) => Reply::Done(json!(report)),
                 Err(reason) => Reply::Failed(reason),
+            },
+            Request::Drill { seconds } => match &self.failover {
+                Some(failover) => {
+                    failover.hold(Duration::from_secs(seconds.min(DRILL_SECONDS_MAX)));
+                    Reply::Done(Value::Null)
+                }
+                None => {
+                    Reply::Failed("there is no fallback to try: it has no Qdrant, QDRANT_HOST is not set".to_owned())
+                }
             },
             Request::Republish { keys } => match self.republish(&keys).await {
                 Ok(republished) => Reply::Done(json!(republished)),

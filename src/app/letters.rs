@@ -31,6 +31,7 @@ pub(super) async fn answer(log: &Log, request: Request) -> Reply {
         | Request::RetryDeadLetters { .. }
         | Request::Replay { .. }
         | Request::Recreate
+        | Request::Drill { .. }
         | Request::Verify { .. }
         | Request::Republish { .. } => {
             return Reply::Failed("that takes a vecsync that runs".to_owned());

@@ -8,13 +8,16 @@ use serde_json::json;
 use tokio::time::timeout;
 
 use super::LOCAL;
+use super::failover::{DRILL, Failover, OPEN};
 use super::serving::faulty;
 use crate::clock::now_ms;
 use crate::freshness::Freshness;
 use crate::index::primary::STORE;
 use crate::index::{Accuracy, Filter, Hit, Primary};
 use crate::metrics::PipelineMetrics;
+use crate::retry::Chain;
 use crate::serve::SearchError;
+use crate::serve::failover::Outcome;
 use crate::serve::health::{self, Component, Status};
 use crate::topic::{Log, LogError, Offsets, SnapshotMarker};
 
@@ -23,11 +26,12 @@ const SHARE_MIN: f64 = 0.5;
 /// A sink this far behind is late.
 const LATE: u64 = 10_000;
 
-/// Why the mirror answers in its place: it is away or behind; a search in it failed; it was slower than the mirror.
+/// Why the mirror answers in its place: it is away or behind; a search in it failed; it was slower than the mirror; the breaker
+/// is open; a drill holds it open.
 const UNAVAILABLE: &str = "unavailable";
 const FAILED: &str = "error";
 const SLOW: &str = "slow";
-pub(super) const FALLBACK_REASONS: [&str; 3] = [UNAVAILABLE, FAILED, SLOW];
+pub(super) const FALLBACK_REASONS: [&str; 5] = [UNAVAILABLE, FAILED, SLOW, OPEN, DRILL];
 
 /// Qdrant, and what the process knows of it. Clones are the same.
 #[derive(Clone)]
@@ -36,6 +40,8 @@ pub(super) struct Qdrant {
     pub metrics: PipelineMetrics,
     /// How long it is waited for before the mirror is asked, too.
     pub hedge_delay: Duration,
+    /// Whether it is asked at all.
+    pub failover: Failover,
     tracked: Arc<Mutex<Tracked>>,
 }
 
@@ -59,7 +65,8 @@ pub(super) struct Standing {
 
 impl Qdrant {
     pub fn new(primary: Primary, metrics: PipelineMetrics, hedge_delay: Duration) -> Qdrant {
-        Qdrant { primary, metrics, hedge_delay, tracked: Arc::default() }
+        let failover = Failover::new(hedge_delay, metrics.clone());
+        Qdrant { primary, metrics, hedge_delay, failover, tracked: Arc::default() }
     }
 
     /// What capture says, for a log whose freshness is followed by marks.
@@ -128,23 +135,23 @@ impl Qdrant {
         filter: &Filter,
         local: impl Future<Output = Result<Vec<Hit>, SearchError>>,
     ) -> Result<(Vec<Hit>, &'static str), SearchError> {
-        let Some(store) = self.primary.searchable() else {
-            self.metrics.fallback(UNAVAILABLE);
-            return local.await.map(|hits| (hits, LOCAL));
+        let store = match (self.primary.searchable(), self.failover.check()) {
+            (Some(store), Ok(())) => store,
+            (None, Ok(())) => return self.locally(UNAVAILABLE, local).await,
+            (_, Err(reason)) => return self.locally(reason, local).await,
         };
+        let since = Instant::now();
         let asked = async {
-            let since = Instant::now();
             let found = store.search(query, limit, min_score, filter, Accuracy::Indexed).await;
-            self.metrics.store_request(STORE, "search", found.is_ok(), since.elapsed());
-            found.inspect_err(|error| self.primary.note(error))
+            let took = since.elapsed();
+            self.metrics.store_request(STORE, "search", found.is_ok(), took);
+            self.failover.searched(if found.is_ok() { Outcome::Answered { took } } else { Outcome::Failed });
+            found.inspect_err(|error| tracing::debug!("search Qdrant: {}", Chain(error)))
         };
         let mut asked = std::pin::pin!(asked);
         match timeout(self.hedge_delay, &mut asked).await {
             Ok(Ok(hits)) => return Ok((hits, STORE)),
-            Ok(Err(_)) => {
-                self.metrics.fallback(FAILED);
-                return local.await.map(|hits| (hits, LOCAL));
-            }
+            Ok(Err(_)) => return self.locally(FAILED, local).await,
             Err(_) => {}
         }
         let mut local = std::pin::pin!(local);
@@ -158,6 +165,9 @@ impl Qdrant {
                 },
                 found = &mut local, if fault.is_none() => match found {
                     Ok(hits) => {
+                        if !failed {
+                            self.failover.searched(Outcome::Abandoned { after: since.elapsed() });
+                        }
                         self.metrics.fallback(if failed { FAILED } else { SLOW });
                         return Ok((hits, LOCAL));
                     }
@@ -171,9 +181,19 @@ impl Qdrant {
         }
     }
 
+    async fn locally(
+        &self,
+        reason: &'static str,
+        local: impl Future<Output = Result<Vec<Hit>, SearchError>>,
+    ) -> Result<(Vec<Hit>, &'static str), SearchError> {
+        self.metrics.fallback(reason);
+        local.await.map(|hits| (hits, LOCAL))
+    }
+
     /// How it is, for health.
     pub fn component(&self) -> Component {
         let (state, standing) = (self.primary.state(), self.standing());
+        let (breaker, not_asked) = self.failover.describe();
         let mut component = match (&state.fault, &state.look, &state.searchable, &state.sink_fault) {
             (Some(fault), ..) => {
                 Component { error: Some(fault.clone()), ..Component::new(health::QDRANT, Status::Unhealthy) }
@@ -183,8 +203,10 @@ impl Qdrant {
             (None, Some(_), None, None) => faulty(health::QDRANT, "no generation of this revision is whole yet"),
             (None, Some(_), Some(_), None) if !standing.is_loaded => faulty(health::QDRANT, "the load is not complete"),
             (None, Some(_), Some(_), None) if !state.is_current => faulty(health::QDRANT, "it is behind the mirror"),
-            _ => Component::new(health::QDRANT, Status::Healthy),
+            _ => not_asked
+                .map_or_else(|| Component::new(health::QDRANT, Status::Healthy), |why| faulty(health::QDRANT, &why)),
         };
+        component.details.insert("breaker".into(), breaker);
         let settings = self.primary.settings();
         let look = state.look.as_ref();
         let took_ms = look.map(|look| look.took.as_secs_f64() * 1000.0);

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
+use super::drill::drill;
 use crate::app::AppError;
 use crate::app::check::{self, Finding};
 use crate::client::{self, Query};
@@ -19,6 +20,8 @@ pub struct Wanted {
     pub skip_health: bool,
     /// No embedding, no point in Qdrant, no search.
     pub skip_operations: bool,
+    /// Let the running vecsync answer without Qdrant for so long.
+    pub drill: Option<Duration>,
     /// Also say how long each took.
     pub verbose: bool,
 }
@@ -36,6 +39,11 @@ pub async fn check(config: &Config, settings: &Settings, wanted: Wanted) -> Resu
         let since = Instant::now();
         let result = running(settings, !wanted.skip_operations).await;
         tell(Finding { name: "server", result, took: since.elapsed() });
+    }
+    if let Some(length) = wanted.drill {
+        let since = Instant::now();
+        let result = drill(settings, length).await;
+        tell(Finding { name: "drill", result, took: since.elapsed() });
     }
     Ok(wrong)
 }

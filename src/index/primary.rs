@@ -184,13 +184,6 @@ impl Primary {
         generation.map(|generation| generation.store.clone())
     }
 
-    /// A search failed: nobody asks it again before a look was answered.
-    pub fn note(&self, error: &QdrantError) {
-        let fault = Chain(error).to_string();
-        tracing::debug!("search Qdrant: {fault}");
-        self.0.state.send_modify(|state| state.fault = Some(fault));
-    }
-
     /// Looks at Qdrant until shutdown. `mirror` gives the positions of the mirror.
     pub async fn watch(self, mirror: impl Fn() -> Offsets, shutdown: Shutdown) {
         let mut ticks = interval(LOOK_EVERY);

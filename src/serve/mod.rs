@@ -1,6 +1,7 @@
 //! Searches, health and metrics over HTTP. Knows no other room: what answers is handed to it as closures.
 
 mod api;
+pub mod failover;
 pub mod health;
 mod http;
 mod keys;

@@ -8,6 +8,7 @@ mod check;
 mod commands;
 mod dead_letters;
 mod debezium;
+mod failover;
 mod http;
 mod kafka;
 mod kafka_login;

@@ -1,0 +1,156 @@
+//! The breaker before Qdrant at work: told of searches and looks, probed, shown in metrics, log and health.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use tokio::time::timeout;
+
+use crate::index::primary::STORE;
+use crate::index::{Accuracy, Filter, Primary, PrimaryState, QdrantStore};
+use crate::metrics::PipelineMetrics;
+use crate::serve::failover::{Breaker, Cause, Limits, Outcome, State};
+use crate::shutdown::Shutdown;
+
+/// Why the mirror answers in Qdrant's place while it is open.
+pub(super) const OPEN: &str = "breaker";
+pub(super) const DRILL: &str = "drill";
+
+/// The breaker. Clones are the same.
+#[derive(Clone)]
+pub(super) struct Failover {
+    breaker: Arc<Mutex<Breaker>>,
+    metrics: PipelineMetrics,
+}
+
+impl Failover {
+    pub fn new(hedge_delay: Duration, metrics: PipelineMetrics) -> Failover {
+        let breaker = Breaker::new(Limits::hedged_after(hedge_delay));
+        show(&metrics, breaker.state());
+        Failover { breaker: Arc::new(Mutex::new(breaker)), metrics }
+    }
+
+    /// `Err`: Qdrant is not to be asked, and under which name that is counted.
+    pub fn check(&self) -> Result<(), &'static str> {
+        let breaker = self.lock();
+        match (breaker.state(), breaker.cause()) {
+            (State::Closed, _) => Ok(()),
+            (_, Some(Cause::Drill)) => Err(DRILL),
+            _ => Err(OPEN),
+        }
+    }
+
+    /// What became of a search.
+    pub fn searched(&self, outcome: Outcome) {
+        self.change(|breaker| breaker.searched(Instant::now(), outcome));
+    }
+
+    /// Keeps it open for so long.
+    pub fn hold(&self, length: Duration) {
+        self.change(|breaker| breaker.hold(Instant::now() + length));
+    }
+
+    /// After each look: one that was not answered opens it, and where its time has come Qdrant is probed. Until shutdown.
+    pub async fn watch(self, primary: Primary, shutdown: Shutdown) {
+        let mut looks = primary.subscribe();
+        let mut looked = None;
+        loop {
+            let state = tokio::select! {
+                () = shutdown.raised() => return,
+                changed = looks.changed() => match changed {
+                    Ok(()) => looks.borrow_and_update().clone(),
+                    Err(_) => return,
+                },
+            };
+            if state.fault.is_some() {
+                self.change(|breaker| breaker.lost(Instant::now()));
+                continue;
+            }
+            // The state changes with what is written, too; a probe comes with a look.
+            let at = state.look.as_ref().map(|look| look.at);
+            if at != looked {
+                looked = at;
+                self.probe(&state, &primary).await;
+            }
+        }
+    }
+
+    /// Probes Qdrant where it can be asked: it answers, and has what the mirror had.
+    async fn probe(&self, state: &PrimaryState, primary: &Primary) {
+        let Some(store) = primary.searchable().filter(|_| state.is_current) else { return };
+        let mut due = false;
+        self.change(|breaker| due = breaker.wants_probe(Instant::now()));
+        if due {
+            let deadline = self.lock().limits().slow_after;
+            let outcome = probe(&store, deadline).await;
+            self.change(|breaker| breaker.probed(Instant::now(), outcome));
+        }
+    }
+
+    /// How it is, for health: its state, and what is wrong where it is not closed.
+    pub fn describe(&self) -> (Value, Option<String>) {
+        let breaker = self.lock();
+        let why = breaker.cause().map(|cause| match cause {
+            Cause::Failures(count) => format!("{count} searches in a row failed"),
+            Cause::Slow(count) => {
+                let limit = breaker.limits().slow_after.as_millis();
+                format!("{count} searches in a row had no answer within {limit} ms")
+            }
+            Cause::Lost => "it did not answer".to_owned(),
+            Cause::Probe => "a probe failed or was slow".to_owned(),
+            Cause::Drill => "a drill holds the breaker open".to_owned(),
+        });
+        let state = breaker.state().as_label();
+        let fault = match (&why, breaker.failed()) {
+            (Some(why), _) => Some(format!("searches do not ask it until it is steady again: {why}")),
+            (None, 0) => None,
+            (None, _) => Some("the last search in it failed".to_owned()),
+        };
+        (json!({"state": state, "reason": why}), fault)
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Breaker)) {
+        let (before, after, cause) = {
+            let mut breaker = self.lock();
+            let before = breaker.state();
+            change(&mut breaker);
+            (before, breaker.state(), breaker.cause())
+        };
+        if before == after {
+            return;
+        }
+        show(&self.metrics, after);
+        match (after, cause) {
+            (State::Closed, _) => tracing::info!("searches ask Qdrant again"),
+            (State::Open, Some(cause)) if before == State::Closed => {
+                tracing::warn!(?cause, "searches are answered by the mirror: the breaker before Qdrant is open");
+            }
+            _ => tracing::debug!(?before, ?after, ?cause, "breaker before Qdrant"),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Breaker> {
+        self.breaker.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn show(metrics: &PipelineMetrics, state: State) {
+    for other in State::ALL {
+        metrics.breaker_state(other.as_label(), other == state);
+    }
+}
+
+/// A search that nobody waits for.
+async fn probe(store: &QdrantStore, deadline: Duration) -> Outcome {
+    let mut query = vec![0.0; crate::embed::DIMENSION];
+    query[0] = 1.0;
+    let (since, filter) = (Instant::now(), Filter::default());
+    match timeout(deadline, store.search(&query, 1, -1.0, &filter, Accuracy::Indexed)).await {
+        Ok(Ok(_)) => Outcome::Answered { took: since.elapsed() },
+        Ok(Err(error)) => {
+            tracing::debug!("probe {STORE}: {}", crate::retry::Chain(&error));
+            Outcome::Failed
+        }
+        Err(_) => Outcome::Abandoned { after: deadline },
+    }
+}
