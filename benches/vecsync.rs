@@ -9,10 +9,10 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use measure::report::Report;
-use measure::{backfill, freshness, kafka, qdrant, scan, search};
+use measure::{backfill, failover, freshness, kafka, qdrant, scan, search};
 use support::kafka::Kafka;
 
-const USAGE: &str = "usage: [freshness|backfill|search|idle|scan|qdrant|kafka|replay|all]… [--model fp32|int8|both] [--json FILE] [--no-docs]";
+const USAGE: &str = "usage: [freshness|backfill|search|idle|scan|qdrant|failover|kafka|replay|all]… [--model fp32|int8|both] [--json FILE] [--no-docs]";
 
 /// What is measured.
 #[derive(Debug, Default)]
@@ -23,6 +23,7 @@ struct Wanted {
     idle: bool,
     scan: bool,
     qdrant: bool,
+    failover: bool,
     kafka: bool,
     replay: bool,
     models: Vec<&'static str>,
@@ -50,7 +51,7 @@ fn main() -> ExitCode {
                 report.add(model, "backfill", figures);
             }
             if wanted.search {
-                report.add(model, "search", search::latency(&mut site));
+                report.add(model, "search", search::latency(&mut site, model));
             }
             if wanted.idle {
                 report.add(model, "idle", search::idle(&mut site));
@@ -64,6 +65,11 @@ fn main() -> ExitCode {
     if wanted.qdrant {
         // The vectors are drawn by chance.
         report.add("int8", "qdrant upsert", qdrant::upsert());
+        report.add("int8", "qdrant replay", qdrant::replay());
+    }
+    if wanted.failover {
+        // The questions' vectors are kept.
+        report.add("int8", "failover", failover::measure("int8"));
     }
     if wanted.kafka || wanted.replay {
         let broker = Kafka::start();
@@ -99,6 +105,7 @@ impl Wanted {
                 "idle" => &mut wanted.idle,
                 "scan" => &mut wanted.scan,
                 "qdrant" => &mut wanted.qdrant,
+                "failover" => &mut wanted.failover,
                 "kafka" => {
                     (wanted.kafka, wanted.replay, any) = (true, true, true);
                     continue;
@@ -129,8 +136,8 @@ impl Wanted {
             (*part, any) = (true, true);
         }
         if !any {
-            let Wanted { freshness, backfill, search, idle, scan, qdrant, kafka, replay, .. } = &mut wanted;
-            for part in [freshness, backfill, search, idle, scan, qdrant, kafka, replay] {
+            let Wanted { freshness, backfill, search, idle, scan, qdrant, failover, kafka, replay, .. } = &mut wanted;
+            for part in [freshness, backfill, search, idle, scan, qdrant, failover, kafka, replay] {
                 *part = true;
             }
         }

@@ -8,6 +8,7 @@ use vecsync::embed::tokens::{self, TokenIds};
 use vecsync::embed::{Embedder, Vector};
 
 use super::texts::Entry;
+use super::{ms, sorted};
 use crate::support::vecsync::model_dir;
 
 /// Texts of one call: enough to sort by length, as much as the pipeline could have at once.
@@ -47,6 +48,38 @@ impl Bare {
             vectors.extend(runtime.block_on(self.embedder.embed(call.iter().map(of).collect())));
         }
         vectors.into_iter().map(|vector| vector.expect("the model refused no text")).collect()
+    }
+
+    /// The model's own time for queries, one after the other, in milliseconds; and how many it embeds a second where `clients`
+    /// wait for it.
+    pub fn queries(&self, queries: Vec<String>, clients: usize) -> (Vec<f64>, f64) {
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime");
+        let (alone, together) = queries.split_at(queries.len() / 2);
+        let took = runtime.block_on(async {
+            let mut took = vec![];
+            for query in alone {
+                let begun = Instant::now();
+                self.embedder.query(query).await.expect("a vector");
+                took.push(ms(begun.elapsed()));
+            }
+            took
+        });
+        let begun = Instant::now();
+        let share = together.len().div_ceil(clients);
+        let asking: Vec<_> = together
+            .chunks(share)
+            .map(|queries| {
+                let (embedder, queries) = (self.embedder.clone(), queries.to_vec());
+                runtime.spawn(async move {
+                    for query in queries {
+                        embedder.query(&query).await.expect("a vector");
+                    }
+                })
+            })
+            .collect();
+        asking.into_iter().for_each(|asking| runtime.block_on(asking).expect("it does not panic"));
+        (sorted(took), together.len() as f64 / begun.elapsed().as_secs_f64())
     }
 
     pub fn texts(&self) -> usize {

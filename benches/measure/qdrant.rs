@@ -1,7 +1,7 @@
 //! The store in Qdrant by itself: rows that are ready, against a bare loop of the client that writes the same points under the
 //! same conditions into a collection made in the same way, one round of each after the other.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use qdrant_client::qdrant::{
     Condition, Filter, PointStruct, Range, ScrollPointsBuilder, UpsertPointsBuilder, vector_output,
@@ -14,10 +14,17 @@ use vecsync::index::{QdrantSettings, QdrantStore};
 
 use super::Figures;
 use crate::support::dice::Dice;
-use crate::support::process::cpu_seconds;
+use crate::support::process::{cpu_seconds, wait_until};
 use crate::support::qdrant::Qdrant;
+use crate::support::site::Site;
 
 const ROWS: u64 = 10_000;
+/// Rows of a replay, and how many texts they have.
+const REPLAYED: u64 = 100_000;
+const TEXTS: u64 = 50;
+const LIMIT: Duration = Duration::from_secs(600);
+/// Between two looks.
+const LOOK: Duration = Duration::from_millis(200);
 /// Rows of one batch, as the sink takes them at most.
 const BATCH: u64 = 1_000;
 /// Points of one request of the bare loop, as the store sends them.
@@ -27,6 +34,42 @@ pub fn upsert() -> Figures {
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime");
     runtime.block_on(measure())
+}
+
+/// All rows of the log into a new generation, while the one before is asked.
+pub fn replay() -> Figures {
+    eprintln!("qdrant: {REPLAYED} points into a new generation");
+    let (qdrant, mut site) = (Qdrant::own(), Site::prepare());
+    // They share their texts, so that making them needs no model to speak of.
+    site.sql.execute(&format!(
+        "INSERT INTO faq_faq (id, question, answer, category)
+         SELECT n, 'Question ' || n % {TEXTS}, repeat('some words of it ', (n % {TEXTS})::int + 1), 'c00'
+         FROM generate_series(1, {REPLAYED}) n"
+    ));
+    let server = qdrant.settings();
+    site.vecsync.set("QDRANT_HOST", &server.host);
+    site.vecsync.set("QDRANT_PORT", server.port);
+    site.vecsync.set("QDRANT_GRPC_PORT", server.grpc_port);
+    site.vecsync.start();
+    wait_until("Qdrant to have all", LIMIT, || {
+        std::thread::sleep(LOOK);
+        match site.vecsync.metric("vecsync_store_points", "store=\"qdrant\"") {
+            Some(points) if points >= REPLAYED as f64 => Ok(()),
+            points => Err(format!("{points:?} of {REPLAYED}")),
+        }
+    });
+    let embeddings = |site: &mut Site| site.vecsync.metric("vecsync_embeddings_total", "computed").unwrap_or_default();
+    let (before, begun) = (embeddings(&mut site), Instant::now());
+    let said = site.vecsync.run_within(&["replay", "--topic", "vectors", "--into", "new", "--json"], LIMIT);
+    assert_eq!(said.code, Some(0), "{}", said.stderr);
+    let seconds = begun.elapsed().as_secs_f64();
+    let points = said.stdout.parse::<Value>().expect("JSON")["qdrant"]["points"].as_f64();
+    assert_eq!(points, Some(REPLAYED as f64), "{}", said.stdout);
+    vec![
+        ("points_per_s", REPLAYED as f64 / seconds),
+        ("seconds", seconds),
+        ("embeddings", embeddings(&mut site) - before),
+    ]
 }
 
 async fn measure() -> Figures {

@@ -1,4 +1,4 @@
-//! The threads that run the model and the queue before them. Knows token ids and vectors, no rows.
+//! The threads that run the model and the queues before them: one for rows, one for queries. Knows token ids and vectors.
 
 use std::collections::VecDeque;
 use std::io;
@@ -43,39 +43,73 @@ struct Queue {
 
 #[derive(Default)]
 struct State {
-    calls: VecDeque<Call>,
+    rows: VecDeque<Call>,
+    queries: VecDeque<Call>,
     closed: bool,
 }
 
-/// Models, each on a thread of its own, that take calls from one queue in its order.
+/// What a thread takes. A queue's order is kept.
+#[derive(Clone, Copy)]
+enum Takes {
+    /// Rows, and queries while there are none: nobody else needs the core then.
+    RowsFirst,
+    /// Queries alone, so that none waits for a backfill.
+    Queries,
+}
+
+/// Models, each on a thread of its own.
 pub struct Inference {
     queue: Arc<Queue>,
     threads: Vec<JoinHandle<()>>,
+    /// How many of them take rows.
+    for_rows: usize,
     budget: usize,
 }
 
 impl Inference {
-    /// Starts a thread for each model. A call holds at most `budget` tokens, padding included; 0: one text a call.
-    pub fn start(models: Vec<Model>, budget: usize) -> io::Result<Inference> {
+    /// Starts a thread for each model. A call with rows holds at most `budget` tokens, padding included; 0: one text a call.
+    pub fn start(rows: Vec<Model>, query: Model, budget: usize) -> io::Result<Inference> {
         let queue = Arc::new(Queue::default());
         // Made before the first thread, so that those already started are joined if a later one cannot be.
-        let mut inference = Inference { queue: Arc::clone(&queue), threads: vec![], budget };
-        for model in models {
+        let mut inference = Inference { queue: Arc::clone(&queue), threads: vec![], for_rows: rows.len(), budget };
+        let rows = rows.into_iter().map(|model| (model, Takes::RowsFirst));
+        for (model, takes) in rows.chain([(query, Takes::Queries)]) {
             let queue = Arc::clone(&queue);
-            let thread = std::thread::Builder::new().name("embed".into()).spawn(move || serve(model, &queue))?;
-            inference.threads.push(thread);
+            let thread = std::thread::Builder::new().name("embed".into());
+            inference.threads.push(thread.spawn(move || serve(model, &queue, takes))?);
         }
         Ok(inference)
     }
 
-    /// Calls that wait.
-    pub fn waiting(&self) -> usize {
-        self.queue.lock().calls.len()
+    /// Queries that wait.
+    pub fn queries_waiting(&self) -> usize {
+        self.queue.lock().queries.len()
     }
 
-    /// Embeds texts; the results are in their order. When the future is dropped, calls that have not begun are not
-    /// made. The queue is bounded by what its callers embed at a time.
+    /// Embeds a query.
+    pub async fn query(&self, text: TokenIds) -> Outcome {
+        let enqueue = |state: &mut State, calls| state.queries.extend(calls);
+        self.run(vec![text], |_| vec![vec![0]], enqueue).await.pop().unwrap_or(Err(EmbedError::Stopped))
+    }
+
+    /// Embeds texts of rows; the results are in their order.
     pub async fn embed(&self, texts: Vec<TokenIds>) -> Vec<Outcome> {
+        // Few texts are spread over all threads.
+        let pack = |lengths: &[usize]| {
+            let share = lengths.iter().sum::<usize>().div_ceil(self.for_rows.max(1));
+            batch::pack(lengths, self.budget.min(share))
+        };
+        self.run(texts, pack, |state, calls| state.rows.extend(calls)).await
+    }
+
+    /// Runs the model over texts. When the future is dropped, calls that have not begun are not made. The queues are bounded
+    /// by what their callers embed at a time.
+    async fn run(
+        &self,
+        texts: Vec<TokenIds>,
+        pack: impl FnOnce(&[usize]) -> Vec<Vec<usize>>,
+        enqueue: impl FnOnce(&mut State, Vec<Call>),
+    ) -> Vec<Outcome> {
         let mut outcomes: Vec<Outcome> = texts.iter().map(|_| Err(EmbedError::Stopped)).collect();
         let mut members = vec![];
         for (index, text) in texts.iter().enumerate() {
@@ -86,12 +120,10 @@ impl Inference {
             }
         }
         let lengths: Vec<usize> = members.iter().map(|index| texts[*index].len()).collect();
-        // Few texts are spread over all threads.
-        let share = lengths.iter().sum::<usize>().div_ceil(self.threads.len().max(1));
-        let calls = batch::pack(&lengths, self.budget.min(share));
-        if calls.is_empty() {
+        if members.is_empty() {
             return outcomes;
         }
+        let calls = pack(&lengths);
         let texts_count = texts.len();
         let (reply, finished) = oneshot::channel();
         let progress = Progress { outcomes, calls_left: calls.len(), reply: Some(reply) };
@@ -100,7 +132,7 @@ impl Inference {
             let members = call.into_iter().map(|position| members[position]).collect();
             Call { job: Arc::clone(&job), members }
         });
-        self.queue.lock().calls.extend(calls);
+        enqueue(&mut self.queue.lock(), calls.collect());
         self.queue.changed.notify_all();
         // The last of the calls replies, whatever becomes of it.
         finished.await.unwrap_or_else(|_| vec![Err(EmbedError::Stopped); texts_count])
@@ -126,13 +158,17 @@ impl Queue {
     }
 
     /// Waits for a call; none when the queue is closed.
-    fn next(&self) -> Option<Call> {
+    fn next(&self, takes: Takes) -> Option<Call> {
         let mut state = self.lock();
         loop {
             if state.closed {
                 return None;
             }
-            if let Some(call) = state.calls.pop_front() {
+            let row = match takes {
+                Takes::RowsFirst => state.rows.pop_front(),
+                Takes::Queries => None,
+            };
+            if let Some(call) = row.or_else(|| state.queries.pop_front()) {
                 return Some(call);
             }
             state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
@@ -173,8 +209,8 @@ impl Drop for Call {
     }
 }
 
-fn serve(mut model: Model, queue: &Queue) {
-    while let Some(call) = queue.next() {
+fn serve(mut model: Model, queue: &Queue, takes: Takes) {
+    while let Some(call) = queue.next(takes) {
         if call.job.is_given_up() {
             continue;
         }

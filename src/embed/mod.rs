@@ -65,13 +65,13 @@ struct Inner {
     precision: Precision,
     model_sha256: &'static str,
     tokenizer_sha256: &'static str,
-    rows: Inference,
-    queries: Inference,
+    inference: Inference,
     asked: Asked<TokenIds, Vector>,
 }
 
 impl Embedder {
-    /// Loads and checks the files. Blocks for 0.2 to 1 s. `threads`: cores for rows; queries have one more thread.
+    /// Loads and checks the files. Blocks for 0.2 to 1 s. `threads`: cores for rows, which take queries, too, while there are
+    /// no rows; queries have one more thread.
     ///
     /// Each thread has a session of its own, and one text or batch does not wait for another's. fp32 runs batches; its
     /// vectors do not depend on the batch. The int8 model quantises activations over the whole batch, so each call has
@@ -98,8 +98,7 @@ impl Embedder {
             precision: files.precision,
             model_sha256,
             tokenizer_sha256,
-            rows: Inference::start(rows, budget).map_err(LoadError::Thread)?,
-            queries: Inference::start(vec![query], 0).map_err(LoadError::Thread)?,
+            inference: Inference::start(rows, query, budget).map_err(LoadError::Thread)?,
             asked: Asked::new(QUERIES_KEPT),
         })))
     }
@@ -150,16 +149,16 @@ impl Embedder {
     }
 
     async fn embed_query(&self, ids: &TokenIds) -> Result<Vector, EmbedError> {
-        let waiting = self.0.queries.waiting();
+        let waiting = self.0.inference.queries_waiting();
         if waiting >= QUERIES_WAITING_MAX {
             return Err(EmbedError::Busy { waiting });
         }
-        self.0.queries.embed(vec![ids.clone()]).await.pop().unwrap_or(Err(EmbedError::Stopped))
+        self.0.inference.query(ids.clone()).await
     }
 
     /// Embeds texts, in length-sorted calls; the results are in the order of the texts.
     pub async fn embed(&self, texts: Vec<TokenIds>) -> Vec<Result<Vector, EmbedError>> {
-        self.0.rows.embed(texts).await
+        self.0.inference.embed(texts).await
     }
 }
 
