@@ -19,6 +19,7 @@ mod qdrant_generations;
 mod qdrant_run;
 mod qdrant_server;
 mod qdrant_store;
+mod qdrant_tls;
 mod refusals;
 mod replay;
 mod restart;

@@ -11,4 +11,5 @@ pub mod process;
 pub mod qdrant;
 pub mod site;
 pub mod table;
+pub mod tls_proxy;
 pub mod vecsync;

@@ -157,8 +157,12 @@ fn said(status: &Status) -> String {
         bottom = Some(deeper);
     }
     let message = if status.message().is_empty() { status.code().description() } else { status.message() };
-    match bottom.map(ToString::to_string) {
+    let said = match bottom.map(ToString::to_string) {
         Some(cause) if !message.contains(&cause) => format!("{message}: {cause}"),
         _ => message.to_owned(),
+    };
+    match status.code() {
+        Code::Unauthenticated | Code::PermissionDenied => format!("{said}; set QDRANT_API_KEY to a key that it takes"),
+        _ => said,
     }
 }
