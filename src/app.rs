@@ -6,6 +6,7 @@ mod embedding;
 mod failover;
 pub mod foreign;
 mod letters;
+pub mod migrate;
 mod process;
 mod qdrant;
 mod serving;
@@ -353,8 +354,7 @@ pub async fn prepare_resync(config: Config) -> Result<(), AppError> {
 /// connection. Called inside of a runtime.
 pub fn qdrant_generations(config: &Config) -> Result<Option<QdrantGenerations>, AppError> {
     let Some(server) = &config.qdrant else { return Ok(None) };
-    let revision = revision_of(config);
-    Ok(Some(QdrantGenerations::new(qdrant_settings(config, server, &revision))?))
+    Ok(Some(QdrantGenerations::new(qdrant_settings(config, server, &revision_at_work(config)))?))
 }
 
 /// What a running vecsync would answer, where none runs on this data directory: requests that only read the log.
@@ -480,6 +480,14 @@ fn revision_of(config: &Config) -> String {
         Some(topic) => embed::revision_of_topic(&revision, topic),
         None => revision,
     }
+}
+
+/// As `revision_of`, under the name that it has in the embedded log: see `take_up`.
+fn revision_at_work(config: &Config) -> String {
+    let revision = revision_of(config);
+    let seen = index::generations::seen(&config.data_dir.join("mirror")).filter(|_| config.kafka.is_none());
+    let is_later = |name: &str| name.strip_prefix(&revision)?.strip_prefix('-')?.parse::<u32>().ok();
+    seen.map(|seen| seen.revision).filter(|name| is_later(name).is_some()).unwrap_or(revision)
 }
 
 /// Takes up a revision where it stopped. One that stood still for so long that deletes which it had not seen are

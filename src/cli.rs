@@ -75,7 +75,7 @@ pub enum Command {
 }
 
 /// `vecsync init`.
-#[derive(Clone, Copy, Debug, clap::Args)]
+#[derive(Clone, Debug, clap::Args)]
 pub struct Init {
     /// Only say whether Qdrant answers; status 3 if not
     #[arg(long, conflicts_with_all = ["validate", "stats", "recreate"])]
@@ -89,6 +89,12 @@ pub struct Init {
     /// Have the running vecsync fill a new generation from the log; the others go when searches ask it
     #[arg(long)]
     pub recreate: bool,
+    /// Take over a plain collection that has the alias's name, or load a local store
+    #[arg(long, conflicts_with_all = ["health_check_only", "validate", "stats", "recreate"])]
+    pub migrate: bool,
+    /// What to load: a mirror of vecsync's, or a file of JSON lines {"id", "vector", "payload"}
+    #[arg(long, value_name = "PATH", requires = "migrate")]
+    pub local_store_path: Option<PathBuf>,
 }
 
 /// `vecsync check`.

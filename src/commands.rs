@@ -4,6 +4,7 @@ pub mod check;
 pub mod dead_letters;
 mod drill;
 pub mod init;
+pub mod migrate;
 pub mod replay;
 pub mod verify;
 

@@ -174,6 +174,12 @@ pub enum ControlError {
         /// What the system said.
         source: io::Error,
     },
+    /// It ended while it was at it.
+    #[error("talk to vecsync through {path}: it ended before it had answered; what it was asked for may be half done")]
+    Ended {
+        /// The socket.
+        path: PathBuf,
+    },
     /// The command was not done.
     #[error("{0}")]
     Failed(String),
@@ -297,12 +303,15 @@ pub async fn call(data_dir: &Path, request: Request, mut passed: impl FnMut(u64,
         }
         Err(source) => return Err(ControlError::Talk { path, source }),
     };
+    use io::ErrorKind::{BrokenPipe, ConnectionReset, UnexpectedEof};
     let talk = async {
         stream.write_all(format!("{}\n", serde_json::to_string(&request)?).as_bytes()).await?;
         let mut answers = BufReader::new(&mut stream);
         loop {
             let mut line = String::new();
-            (&mut answers).take(REPLY_BYTES_MAX).read_line(&mut line).await?;
+            if (&mut answers).take(REPLY_BYTES_MAX).read_line(&mut line).await? == 0 {
+                return Err(UnexpectedEof.into());
+            }
             match serde_json::from_str(&line)? {
                 Line::Passed(done, total) => passed(done, total),
                 Line::Reply(Reply::Done(value)) => return Ok(Ok(value)),
@@ -310,7 +319,10 @@ pub async fn call(data_dir: &Path, request: Request, mut passed: impl FnMut(u64,
             }
         }
     };
-    talk.await.unwrap_or_else(|source| Err(ControlError::Talk { path, source }))
+    talk.await.unwrap_or_else(|source: io::Error| match source.kind() {
+        UnexpectedEof | ConnectionReset | BrokenPipe => Err(ControlError::Ended { path }),
+        _ => Err(ControlError::Talk { path, source }),
+    })
 }
 
 #[cfg(test)]

@@ -146,17 +146,22 @@ fn check(environment: &Environment, wanted: Check) -> Result<(), Failure> {
 }
 
 fn init(environment: &Environment, wanted: Init) -> Result<(), Failure> {
-    let Init { health_check_only, validate, stats, recreate } = wanted;
+    let Init { health_check_only, validate, stats, recreate, migrate, local_store_path } = wanted;
     let config = Config::load(environment, &[], &check_templates)?;
-    let wanted = commands::init::Wanted { health_check_only, validate, stats, recreate };
-    let Some(said) = to_end(&config.log, commands::init::init(&config, wanted))? else {
+    let no_qdrant = || {
         let mut problems = Problems::new();
         problems.push(Problem::new(
             "QDRANT_HOST",
             "names no Qdrant: set it, and RAG_VECTOR_STORE_TYPE not to local; init is about a collection there",
         ));
-        return Err(problems.into());
+        Failure::from(problems)
     };
+    if migrate {
+        let migrated = to_end(&config.log, commands::migrate::migrate(&config, local_store_path.as_deref()))?;
+        return print(&migrated.ok_or_else(no_qdrant)?);
+    }
+    let wanted = commands::init::Wanted { health_check_only, validate, stats, recreate };
+    let said = to_end(&config.log, commands::init::init(&config, wanted))?.ok_or_else(no_qdrant)?;
     print(&said.text)?;
     said.unhealthy.map_or(Ok(()), |what| Err(Failure::Unhealthy(what)))
 }

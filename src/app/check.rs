@@ -10,7 +10,7 @@ use super::{AppError, joined, kafka_settings, qdrant_generations, qdrant_setting
 use crate::capture::check as source;
 use crate::config::Config;
 use crate::embed::{Document, Embedder};
-use crate::index::{QdrantGenerations, QdrantStore};
+use crate::index::{QdrantError, QdrantGenerations, QdrantStore, qdrant};
 use crate::retry::Chain;
 use crate::topic::kafka;
 
@@ -59,6 +59,9 @@ pub async fn check(config: &Config, operations: bool, mut told: impl FnMut(Findi
         let goes_on = reached.is_ok();
         tell("Qdrant", reached);
         if goes_on {
+            let server = &generations.settings().server;
+            let rest = qdrant::rest_remedy(server).await;
+            tell("REST", rest.map_or_else(|| Ok(format!("port {} answers", server.port)), Err));
             tell("collection", collection(&generations).await);
         }
         if let (true, true, Some(server)) = (goes_on, operations, &config.qdrant) {
@@ -109,9 +112,15 @@ async fn model(config: &Config, operations: bool) -> Result<Result<String, Strin
 async fn reach(generations: &QdrantGenerations) -> Result<String, String> {
     let told = async {
         let (version, look) = (generations.version().await?, generations.look().await?);
-        Ok((version, look))
+        Ok::<_, QdrantError>((version, look))
     };
-    let (version, look) = told.await.map_err(|error: crate::index::QdrantError| Chain(&error).to_string())?;
+    let (version, look) = match told.await {
+        Ok(told) => told,
+        Err(error) => {
+            let remedy = qdrant::remedy(&generations.settings().server, &error).await;
+            return Err(remedy.into_iter().fold(Chain(&error).to_string(), |said, remedy| said + "; " + &remedy));
+        }
+    };
     let url = generations.settings().server.url();
     Ok(format!("{version} at {url}, answers in {:.1} ms", look.took.as_secs_f64() * 1000.0))
 }

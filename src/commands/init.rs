@@ -7,7 +7,7 @@ use crate::app::{self, AppError};
 use crate::commands::replay::rebuilt_sentence;
 use crate::config::Config;
 use crate::control::{self, ControlError, Request};
-use crate::index::{Look, QdrantError, QdrantGenerations};
+use crate::index::{Contents, Listed, Look, QdrantError, QdrantGenerations, qdrant};
 use crate::progress_bar::Progress;
 use crate::retry::Chain;
 
@@ -42,9 +42,23 @@ pub enum InitError {
     /// Qdrant did not do it.
     #[error(transparent)]
     Qdrant(#[from] QdrantError),
+    /// Qdrant cannot be reached, and its ports tell why.
+    #[error("{error}; {remedy}")]
+    Way {
+        /// What failed.
+        error: QdrantError,
+        /// What probably mends it.
+        remedy: String,
+    },
+    /// The running vecsync ended before it was done.
+    #[error(
+        "make the collection in Qdrant anew: the vecsync that did it ended before it was done: the generation that searches ask \
+         is as it was, or the new one has just taken its place; what was half filled is removed when this is run once more"
+    )]
+    Ended(#[source] ControlError),
     /// The running vecsync did not do it, or there is none.
     #[error("make the collection in Qdrant anew")]
-    Control(#[from] ControlError),
+    Control(#[source] ControlError),
     /// It answered something else.
     #[error("read the answer of the running vecsync, which may be another version")]
     Answer(#[source] serde_json::Error),
@@ -57,7 +71,15 @@ pub async fn init(config: &Config, wanted: Wanted) -> Result<Option<Said>, InitE
     if wanted.recreate && !wanted.stats {
         return Ok(Some(Said { text: made, unhealthy: None }));
     }
-    let said = look(&generations, wanted).await?;
+    let said = match look(&generations, wanted).await {
+        Ok(said) => said,
+        Err(error) => {
+            return Err(match qdrant::remedy(&generations.settings().server, &error).await {
+                Some(remedy) => InitError::Way { error, remedy },
+                None => error.into(),
+            });
+        }
+    };
     Ok(Some(Said { text: made + &said.text, ..said }))
 }
 
@@ -68,7 +90,9 @@ async fn look(generations: &QdrantGenerations, wanted: Wanted) -> Result<Said, Q
     let (version, look) = match answers(generations).await {
         Ok(answers) => answers,
         Err(error) if wanted.health_check_only => {
-            return Ok(Said { text, unhealthy: Some(Chain(&error).to_string()) });
+            let remedy = qdrant::remedy(&generations.settings().server, &error).await;
+            let unhealthy = remedy.into_iter().fold(Chain(&error).to_string(), |said, remedy| said + "; " + &remedy);
+            return Ok(Said { text, unhealthy: Some(unhealthy) });
         }
         Err(error) => return Err(error),
     };
@@ -80,6 +104,9 @@ async fn look(generations: &QdrantGenerations, wanted: Wanted) -> Result<Said, Q
         server.url(),
         look.collections
     );
+    if let Some(remedy) = qdrant::rest_remedy(server).await {
+        let _ = writeln!(text, "Its REST cannot be used: {remedy}.");
+    }
     if wanted.health_check_only {
         return Ok(Said { text, unhealthy: None });
     }
@@ -103,21 +130,35 @@ async fn look(generations: &QdrantGenerations, wanted: Wanted) -> Result<Said, Q
                 let _ = writeln!(text, "Collection {alias} {made}: an alias of {}.", generation.store.collection());
             }
             Err(error @ QdrantError::Outdated { .. }) => {
-                let _ = writeln!(text, "{}: `vecsync run` fills another generation beside it.", Chain(&error));
+                let _ = writeln!(
+                    text,
+                    "{}: it stays; `vecsync run` fills a generation beside it, which takes the alias when it is whole.",
+                    Chain(&error)
+                );
             }
             Err(error) => return Err(error),
         }
     }
     if wanted.stats {
         let _ = writeln!(text, "Collection {alias}:");
-        for number in generations.numbers().await? {
-            let store = generations.generation(number).store;
-            let asked = if look.named == Some(number) { ", which searches ask" } else { "" };
-            let (rows, points) = (store.rows().await?, store.points().await?);
-            let _ = writeln!(text, "  {}: {rows} rows, {points} points{asked}", store.collection());
+        for listed in generations.inventory().await? {
+            let _ = writeln!(text, "  {}", line(&listed));
         }
     }
     Ok(Said { text, unhealthy })
+}
+
+fn line(listed: &Listed) -> String {
+    let Listed { collection, contents, points, is_named } = listed;
+    let asked = if *is_named { ", which searches ask" } else { ", which nothing names" };
+    match contents {
+        Contents::Generation { revision, rows } => {
+            format!("{collection}: {rows} rows, {points} points, revision {revision}{asked}")
+        }
+        Contents::Lines => format!("{collection}: {points} points of a file that was loaded{asked}"),
+        Contents::Adopted => format!("{collection}: {points} points of a collection that was taken over{asked}"),
+        Contents::Foreign => format!("{collection}: {points} points, not made by vecsync for this pipeline{asked}"),
+    }
 }
 
 async fn answers(generations: &QdrantGenerations) -> Result<(String, Look), QdrantError> {
@@ -132,6 +173,10 @@ async fn recreate(data_dir: &Path) -> Result<String, InitError> {
         bar.set_total(total);
         bar.set(done);
     });
-    let rebuilt = serde_json::from_value(answer.await?).map_err(InitError::Answer)?;
+    let answer = answer.await.map_err(|error| match error {
+        ControlError::Ended { .. } => InitError::Ended(error),
+        error => InitError::Control(error),
+    });
+    let rebuilt = serde_json::from_value(answer?).map_err(InitError::Answer)?;
     Ok(rebuilt_sentence(&rebuilt))
 }

@@ -57,8 +57,17 @@ pub fn rebuilt_sentence(rebuilt: &Rebuilt) -> String {
             d.same, d.different, d.only_old, d.only_new
         ),
     };
+    let found = match searches.made {
+        0 => match d.different + d.only_old + d.only_new {
+            0 => String::new(),
+            _ => "; since rows differ, searches were not compared (rows that were changed in Qdrant by hand, or that the log \
+                  has otherwise, are as the log has them now)"
+                .to_owned(),
+        },
+        made => format!("; {} of {made} searches gave the same", searches.same),
+    };
     let others = if removed.is_empty() { String::new() } else { format!(" Removed: {}.", removed.join(", ")) };
-    format!("{begins}{compared}; {} of {} searches gave the same.{others}\n", searches.same, searches.made)
+    format!("{begins}{compared}{found}.{others}\n")
 }
 
 fn sentence(topic: Source, replayed: &Replayed) -> String {
@@ -85,7 +94,7 @@ fn sentence(topic: Source, replayed: &Replayed) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::index::Difference;
+    use crate::index::{Difference, SearchesCompared};
 
     #[test]
     fn the_sentence_says_what_changed() {
@@ -102,6 +111,29 @@ mod tests {
         check(
             Some(other),
             " and answers now. Against the one before: 3 the same, 1 different, 2 only before, 1 only now.",
+        );
+    }
+
+    #[test]
+    fn searches_count_only_where_the_rows_are_the_same() {
+        let check = |difference, searches, expected: &str| {
+            let collection = "faq__2".to_owned();
+            let rebuilt = Rebuilt { collection, difference, searches, removed: vec![], took_ms: 1000 };
+            let said = rebuilt_sentence(&rebuilt);
+            assert!(said.contains(expected), "{said}");
+        };
+        let same = Difference { rows: 5, points: 6, same: 5, ..Difference::default() };
+        check(
+            same,
+            SearchesCompared { made: 5, same: 5 },
+            "The same as the one before; 5 of 5 searches gave the same.",
+        );
+        check(Difference { rows: 0, same: 0, ..same }, SearchesCompared::default(), "The same as the one before.");
+        let other = Difference { same: 4, different: 1, ..same };
+        check(
+            other,
+            SearchesCompared::default(),
+            "1 different, 0 only before, 0 only now; since rows differ, searches were",
         );
     }
 }

@@ -76,6 +76,27 @@ struct Named {
     whole: bool,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     lost: Option<String>,
+    /// The log that it was filled from; empty: several, so nobody knows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    log: Option<String>,
+}
+
+/// The current generation of a folder that is looked at and not opened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Seen {
+    /// Its revision.
+    pub revision: String,
+    /// Its folder.
+    pub dir: PathBuf,
+    /// The log that it was filled from, where that is known and still the one.
+    pub log: Option<String>,
+}
+
+/// Which generation is the current one in `<data_dir>/mirror`. Opens none.
+pub fn seen(root: &Path) -> Option<Seen> {
+    let Named { revision, generation, lost, log, .. } = read(root)?;
+    let dir = root.join(format!("{revision}__{generation}"));
+    Some(Seen { revision, dir, log: log.filter(|log| lost.is_none() && !log.is_empty()) })
 }
 
 impl Generations {
@@ -102,6 +123,7 @@ impl Generations {
             space: space.to_owned(),
             whole: false,
             lost: None,
+            log: None,
         });
         let mirror = Mirror::open(of(&root, &settings, named.generation))?;
         if ours.is_none() && earlier.is_none() {
@@ -191,6 +213,17 @@ impl Generations {
         blocking(self.root.clone(), open).await
     }
 
+    /// Notes durably which log the current generation is filled from. Where another one was noted before, nobody knows.
+    pub async fn note_log(&self, log: &str) -> Result<(), MirrorError> {
+        let noted = self.naming().named.log.clone();
+        let noting = match noted {
+            Some(noted) if noted == log || noted.is_empty() => return Ok(()),
+            Some(_) => String::new(),
+            None => log.to_owned(),
+        };
+        self.name(|named| named.log = Some(noting)).await
+    }
+
     /// Notes durably that the log is another one than the current generation was filled from.
     pub async fn note_lost(&self, reason: &str) -> Result<(), MirrorError> {
         let lost = Some(reason.to_owned());
@@ -202,7 +235,7 @@ impl Generations {
     /// Makes a generation the current one, durably, then closes and removes the one before.
     pub async fn switch(&self, to: Current) -> Result<(), MirrorError> {
         let number = to.number;
-        self.name(move |named| (named.generation, named.lost) = (number, None)).await?;
+        self.name(move |named| (named.generation, named.lost, named.log) = (number, None, None)).await?;
         let old = self.current.send_replace(to);
         self.discard(old).await;
         Ok(())

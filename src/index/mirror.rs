@@ -8,6 +8,7 @@ mod error;
 mod held;
 mod load;
 mod pending;
+pub mod reading;
 mod record;
 mod store;
 #[cfg(test)]

@@ -9,6 +9,7 @@ pub mod earlier;
 pub mod filter;
 pub mod generations;
 pub mod held;
+pub mod local;
 pub mod matrix;
 pub mod mirror;
 pub mod primary;
@@ -25,6 +26,7 @@ pub use held::{Cursor, HeldError, Holder};
 pub use mirror::{Applied, Difference, Hit, Mirror, MirrorError, MirrorSettings};
 pub use primary::{Primary, PrimaryState, RebuildRequest, Rebuilt, SearchesCompared, Taken};
 pub use qdrant::{
-    Accuracy, Look, QdrantError, QdrantGeneration, QdrantGenerations, QdrantSettings, QdrantStore, Stray,
+    Accuracy, Adopted, Begun, Contents, Kept, Listed, LoadedRow, Look, QdrantError, QdrantGeneration,
+    QdrantGenerations, QdrantSettings, QdrantStore, Settled, Stray, lines,
 };
 pub use run::{Index, IndexError, ReplayRequest, Replayed};

@@ -4,12 +4,18 @@
 //! **Invariant:** an older version never replaces a newer one, nor comes back after a delete; positions move only behind
 //! writes that Qdrant has called Completed; whole points are written, never parts of them.
 
+mod adopt;
 mod collection;
+mod copy;
+mod diagnose;
 mod error;
 mod filter;
 mod generations;
 mod held;
+mod inventory;
+pub mod lines;
 mod link;
+mod load;
 mod plan;
 mod point;
 
@@ -27,11 +33,15 @@ use qdrant_client::qdrant::{
 };
 use tokio::sync::Mutex as AsyncMutex;
 
+pub use self::adopt::Adopted;
 use self::collection::Refusal;
+pub use self::diagnose::{Spoken, remedy, rest_remedy};
 pub use self::error::QdrantError;
 pub use self::generations::{Look, QdrantGeneration, QdrantGenerations};
 pub use self::held::{Listing, Stray};
+pub use self::inventory::{Contents, Listed};
 use self::link::Link;
+pub use self::load::{Begun, Kept, LoadedRow, Loading, RowLoading, Settled};
 use self::plan::{Step, Write};
 use self::point::{Origin, Progress};
 use super::filter::Filter;
@@ -401,7 +411,12 @@ impl Inner {
         let points = self.read_positions().await?;
         let progress = points.into_iter().enumerate().map(|(partition, point)| {
             let Some(point) = point else { return Ok(Progress::default()) };
-            if let (Some(wanted), Some(found)) = (&self.settings.log, point::log_of(&point.payload))
+            let found = point::log_of(&point.payload);
+            if found.is_some_and(|found| found.starts_with(point::LOADING)) && self.settings.log.as_deref() != found {
+                let what = "a local store is being loaded into it, or that was interrupted".to_owned();
+                return Err(QdrantError::Outdated { collection: self.settings.collection.clone(), what });
+            }
+            if let (Some(wanted), Some(found)) = (&self.settings.log, found)
                 && wanted != found
             {
                 let what = "it was filled from another log, and positions of two logs do not compare".to_owned();

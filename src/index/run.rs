@@ -5,6 +5,7 @@ use std::time::Instant;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{JoinError, JoinHandle};
+use tokio_util::task::AbortOnDropHandle;
 
 use super::generations::{Current, Generations};
 use super::mirror::{Difference, Mirror, MirrorError};
@@ -124,6 +125,11 @@ impl Index {
         let told = Told { positions: progress, ..Told::default() };
         loop {
             let current = self.generations.current();
+            let _noting = AbortOnDropHandle::new(tokio::spawn(note(
+                self.generations.clone(),
+                self.log.clone(),
+                shutdown.clone(),
+            )));
             if current.lost.is_some() {
                 match self.refill(current, &shutdown).await {
                     Ok(()) => continue,
@@ -375,6 +381,21 @@ impl Index {
                     passed.send_replace((positions.borrow_and_update().iter().sum(), total));
                 }
             }
+        }
+    }
+}
+
+/// Notes beside the mirror which log it is filled from, for who finds it without that log.
+async fn note(generations: Generations, log: Log, shutdown: Shutdown) {
+    let mut retry = Retry::new("mirror");
+    loop {
+        let noted = match log.id().await {
+            Ok(id) => generations.note_log(&id).await.map_err(|error| Chain(&error).to_string()),
+            Err(error) => Err(Chain(&error).to_string()),
+        };
+        match noted {
+            Err(fault) if retry.wait(&fault, &shutdown).await => {}
+            _ => return,
         }
     }
 }

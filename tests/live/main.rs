@@ -16,6 +16,7 @@ mod kafka_topics;
 mod large;
 mod qdrant_commands;
 mod qdrant_generations;
+mod qdrant_migrate;
 mod qdrant_run;
 mod qdrant_server;
 mod qdrant_store;

@@ -8,7 +8,7 @@ use tokio::sync::{oneshot, watch};
 
 use super::{Ended, Fault, Inner, Until};
 use crate::index::mirror::Difference;
-use crate::index::qdrant::{Accuracy, QdrantGeneration, QdrantStore};
+use crate::index::qdrant::{Accuracy, Content, QdrantGeneration, QdrantStore};
 use crate::index::{Filter, Hit};
 use crate::retry::{Chain, Retry};
 use crate::shutdown::Shutdown;
@@ -18,6 +18,8 @@ use crate::topic::VectorsReader;
 const SEARCHES: usize = 20;
 /// Results of each that must be the same.
 const RESULTS: usize = 10;
+/// Scores of the same row may differ by so much.
+const ROUNDING: f32 = 1e-5;
 /// A new generation that has less than this share of the rows is not switched to: the log must have lost them.
 const SHARE_MIN: f64 = 0.5;
 
@@ -38,7 +40,7 @@ pub struct Rebuilt {
     pub collection: String,
     /// How it differs from the one before.
     pub difference: Difference,
-    /// Searches that were made in both.
+    /// Searches that were made in both; none where their rows differ, and so would what they find.
     pub searches: SearchesCompared,
     /// Collections of generations before that were removed.
     pub removed: Vec<String>,
@@ -51,7 +53,7 @@ pub struct Rebuilt {
 pub struct SearchesCompared {
     /// How many were made.
     pub made: u64,
-    /// How many gave the same rows in the same order.
+    /// How many gave the same rows with the same scores; of equal scores any order counts.
     pub same: u64,
 }
 
@@ -165,7 +167,7 @@ impl Inner {
             let found = new.contents_of(page.keys()).await?;
             for (id, content) in &page {
                 let count = match found.get(id) {
-                    Some(other) if other == content => &mut difference.same,
+                    Some(other) if is_same(other, content) => &mut difference.same,
                     Some(_) => &mut difference.different,
                     None => &mut difference.only_old,
                 };
@@ -178,13 +180,15 @@ impl Inner {
         }
         difference.only_new = difference.rows.saturating_sub(difference.same + difference.different);
         let mut searches = SearchesCompared::default();
+        if difference.different + difference.only_old + difference.only_new > 0 {
+            return Ok((difference, searches));
+        }
         for vector in old.sample(SEARCHES).await? {
             let search = async |store: &QdrantStore| {
-                let found = store.search(&vector, RESULTS, -1.0, &Filter::new(vec![]), Accuracy::Exact).await?;
-                Ok::<_, Fault>(found.into_iter().map(|hit: Hit| (hit.key, hit.version)).collect::<Vec<_>>())
+                store.search(&vector, RESULTS, -1.0, &Filter::new(vec![]), Accuracy::Exact).await
             };
             searches.made += 1;
-            searches.same += u64::from(search(old).await? == search(new).await?);
+            searches.same += u64::from(found_the_same(&search(old).await?, &search(new).await?));
         }
         Ok((difference, searches))
     }
@@ -201,6 +205,10 @@ impl Inner {
             }
         };
         for number in numbers.into_iter().filter(|number| *number != kept) {
+            // What a person has loaded, or somebody else has made, is theirs.
+            if !matches!(generations.is_generation(number).await, Ok(true)) {
+                continue;
+            }
             let collection = generations.generation(number).store.collection().to_owned();
             match generations.discard(number).await {
                 Ok(()) => removed.push(collection),
@@ -208,5 +216,64 @@ impl Inner {
             }
         }
         removed
+    }
+}
+
+/// Whether two states of a row are the same to searches: by their hashes; the version is another when a row was published
+/// again.
+fn is_same(one: &Content, other: &Content) -> bool {
+    match (&one.1, &other.1) {
+        (Some(one), Some(other)) => one == other,
+        _ => one == other,
+    }
+}
+
+/// Whether two searches for the same have found the same. Of those that score the same as the last one any may be there.
+fn found_the_same(one: &[Hit], other: &[Hit]) -> bool {
+    let is_near = |one: f32, other: f32| (one - other).abs() <= ROUNDING;
+    let Some(last) = one.last() else { return other.is_empty() };
+    let is_cut = one.len() == RESULTS;
+    let has = |hits: &[Hit], wanted: &Hit| {
+        let found = hits.iter().find(|hit| hit.key == wanted.key);
+        found.map_or(is_cut && is_near(wanted.score, last.score), |found| is_near(found.score, wanted.score))
+    };
+    one.len() == other.len() && one.iter().all(|hit| has(other, hit)) && other.iter().all(|hit| has(one, hit))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::event::{Row, RowKey, Version};
+
+    fn hits(found: &[(u64, f32)]) -> Vec<Hit> {
+        let hit = |(id, score): &(u64, f32)| Hit {
+            key: RowKey::from_bytes(format!("{{\"id\":{id}}}").as_bytes()).expect("a key"),
+            score: *score,
+            passage: String::new(),
+            payload: Row::new(),
+            version: Version(*id),
+        };
+        found.iter().map(hit).collect()
+    }
+
+    #[track_caller]
+    fn check(one: &[(u64, f32)], other: &[(u64, f32)], wanted: bool) {
+        assert_eq!(found_the_same(&hits(one), &hits(other)), wanted, "{one:?} {other:?}");
+        assert_eq!(found_the_same(&hits(other), &hits(one)), wanted, "{other:?} {one:?}");
+    }
+
+    #[test]
+    fn searches_are_the_same_in_whatever_order_equal_scores_come() {
+        check(&[], &[], true);
+        check(&[(1, 0.9), (2, 0.5), (3, 0.5)], &[(1, 0.9), (3, 0.5), (2, 0.500_001)], true);
+        check(&[(1, 0.9), (2, 0.5)], &[(1, 0.9), (3, 0.5)], false);
+        check(&[(1, 0.9), (2, 0.5)], &[(1, 0.9), (2, 0.6)], false);
+        check(&[(1, 0.9)], &[(1, 0.9), (2, 0.6)], false);
+        // Of more that score the same than there is room for, any will do.
+        let full = |last: u64| (0..9).map(|id| (id, 0.9)).chain([(last, 0.5)]).collect::<Vec<_>>();
+        check(&full(9), &full(10), true);
+        let mut other = full(9);
+        other[0] = (11, 0.9);
+        check(&full(9), &other, false);
     }
 }

@@ -14,6 +14,8 @@ use crate::index::scan::DIMENSION;
 
 /// Where a collection's metadata says what it is made for.
 const METADATA: &str = "vecsync";
+/// What the stamp of a generation begins with.
+const REVISION: &str = "revision ";
 
 /// A new generation.
 pub(super) fn create(settings: &QdrantSettings) -> CreateCollection {
@@ -30,6 +32,28 @@ pub(super) fn create(settings: &QdrantSettings) -> CreateCollection {
         .build();
     let metadata = HashMap::from([(METADATA.to_owned(), Value::from(made_for(settings)))]);
     CreateCollection { metadata, ..request }
+}
+
+/// A collection of the same shape that is no generation; `stamp` says what it is.
+pub(super) fn create_stamped(settings: &QdrantSettings, stamp: &str) -> CreateCollection {
+    CreateCollection { metadata: stamped(settings, stamp), ..create(settings) }
+}
+
+/// The metadata of a collection of this pipeline that is no generation.
+pub(super) fn stamped(settings: &QdrantSettings, stamp: &str) -> HashMap<String, Value> {
+    HashMap::from([(METADATA.to_owned(), Value::from(format!("{}{stamp}", of_pipeline(settings))))])
+}
+
+/// What a collection's metadata says that it is made for, where it is one of this pipeline's: `revision …` for a
+/// generation, else the stamp.
+pub(super) fn stamp<'a>(settings: &QdrantSettings, info: &'a CollectionInfo) -> Option<&'a str> {
+    let made_for = info.config.as_ref()?.metadata.get(METADATA)?.as_str()?;
+    made_for.strip_prefix(&of_pipeline(settings))
+}
+
+/// The revision of a generation, by its stamp.
+pub(super) fn revision(stamp: &str) -> Option<&str> {
+    Some(stamp.strip_prefix(REVISION)?.split_once(", ")?.0)
 }
 
 /// The payload's fields that are indexed: those that writes and counts ask for, and those that searches may ask for.
@@ -132,7 +156,7 @@ fn foreign(settings: &QdrantSettings, info: &CollectionInfo) -> Option<String> {
 
 fn made_for(settings: &QdrantSettings) -> String {
     let QdrantSettings { revision, partitions, .. } = settings;
-    format!("{}revision {revision}, {partitions} partitions", of_pipeline(settings))
+    format!("{}{REVISION}{revision}, {partitions} partitions", of_pipeline(settings))
 }
 
 fn of_pipeline(settings: &QdrantSettings) -> String {

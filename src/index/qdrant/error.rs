@@ -74,6 +74,16 @@ pub enum QdrantError {
         /// What it has, and what was wanted.
         what: String,
     },
+    /// It would lose or hide something, or what is there is not what it should be.
+    #[error("{operation} Qdrant collection {collection}: {what}")]
+    Refused {
+        /// What was to be done.
+        operation: &'static str,
+        /// The collection.
+        collection: String,
+        /// Why not, and what to do.
+        what: String,
+    },
     /// The server does not know conditional writes, and would take older rows for newer ones.
     #[error("use Qdrant at {url}: version {found}, wanted 1.16 or later")]
     Version {

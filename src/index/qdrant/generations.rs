@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use qdrant_client::qdrant::alias_operations::Action;
 use qdrant_client::qdrant::{
-    AliasOperations, ChangeAliases, CreateAlias, DeleteCollection, GetCollectionInfoRequest, ListAliasesRequest,
-    ListCollectionsRequest,
+    AliasOperations, ChangeAliases, CollectionInfo, CreateAlias, DeleteCollection, GetCollectionInfoRequest,
+    ListAliasesRequest, ListCollectionsRequest,
 };
 
 use super::link::Link;
@@ -16,19 +16,23 @@ use super::{QdrantError, QdrantSettings, QdrantStore, collection};
 
 /// What stands between an alias and the number of a generation.
 const MARK: &str = "__";
+/// The number of the collection that was taken over: older than every generation, and never counted among them.
+pub(super) const ADOPTED: u32 = 0;
+/// What stands in its name in a number's place.
+const ADOPTED_NAME: &str = "adopted";
 
 /// The generations of one pipeline. Clones are the same ones.
 #[derive(Clone)]
 pub struct QdrantGenerations {
-    link: Link,
+    pub(super) link: Link,
     /// For all of them, but for the collection.
-    settings: QdrantSettings,
+    pub(super) settings: QdrantSettings,
 }
 
 /// One generation.
 #[derive(Clone, Debug)]
 pub struct QdrantGeneration {
-    /// Its number, from 1.
+    /// Its number, from 1; 0 is a collection that was taken over.
     pub number: u32,
     /// Its points.
     pub store: QdrantStore,
@@ -81,11 +85,7 @@ impl QdrantGenerations {
         let took = began.elapsed();
         let named = self.named().await?;
         let shape = match named {
-            Some(number) => {
-                let request = GetCollectionInfoRequest { collection_name: self.collection(number) };
-                let info = self.link.call("look at", self.link.collections().get(request)).await?;
-                collection::shape(&info.result.unwrap_or_default())
-            }
+            Some(number) => collection::shape(&self.info(number).await?),
             None => None,
         };
         Ok(Look { at: began, took, collections: listed.collections.len(), named, shape })
@@ -94,9 +94,7 @@ impl QdrantGenerations {
     /// In what the generation that the alias names differs from one that would be made now; `None`: there is none.
     pub async fn differences(&self) -> Result<Option<Vec<String>>, QdrantError> {
         let Some(number) = self.named().await? else { return Ok(None) };
-        let request = GetCollectionInfoRequest { collection_name: self.collection(number) };
-        let info = self.link.call("look at", self.link.collections().get(request)).await?;
-        Ok(Some(collection::differences(&self.settings, &info.result.unwrap_or_default())))
+        Ok(Some(collection::differences(&self.settings, &self.info(number).await?)))
     }
 
     /// What the server says it is; one that does not know conditional writes is refused.
@@ -124,7 +122,11 @@ impl QdrantGenerations {
 
     /// The current generation; where there is none, the first one, made now. Finishes what was begun before a kill.
     pub async fn current_or_first(&self) -> Result<QdrantGeneration, QdrantError> {
-        if let Some(number) = self.named().await? {
+        let named = match self.named().await? {
+            None if self.finish_adoption().await? => Some(ADOPTED),
+            named => named,
+        };
+        if let Some(number) = named {
             let generation = self.of(number);
             generation.store.create().await?;
             return Ok(generation);
@@ -163,6 +165,13 @@ impl QdrantGenerations {
         }
     }
 
+    /// How the collection of a generation is.
+    pub(super) async fn info(&self, number: u32) -> Result<CollectionInfo, QdrantError> {
+        let request = GetCollectionInfoRequest { collection_name: self.collection(number) };
+        let info = self.link.call("look at", self.link.collections().get(request)).await?;
+        Ok(info.result.unwrap_or_default())
+    }
+
     /// Removes a generation that the alias does not name.
     pub async fn discard(&self, number: u32) -> Result<(), QdrantError> {
         if self.named().await? == Some(number) {
@@ -175,24 +184,22 @@ impl QdrantGenerations {
 
     /// The numbers of all generations that are there, rising.
     pub async fn numbers(&self) -> Result<Vec<u32>, QdrantError> {
-        let collections =
-            self.link.call("list", self.link.collections().list(ListCollectionsRequest {})).await?.collections;
-        let mut numbers: Vec<u32> = collections.iter().filter_map(|collection| self.number(&collection.name)).collect();
+        let collections = self.collections().await?;
+        let mut numbers: Vec<u32> = collections.iter().filter_map(|name| self.number(name)).collect();
+        numbers.retain(|number| *number != ADOPTED);
         numbers.sort_unstable();
         Ok(numbers)
     }
 
     /// The number of the generation that the alias names.
-    async fn named(&self) -> Result<Option<u32>, QdrantError> {
+    pub(super) async fn named(&self) -> Result<Option<u32>, QdrantError> {
         let alias = &self.settings.collection;
         let aliases =
             self.link.call("look up", self.link.collections().list_aliases(ListAliasesRequest {})).await?.aliases;
         let Some(found) = aliases.into_iter().find(|found| found.alias_name == *alias) else {
-            let collections =
-                self.link.call("list", self.link.collections().list(ListCollectionsRequest {})).await?.collections;
-            if collections.iter().any(|collection| collection.name == *alias) {
-                let what = "it is a collection of its own, and no alias can have its name: set QDRANT_COLLECTION_NAME to \
-                            another name, or remove it";
+            if self.collections().await?.contains(alias) {
+                let what = "it is a collection of its own, and no alias can have its name: `vecsync init --migrate` takes it \
+                            over with all its points; or set QDRANT_COLLECTION_NAME to another name";
                 return Err(self.foreign(what.to_owned()));
             }
             return Ok(None);
@@ -207,23 +214,35 @@ impl QdrantGenerations {
         }
     }
 
-    fn of(&self, number: u32) -> QdrantGeneration {
+    pub(super) fn of(&self, number: u32) -> QdrantGeneration {
         let collection = self.collection(number);
         let settings = QdrantSettings { collection: collection.clone(), ..self.settings.clone() };
         QdrantGeneration { number, store: QdrantStore::over(self.link.to(collection), settings) }
     }
 
-    fn collection(&self, number: u32) -> String {
-        format!("{}{MARK}{number}", self.settings.collection)
+    pub(super) fn collection(&self, number: u32) -> String {
+        match number {
+            ADOPTED => format!("{}{MARK}{ADOPTED_NAME}", self.settings.collection),
+            number => format!("{}{MARK}{number}", self.settings.collection),
+        }
+    }
+
+    /// Names of all collections that Qdrant has.
+    pub(super) async fn collections(&self) -> Result<Vec<String>, QdrantError> {
+        let listed = self.link.call("list", self.link.collections().list(ListCollectionsRequest {})).await?;
+        Ok(listed.collections.into_iter().map(|collection| collection.name).collect())
     }
 
     fn number(&self, collection: &str) -> Option<u32> {
         let number = collection.strip_prefix(&self.settings.collection)?.strip_prefix(MARK)?;
+        if number == ADOPTED_NAME {
+            return Some(ADOPTED);
+        }
         // No other spelling of the number: `__01` is not ours.
         number.parse().ok().filter(|parsed: &u32| *parsed > 0 && parsed.to_string() == number)
     }
 
-    fn foreign(&self, what: String) -> QdrantError {
+    pub(super) fn foreign(&self, what: String) -> QdrantError {
         QdrantError::Foreign { collection: self.settings.collection.clone(), what }
     }
 }

@@ -77,6 +77,11 @@ impl Link {
         Ok(Link { channel, key: Key(key), name, url, timeout: server.timeout })
     }
 
+    /// What it is used for.
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+
     /// The same connection for another collection.
     pub(super) fn to(&self, name: String) -> Link {
         Link { name, ..self.clone() }

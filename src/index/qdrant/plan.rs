@@ -88,7 +88,7 @@ pub(super) fn plan(batch: Vec<(Partition, u64, VectorEvent)>, upto: &Offsets, pr
 }
 
 /// The payload of a row that can be stored, or why it cannot.
-fn searchable(row: &EmbeddedRow) -> Result<Row, String> {
+pub(super) fn searchable(row: &EmbeddedRow) -> Result<Row, String> {
     if row.windows.is_empty() {
         return Err("no window".to_owned());
     }

@@ -19,6 +19,9 @@ pub(super) const RESERVED: &str = "_vecsync";
 /// The field with the text of the window. The configuration lets no document have these two.
 const PASSAGE: &str = "passage";
 
+/// What stands in a position's place of the log while a local store is being loaded: such a generation is nobody's.
+pub(super) const LOADING: &str = "loading ";
+
 // Paths into the reserved object, as filters name them.
 pub(super) const KEY: &str = "_vecsync.key";
 pub(super) const VERSION: &str = "_vecsync.version";
