@@ -1,5 +1,6 @@
 //! Puts the rooms together and owns every task. The only room that knows them all; holds no logic of theirs.
 
+pub mod backup;
 pub mod check;
 mod commands;
 mod embedding;
@@ -39,6 +40,7 @@ use crate::serve::{self, ServeError, Service};
 use crate::shutdown::{self, Shutdown};
 use crate::topic::{EmbedLog, Log, LogError, Offsets, SnapshotMarker, embedded, kafka};
 
+use backup::{Backups, Sources};
 use commands::Commands;
 use qdrant::Qdrant;
 use serving::Shared;
@@ -227,6 +229,9 @@ pub async fn run(config: Config) -> Result<(), AppError> {
         failover: qdrant.as_ref().map(|qdrant| qdrant.failover.clone()),
         rebuilds: qdrant.clone().filter(|_| does(Role::Index)).map(|qdrant| (qdrant.primary, rebuild_sender)),
         verifier,
+        backups: generations
+            .as_ref()
+            .map(|generations| Backups::new(Sources::new(&config, &log, generations, &revision))),
     };
     for door in doors.into_iter().flatten() {
         let answering = control::run(door, commands.clone().handler(), shutdown.clone());

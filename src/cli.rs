@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
+use vecsync::app::backup::Only;
 use vecsync::config::Role;
 use vecsync::topic::LetterId;
 use vecsync::topic::replay::{Source, Target};
@@ -54,6 +55,25 @@ pub enum Command {
         /// Publish the rows again that have drifted, and look at them once more
         #[arg(long)]
         repair: bool,
+        /// Print one JSON document
+        #[arg(long)]
+        json: bool,
+    },
+    /// Write Qdrant's generation, the mirror and the embedded log into a folder
+    Backup {
+        /// The folder: not there yet, or empty
+        dir: PathBuf,
+        /// Print one JSON document
+        #[arg(long)]
+        json: bool,
+    },
+    /// Put a backup back, into an empty data directory and a Qdrant without the alias
+    Restore {
+        /// The backup's folder
+        dir: PathBuf,
+        /// Restore this part alone: the data directory, or the generation in Qdrant
+        #[arg(long, value_enum)]
+        only: Option<Only>,
         /// Print one JSON document
         #[arg(long)]
         json: bool,

@@ -1,32 +1,22 @@
 //! Asks a running vecsync over HTTP, as `vecsync search` does, and lays answers out for people. Prints nothing.
 
 use std::error::Error;
-use std::fmt::Write as _;
-use std::future::Future;
-use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Empty, LengthLimitError, Limited};
-use hyper::header::{ACCEPT, AUTHORIZATION, HOST, HeaderValue};
-use hyper::http::uri::Scheme;
-use hyper::{Request, StatusCode, Uri};
-use hyper_util::rt::TokioIo;
+use hyper::body::Incoming;
+use hyper::header::{ACCEPT, AUTHORIZATION, HeaderValue};
+use hyper::{Method, Response, StatusCode};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpStream;
 use tokio::time::timeout;
-use tokio_rustls::TlsConnector;
-use tokio_rustls::rustls::crypto::ring;
-use tokio_rustls::rustls::pki_types::ServerName;
-use tokio_rustls::rustls::{self, ClientConfig, RootCertStore};
+use tokio_rustls::rustls;
 
 use crate::config::Secret;
 use crate::event::Row;
+use crate::requests::{RequestError, Target, escaped};
 
-/// For how long a connection may take to open.
-const CONNECT: Duration = Duration::from_secs(3);
 /// For how long an answer may take: longer than any deadline of the server's.
 const ANSWER: Duration = Duration::from_secs(15);
 /// Largest answer read, in bytes: 100 results of a row's largest size that makes sense to print.
@@ -189,38 +179,34 @@ fn query_string(query: &Query) -> String {
     text
 }
 
-fn escaped(text: &str) -> String {
-    let mut escaped = String::with_capacity(text.len());
-    for byte in text.bytes() {
-        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
-            escaped.push(char::from(byte));
-        } else {
-            // Writing to a String cannot fail.
-            let _ = write!(escaped, "%{byte:02X}");
-        }
-    }
-    escaped
-}
-
 async fn get(url: &str, key: Option<&Secret>, path: &str) -> Result<Bytes, ClientError> {
-    let target = Target::parse(url)?;
-    let request = target.request(key, path)?;
-    let stream =
-        within(url, CONNECT, TcpStream::connect((target.host.as_str(), target.port))).await?.map_err(|source| {
-            let url = url.to_owned();
-            match source.kind() {
-                std::io::ErrorKind::ConnectionRefused => ClientError::NobodyThere { url, source },
-                _ => ClientError::Unreachable { url, source },
+    let failed = |error| ClientError::from_request(url, error);
+    let target = Target::parse(url).map_err(failed)?;
+    let mut request = target.request(Method::GET, path, Empty::<Bytes>::new()).map_err(failed)?;
+    let headers = request.headers_mut();
+    headers.insert(ACCEPT, HeaderValue::from_static("application/json"));
+    if let Some(key) = key {
+        let mut value = HeaderValue::from_str(&format!("Bearer {}", key.expose())).map_err(|_| ClientError::Key)?;
+        value.set_sensitive(true);
+        headers.insert(AUTHORIZATION, value);
+    }
+    let read = async |response: Response<Incoming>| {
+        let status = response.status();
+        let body = Limited::new(response.into_body(), ANSWER_BYTES_MAX).collect().await.map_err(|source| {
+            if source.is::<LengthLimitError>() {
+                Fault::TooLong(source)
+            } else {
+                Fault::Request(RequestError::Broken(source))
             }
         })?;
-    let (status, body) = match target.tls()? {
-        None => within(url, ANSWER, exchange(stream, request, url)).await??,
-        Some((connector, name)) => {
-            let unreachable = |source| ClientError::Unreachable { url: url.to_owned(), source };
-            let stream = within(url, CONNECT, connector.connect(name, stream)).await?.map_err(unreachable)?;
-            within(url, ANSWER, exchange(stream, request, url)).await??
-        }
+        Ok::<_, Fault>((status, body.to_bytes()))
     };
+    let answered = timeout(ANSWER, target.send(request, read)).await;
+    let answered = answered.map_err(|_| ClientError::Timeout { url: url.to_owned(), after: ANSWER })?;
+    let (status, body) = answered.map_err(|fault| match fault {
+        Fault::Request(error) => ClientError::from_request(url, error),
+        Fault::TooLong(source) => ClientError::NotVecsync { url: url.to_owned(), source },
+    })?;
     match status {
         StatusCode::OK => Ok(body),
         StatusCode::UNAUTHORIZED => Err(ClientError::Unauthorized { url: url.to_owned() }),
@@ -228,38 +214,31 @@ async fn get(url: &str, key: Option<&Secret>, path: &str) -> Result<Bytes, Clien
     }
 }
 
-async fn within<T>(url: &str, limit: Duration, work: impl Future<Output = T>) -> Result<T, ClientError> {
-    timeout(limit, work).await.map_err(|_| ClientError::Timeout { url: url.to_owned(), after: limit })
+/// Why an answer was not read.
+enum Fault {
+    Request(RequestError),
+    TooLong(Box<dyn Error + Send + Sync>),
 }
 
-async fn exchange<IO>(io: IO, request: Request<Empty<Bytes>>, url: &str) -> Result<(StatusCode, Bytes), ClientError>
-where
-    IO: AsyncRead + AsyncWrite + Unpin,
-{
-    let broken = |source: Box<dyn Error + Send + Sync>| ClientError::Broken { url: url.to_owned(), source };
-    let (mut sender, connection) =
-        hyper::client::conn::http1::handshake(TokioIo::new(io)).await.map_err(|source| broken(source.into()))?;
-    let talk = async {
-        let response = sender.send_request(request).await.map_err(|source| broken(source.into()))?;
-        let status = response.status();
-        let body = Limited::new(response.into_body(), ANSWER_BYTES_MAX).collect().await.map_err(|source| {
-            if source.is::<LengthLimitError>() {
-                ClientError::NotVecsync { url: url.to_owned(), source }
-            } else {
-                broken(source)
+impl From<RequestError> for Fault {
+    fn from(error: RequestError) -> Self {
+        Fault::Request(error)
+    }
+}
+
+impl ClientError {
+    fn from_request(url: &str, error: RequestError) -> Self {
+        let url = url.to_owned();
+        match error {
+            RequestError::Address => ClientError::Url(plain(&url)),
+            RequestError::Unreachable(source) if source.kind() == std::io::ErrorKind::ConnectionRefused => {
+                ClientError::NobodyThere { url, source }
             }
-        })?;
-        Ok((status, body.to_bytes()))
-    };
-    // The connection is driven here, beside the exchange it serves: no task outlives the call.
-    tokio::pin!(talk, connection);
-    tokio::select! {
-        biased;
-        talked = &mut talk => talked,
-        ended = &mut connection => match ended {
-            Ok(()) => talk.await,
-            Err(source) => Err(broken(source.into())),
-        },
+            RequestError::Unreachable(source) => ClientError::Unreachable { url, source },
+            RequestError::Tls(source) => ClientError::Tls { url, source },
+            RequestError::Timeout(after) => ClientError::Timeout { url, after },
+            RequestError::Broken(source) => ClientError::Broken { url, source },
+        }
     }
 }
 
@@ -268,74 +247,6 @@ fn refused(url: &str, status: StatusCode, body: Bytes) -> ClientError {
     let detail = problem.as_ref().and_then(|problem| problem["detail"].as_str());
     let detail = detail.or(status.canonical_reason()).unwrap_or("no reason given");
     ClientError::Refused { url: url.to_owned(), status: status.as_u16(), detail: plain(detail), body }
-}
-
-/// An address, taken apart.
-struct Target {
-    url: String,
-    is_tls: bool,
-    host: String,
-    port: u16,
-    authority: String,
-    prefix: String,
-}
-
-impl Target {
-    fn parse(url: &str) -> Result<Self, ClientError> {
-        let bad = || ClientError::Url(plain(url));
-        let uri: Uri = url.parse().map_err(|_| bad())?;
-        let is_tls = match uri.scheme() {
-            Some(scheme) if *scheme == Scheme::HTTP => false,
-            Some(scheme) if *scheme == Scheme::HTTPS => true,
-            _ => return Err(bad()),
-        };
-        let authority = uri.authority().ok_or_else(bad)?;
-        // A key belongs into its setting, where it is masked.
-        if authority.as_str().contains('@') || authority.host().is_empty() || uri.query().is_some() {
-            return Err(bad());
-        }
-        Ok(Target {
-            url: url.to_owned(),
-            is_tls,
-            host: authority.host().trim_start_matches('[').trim_end_matches(']').to_owned(),
-            port: authority.port_u16().unwrap_or(if is_tls { 443 } else { 80 }),
-            authority: authority.as_str().to_owned(),
-            prefix: uri.path().trim_end_matches('/').to_owned(),
-        })
-    }
-
-    fn request(&self, key: Option<&Secret>, path: &str) -> Result<Request<Empty<Bytes>>, ClientError> {
-        let mut request = Request::new(Empty::new());
-        *request.uri_mut() =
-            format!("{}{path}", self.prefix).parse().map_err(|_| ClientError::Url(plain(&self.url)))?;
-        let headers = request.headers_mut();
-        headers.insert(HOST, HeaderValue::from_str(&self.authority).map_err(|_| ClientError::Url(plain(&self.url)))?);
-        headers.insert(ACCEPT, HeaderValue::from_static("application/json"));
-        if let Some(key) = key {
-            let value = HeaderValue::from_str(&format!("Bearer {}", key.expose()));
-            let mut value = value.map_err(|_| ClientError::Key)?;
-            value.set_sensitive(true);
-            headers.insert(AUTHORIZATION, value);
-        }
-        Ok(request)
-    }
-
-    /// TLS with the operating system's roots, or `None` for plain HTTP.
-    fn tls(&self) -> Result<Option<(TlsConnector, ServerName<'static>)>, ClientError> {
-        if !self.is_tls {
-            return Ok(None);
-        }
-        let name = ServerName::try_from(self.host.clone()).map_err(|_| ClientError::Url(plain(&self.url)))?;
-        let mut roots = RootCertStore::empty();
-        // What cannot be read is left out: a certificate that needs it is refused, and the reason said.
-        roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-        let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
-            .with_safe_default_protocol_versions()
-            .map_err(|source| ClientError::Tls { url: self.url.clone(), source })?
-            .with_root_certificates(roots)
-            .with_no_client_auth();
-        Ok(Some((TlsConnector::from(Arc::new(config)), name)))
-    }
 }
 
 /// Width of the page that answers are laid out on, in characters.
@@ -450,25 +361,6 @@ mod tests {
         };
         let wanted = "q=a%20b%26c%3Dd%2B%C3%A9&limit=3&min_score=-0.5&filter=category%3Ax%3Ay%20%26z";
         assert_eq!(query_string(&query), wanted);
-    }
-
-    #[test]
-    fn addresses_are_taken_apart() {
-        for (url, tls, host, port, prefix) in [
-            ("http://127.0.0.1:8000", false, "127.0.0.1", 8000, ""),
-            ("http://localhost/", false, "localhost", 80, ""),
-            ("https://h.example/faq/", true, "h.example", 443, "/faq"),
-            ("http://[::1]:9", false, "::1", 9, ""),
-        ] {
-            let target = Target::parse(url).expect(url);
-            assert_eq!(
-                (target.is_tls, target.host.as_str(), target.port, target.prefix.as_str()),
-                (tls, host, port, prefix)
-            );
-        }
-        for url in ["", "localhost:8000", "ftp://h", "http://", "http://key@h", "http://h/?q=1", "/search"] {
-            assert!(matches!(Target::parse(url), Err(ClientError::Url(_))), "{url}");
-        }
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! What the commands beside `run` do: ask a running vecsync, and say what it answers.
 
+pub mod backup;
 pub mod check;
 pub mod dead_letters;
 mod drill;

@@ -72,6 +72,11 @@ pub enum Request {
         /// How long.
         seconds: u64,
     },
+    /// Write a backup.
+    Backup {
+        /// The folder that it becomes; absolute.
+        dir: PathBuf,
+    },
 }
 
 impl Request {
@@ -83,7 +88,11 @@ impl Request {
             | Request::DeadLetter { .. }
             | Request::RetryDeadLetters { .. }
             | Request::Republish { .. } => Door::Capture,
-            Request::Replay { .. } | Request::Recreate | Request::Verify { .. } | Request::Drill { .. } => Door::Store,
+            Request::Replay { .. }
+            | Request::Recreate
+            | Request::Verify { .. }
+            | Request::Drill { .. }
+            | Request::Backup { .. } => Door::Store,
         }
     }
 }
@@ -196,17 +205,24 @@ pub struct Socket {
     _lock: File,
 }
 
-/// Opens the socket, mode 0600. A socket that is there is a dead one: who listens holds the lock.
-pub fn bind(data_dir: &Path, door: Door) -> Result<Socket, ControlError> {
+/// Keeps every vecsync out of a data directory that would open this door there, as long as what it gives is held.
+pub fn lock(data_dir: &Path, door: Door) -> Result<File, ControlError> {
     let path = path(data_dir, door);
     let failed = |source| ControlError::Bind { path: path.clone(), source };
     let lock = File::options().create(true).truncate(false).write(true).open(path.with_extension("lock"));
     let lock = lock.map_err(failed)?;
     match lock.try_lock() {
-        Ok(()) => {}
-        Err(TryLockError::WouldBlock) => return Err(ControlError::Taken { path: data_dir.to_owned() }),
-        Err(TryLockError::Error(error)) => return Err(failed(error)),
+        Ok(()) => Ok(lock),
+        Err(TryLockError::WouldBlock) => Err(ControlError::Taken { path: data_dir.to_owned() }),
+        Err(TryLockError::Error(error)) => Err(failed(error)),
     }
+}
+
+/// Opens the socket, mode 0600. A socket that is there is a dead one: who listens holds the lock.
+pub fn bind(data_dir: &Path, door: Door) -> Result<Socket, ControlError> {
+    let lock = lock(data_dir, door)?;
+    let path = path(data_dir, door);
+    let failed = |source| ControlError::Bind { path: path.clone(), source };
     match std::fs::remove_file(&path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
         _ => {}

@@ -11,6 +11,7 @@ pub mod index;
 pub mod serve;
 
 pub mod app;
+pub mod archive;
 pub mod client;
 pub mod commands;
 pub mod control;
@@ -20,5 +21,6 @@ pub mod clock;
 pub mod logging;
 pub mod metrics;
 pub mod progress_bar;
+pub mod requests;
 pub mod retry;
 pub mod shutdown;

@@ -117,6 +117,21 @@ fn dispatch(command: Command) -> Result<(), Failure> {
                 Found::Incomplete(error) => Err(Failure::Error(Box::new(error))),
             }
         }
+        Command::Backup { dir, json } => {
+            let settings = Settings::read(&environment)?;
+            let said = match to_end(&settings.log, commands::backup::backup(&settings, &dir, json))? {
+                Some(said) => said,
+                None => {
+                    let config = Config::load(&environment, &[], &check_templates)?;
+                    block_on(commands::backup::backup_alone(config, dir, json))?
+                }
+            };
+            print(&said)
+        }
+        Command::Restore { dir, only, json } => {
+            let config = Config::load(&environment, &[], &check_templates)?;
+            print(&to_end(&config.log, commands::backup::restore(&config, &dir, only, json))?)
+        }
         Command::DeadLetters(command) => dead_letters(&environment, command),
         Command::Pipeline(Pipeline::Check { files }) => check_pipelines(&files),
         Command::Config => {

@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 
+use super::backup::Backups;
 use super::failover::Failover;
 use super::letters;
 use super::verify::Verifier;
@@ -13,6 +14,7 @@ use crate::capture::{self, REPUBLISH_KEYS_MAX, Republished};
 use crate::control::{self, Passed, Reply, Request};
 use crate::event::RowKey;
 use crate::index::{Primary, PrimaryState, RebuildRequest, Rebuilt, ReplayRequest};
+use crate::retry::Chain;
 use crate::topic::Log;
 use crate::topic::replay::{Source, Target};
 
@@ -33,6 +35,8 @@ pub(super) struct Commands {
     pub verifier: Verifier,
     /// The breaker, where there is a Qdrant.
     pub failover: Option<Failover>,
+    /// Where this process keeps a store.
+    pub backups: Option<Backups>,
 }
 
 impl Commands {
@@ -71,6 +75,13 @@ impl Commands {
                 None => {
                     Reply::Failed("there is no fallback to try: it has no Qdrant, QDRANT_HOST is not set".to_owned())
                 }
+            },
+            Request::Backup { dir } => match &self.backups {
+                Some(backups) => match backups.make(&dir, passed).await {
+                    Ok(report) => Reply::Done(json!(report)),
+                    Err(error) => Reply::Failed(Chain(&error).to_string()),
+                },
+                None => Reply::Failed("this process keeps no store".to_owned()),
             },
             Request::Republish { keys } => match self.republish(&keys).await {
                 Ok(republished) => Reply::Done(json!(republished)),

@@ -32,6 +32,7 @@ pub(super) async fn answer(log: &Log, request: Request) -> Reply {
         | Request::Replay { .. }
         | Request::Recreate
         | Request::Drill { .. }
+        | Request::Backup { .. }
         | Request::Verify { .. }
         | Request::Republish { .. } => {
             return Reply::Failed("that takes a vecsync that runs".to_owned());

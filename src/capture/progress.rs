@@ -35,6 +35,8 @@ pub struct SlotFacts {
 pub enum Start {
     /// Make the slot, then stream and take a snapshot.
     CreateSlot,
+    /// Remove a slot that is of no use any more, then as with none.
+    ReplaceSlot,
     /// Stream from the slot, with this state. A `Wanted` snapshot is taken beside the stream.
     Stream(CaptureState),
     /// Another process streams from the slot: wait until it ends.
@@ -140,10 +142,11 @@ pub fn decide(record: Option<&CaptureState>, server: Server, slot_name: &str, sl
         return Start::Standby { pid };
     }
     let Some(record) = record else {
-        // An empty log with a slot: made by hand, or the log was lost. The snapshot brings everything.
+        // An empty log with a slot: made by hand, or the log was lost, or it came from a backup. The snapshot brings
+        // everything, so nothing is lost with a slot that is.
         return match slot {
             None => Start::CreateSlot,
-            Some(slot) if slot.lost => Start::Refuse(Refusal::SlotLost { slot: name() }),
+            Some(slot) if slot.lost => Start::ReplaceSlot,
             Some(slot) => Start::Stream(fresh(server, slot.confirmed)),
         };
     };
@@ -226,6 +229,7 @@ mod tests {
     fn an_empty_log_starts_with_a_snapshot() {
         assert_eq!(check(None, SERVER, None), Start::CreateSlot);
         assert_eq!(check(None, SERVER, Some(slot(400))), Start::Stream(fresh(SERVER, Lsn(400))));
+        assert_eq!(check(None, SERVER, Some(SlotFacts { lost: true, ..slot(400) })), Start::ReplaceSlot);
     }
 
     #[test]

@@ -159,6 +159,10 @@ async fn start(capture: &Capture) -> Result<Started, CaptureError> {
     let state = match progress::decide(record.as_ref(), server, name, slot.as_ref()) {
         Start::Stream(state) => state,
         Start::CreateSlot => create_slot(capture, &sql, &mut replication, server).await?,
+        Start::ReplaceSlot => {
+            drop_slot(&sql, name).await?;
+            create_slot(capture, &sql, &mut replication, server).await?
+        }
         Start::Standby { pid } => return Err(CaptureError::Standby { slot: capture.source.slot.clone(), pid }),
         Start::Refuse(refusal) => return Err(CaptureError::Refused(refusal)),
     };
@@ -193,11 +197,8 @@ pub(super) async fn reset(capture: &Capture) -> Result<(), CaptureError> {
         Some(slot) if slot.plugin != progress::PLUGIN => {
             return Err(CaptureError::Refused(Refusal::OtherPlugin { slot: name.clone(), plugin: slot.plugin }));
         }
-        Some(_) => {
-            // What it skips, the snapshot brings.
-            let drop = sql.execute("SELECT pg_drop_replication_slot($1)", &[name]).await;
-            drop.map_err(|source| CaptureError::DropSlot { slot: name.clone(), source })?;
-        }
+        // What it skips, the snapshot brings.
+        Some(_) => drop_slot(&sql, name).await?,
         None => {}
     }
     capture.log.take_over().await?;
@@ -623,6 +624,11 @@ async fn slot_facts(sql: &Sql, name: &str) -> Result<Option<SlotFacts>, CaptureE
 
 async fn running(sql: &Sql) -> Result<HashSet<u32>, CatalogError> {
     reselect::running(sql).await.map_err(|source| CatalogError::query("read pg_locks", source))
+}
+
+async fn drop_slot(sql: &Sql, name: &String) -> Result<(), CaptureError> {
+    let dropped = sql.execute("SELECT pg_drop_replication_slot($1)", &[name]).await;
+    dropped.map(|_| ()).map_err(|source| CaptureError::DropSlot { slot: name.clone(), source })
 }
 
 /// Makes the slot and records where it begins.

@@ -262,7 +262,16 @@ pub struct Qdrant {
 impl Qdrant {
     /// Where its gRPC is.
     pub fn url(&self) -> String {
-        format!("{}://{}:{}", if self.tls { "https" } else { "http" }, self.host, self.grpc_port)
+        self.url_of(self.grpc_port)
+    }
+
+    /// Where its REST is.
+    pub fn rest_url(&self) -> String {
+        self.url_of(self.port)
+    }
+
+    fn url_of(&self, port: u16) -> String {
+        format!("{}://{}:{port}", if self.tls { "https" } else { "http" }, self.host)
     }
 }
 

@@ -8,9 +8,11 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
+use prost::Message;
 use sha2::{Digest, Sha256};
 
 use super::model::{DIMENSION, Vector};
+use crate::event::{EmbeddedRow, Window};
 
 /// Entries of a full cache, about 300 MB on disk.
 pub const ENTRIES_MAX: u64 = 200_000;
@@ -64,6 +66,8 @@ pub struct Layout {
 
 const VECTOR: u8 = b'v';
 const LAYOUT: u8 = b'l';
+/// Of rows that came from a backup.
+const WINDOWS: u8 = b'w';
 
 /// A bounded cache. It has two trees: one is filled, and when it holds half the limit the other one is dropped and
 /// filled in its place; what is found in the older tree moves to the newer. So an entry that is in use stays, one
@@ -135,6 +139,29 @@ impl Cache {
     /// A document's windows.
     pub fn layout(&self, key: &Key) -> Option<Layout> {
         Layout::read(&self.get(key.entry(LAYOUT))?)
+    }
+
+    /// A document's windows as they were embedded in another place, with their mixed vectors.
+    pub fn windows(&self, key: &Key) -> Option<Vec<Window>> {
+        let row = EmbeddedRow::decode(self.get(key.entry(WINDOWS))?.as_slice()).ok()?;
+        let is_whole = |window: &Window| window.vector_bytes.len() == DIMENSION * size_of::<f32>();
+        (!row.windows.is_empty() && row.windows.iter().all(is_whole)).then_some(row.windows)
+    }
+
+    /// Keeps the windows of rows, by the hashes of their texts, for who will be given the same texts and has no vectors of them.
+    pub fn keep_windows<'a>(&self, rows: impl IntoIterator<Item = &'a EmbeddedRow>) {
+        let Some(store) = self.usable() else { return };
+        let (mut batch, mut count) = (sled::Batch::default(), 0);
+        for row in rows {
+            let Ok(hash) = <[u8; 16]>::try_from(row.text_hash.as_slice()) else { continue };
+            let entry = Key(hash).entry(WINDOWS);
+            let kept = EmbeddedRow { windows: row.windows.clone(), ..EmbeddedRow::default() };
+            batch.insert(&entry[..], sealed(&entry, kept.encode_to_vec()));
+            count += 1;
+        }
+        if count > 0 {
+            store.guard("write", || store.write(batch, count));
+        }
     }
 
     /// Keeps vectors and layouts. They need not be durable before anything else is.

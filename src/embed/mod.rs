@@ -105,10 +105,7 @@ impl Embedder {
 
     /// The model's name.
     pub fn model_name(&self) -> &str {
-        match self.0.precision {
-            Precision::Fp32 => "all-MiniLM-L6-v2 fp32",
-            Precision::Int8 => "all-MiniLM-L6-v2 int8",
-        }
+        name_of(self.0.precision)
     }
 
     /// The model's arithmetic.
@@ -159,6 +156,18 @@ impl Embedder {
     /// Embeds texts, in length-sorted calls; the results are in the order of the texts.
     pub async fn embed(&self, texts: Vec<TokenIds>) -> Vec<Result<Vector, EmbedError>> {
         self.0.inference.embed(texts).await
+    }
+}
+
+/// The name of the model that would be loaded.
+pub fn model_name(model: &config::Model) -> &'static str {
+    name_of(Files::choose(model).precision)
+}
+
+fn name_of(precision: Precision) -> &'static str {
+    match precision {
+        Precision::Fp32 => "all-MiniLM-L6-v2 fp32",
+        Precision::Int8 => "all-MiniLM-L6-v2 int8",
     }
 }
 

@@ -223,6 +223,14 @@ impl Rows {
         };
         let known = self.cache.layout(&text_hash).filter(fits);
         let known = known.filter(|layout| self.look_up(layout, &rendered.text, prepared));
+        if known.is_none()
+            && let Some(windows) = self.windows(&item, &rendered, &text_hash, prepared.bytes_max)
+        {
+            prepared.processed.cached += windows.len() as u64;
+            prepared.processed.split += u64::from(windows.len() > 1);
+            let row = stored(&item, &rendered, &text_hash, windows);
+            return prepared.outputs.push((partition, version.0, VectorEvent::Upsert { key, row }));
+        }
         let is_new = known.is_none();
         let layout = match known {
             Some(layout) => Some(layout),
@@ -257,6 +265,13 @@ impl Rows {
                 prepared.known.contains_key(key)
                     || self.cache.vector(key).map(|vector| prepared.known.insert(*key, vector)).is_some()
             })
+    }
+
+    /// The windows of a text that came embedded from a backup.
+    fn windows(&self, item: &Item, rendered: &Rendered, text_hash: &Key, bytes_max: usize) -> Option<Vec<Window>> {
+        let windows = self.cache.windows(text_hash)?;
+        let passages: Vec<Range<usize>> = windows.iter().map(|window| 0..window.passage.len()).collect();
+        (record_bytes(item, rendered, &passages) <= bytes_max).then_some(windows)
     }
 
     /// Splits a document into windows and notes the vectors that are missing. None: there is nothing to embed.
@@ -370,15 +385,7 @@ impl Rows {
             let passage = ready.rendered.text.get(bytes.clone()).unwrap_or_default().trim().to_owned();
             windows.push(Window::new(&vector, passage));
         }
-        let payload = payload(&ready.rendered);
-        Ok(EmbeddedRow {
-            version: ready.item.version.0,
-            row_hash: row_hash(&ready.text_hash, &payload).as_bytes().to_vec(),
-            text_hash: ready.text_hash.as_bytes().to_vec(),
-            payload,
-            windows,
-            commit_ts_ms: ready.item.commit_ts_ms.unwrap_or_default(),
-        })
+        Ok(stored(&ready.item, &ready.rendered, &ready.text_hash, windows))
     }
 
     fn put_aside(&self, item: Item, reason: Reason, error: &str, prepared: &mut Prepared) {
@@ -429,7 +436,7 @@ pub(super) async fn process(rows: &Arc<Rows>, batch: Vec<Stored>, bytes_max: usi
     }
     let used = prepared.rows.iter().flat_map(|ready| ready.layout.keys()).count() as u64;
     prepared.processed.computed = results.iter().filter(|result| result.is_ok()).count() as u64;
-    prepared.processed.cached = used.saturating_sub(results.len() as u64);
+    prepared.processed.cached += used.saturating_sub(results.len() as u64);
     let shared = Arc::clone(rows);
     blocking(move || shared.finish(prepared, results)).await
 }
@@ -452,6 +459,19 @@ impl Prepared {
 impl Layout {
     fn keys(&self) -> impl Iterator<Item = &Key> {
         self.title.iter().chain(self.windows.iter().map(|(_, key)| key))
+    }
+}
+
+/// A row as it is stored.
+fn stored(item: &Item, rendered: &Rendered, text_hash: &Key, windows: Vec<Window>) -> EmbeddedRow {
+    let payload = payload(rendered);
+    EmbeddedRow {
+        version: item.version.0,
+        row_hash: row_hash(text_hash, &payload).as_bytes().to_vec(),
+        text_hash: text_hash.as_bytes().to_vec(),
+        payload,
+        windows,
+        commit_ts_ms: item.commit_ts_ms.unwrap_or_default(),
     }
 }
 

@@ -195,6 +195,26 @@ impl Generations {
         blocking(self.root.clone(), naming).await
     }
 
+    /// Opens the current generation as it is, for reading where no vecsync runs: nothing is made, removed or put aside. `None`:
+    /// there is none. `fits` says of a revision whether it is wanted. Blocking.
+    pub fn open_as_is(
+        mut settings: MirrorSettings,
+        fits: impl FnOnce(&str) -> bool,
+    ) -> Result<Option<(Generations, String)>, MirrorError> {
+        let root = std::mem::take(&mut settings.dir);
+        let Some(named) = read(&root).filter(|named| fits(&named.revision)) else { return Ok(None) };
+        settings.revision.clone_from(&named.revision);
+        let settings_of = of(&root, &settings, named.generation);
+        if !settings_of.dir.is_dir() {
+            return Ok(None);
+        }
+        let mirror = Mirror::open_whole(settings_of)?;
+        let (current, _) = watch::channel(Current { number: named.generation, mirror, lost: named.lost.clone() });
+        let revision = named.revision.clone();
+        let naming = Arc::new(Mutex::new(Naming { named, earlier: None }));
+        Ok(Some((Generations { root, settings, current, naming }, revision)))
+    }
+
     /// The current one.
     pub fn current(&self) -> Current {
         self.current.borrow().clone()

@@ -13,6 +13,7 @@ mod record;
 mod store;
 #[cfg(test)]
 mod tests;
+mod transfer;
 
 use std::fmt;
 use std::path::PathBuf;
@@ -28,6 +29,7 @@ pub use self::pending::Prepared;
 use self::pending::{Pending, Step, TRANSACTION_RECORDS_MAX, parse_payload};
 use self::record::{Damage, MirrorState, Record, Stored, place_key};
 use self::store::{FolderLock, Store, guarded, shown};
+pub use self::transfer::{TransferError, Transferred};
 use super::filter::{self, Filter};
 use super::matrix::{Found, Matrix, rank};
 use super::scan::{DIMENSION, Vector};
@@ -124,8 +126,20 @@ impl Mirror {
     /// damaged, or made by another format, pipeline or revision, is put into quarantine and an empty mirror with all
     /// positions 0 takes its place. Errors are those that trying again may mend: locked by another process, disk full.
     pub fn open(settings: MirrorSettings) -> Result<Mirror, MirrorError> {
+        Mirror::open_by(settings, Loaded::open_or_rebuild)
+    }
+
+    /// As `open`, but what is damaged or of another origin is an error, and stays as it is.
+    pub fn open_whole(settings: MirrorSettings) -> Result<Mirror, MirrorError> {
+        Mirror::open_by(settings, |settings| guarded("open", &settings.dir, || Loaded::open(settings)))
+    }
+
+    fn open_by(
+        settings: MirrorSettings,
+        load: impl FnOnce(&MirrorSettings) -> Result<Loaded, MirrorError>,
+    ) -> Result<Mirror, MirrorError> {
         let lock = FolderLock::take(&settings.dir)?;
-        let loaded = Loaded::open_or_rebuild(&settings)?;
+        let loaded = load(&settings)?;
         Ok(Mirror(Arc::new(Inner {
             positions: RwLock::new(loaded.state.positions.clone()),
             as_of_ms: RwLock::new(loaded.state.as_of_ms()),

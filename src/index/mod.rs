@@ -23,10 +23,10 @@ pub use drift::{Held, Kind, RowHash, Suspects, Wanted};
 pub use filter::{Filter, FilterValue};
 pub use generations::{Earlier, Generations};
 pub use held::{Cursor, HeldError, Holder};
-pub use mirror::{Applied, Difference, Hit, Mirror, MirrorError, MirrorSettings};
+pub use mirror::{Applied, Difference, Hit, Mirror, MirrorError, MirrorSettings, TransferError, Transferred};
 pub use primary::{Primary, PrimaryState, RebuildRequest, Rebuilt, SearchesCompared, Taken};
 pub use qdrant::{
     Accuracy, Adopted, Begun, Contents, Kept, Listed, LoadedRow, Look, QdrantError, QdrantGeneration,
-    QdrantGenerations, QdrantSettings, QdrantStore, Settled, Stray, lines,
+    QdrantGenerations, QdrantSettings, QdrantStore, Settled, Snapshot, SnapshotError, Snapshots, Stray, lines,
 };
 pub use run::{Index, IndexError, ReplayRequest, Replayed};

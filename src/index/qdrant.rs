@@ -18,6 +18,7 @@ mod link;
 mod load;
 mod plan;
 mod point;
+mod snapshots;
 
 use std::collections::hash_map::RandomState;
 use std::collections::{BTreeSet, HashMap};
@@ -44,6 +45,7 @@ use self::link::Link;
 pub use self::load::{Begun, Kept, LoadedRow, Loading, RowLoading, Settled};
 use self::plan::{Step, Write};
 use self::point::{Origin, Progress};
+pub use self::snapshots::{Snapshot, SnapshotError, Snapshots};
 use super::filter::Filter;
 use super::matrix::rank;
 use super::mirror::{Applied, Hit};
@@ -163,6 +165,21 @@ impl QdrantStore {
             write.add(vec![position], point::POSITION, 0);
         }
         inner.write(vec![write]).await
+    }
+
+    /// Says of a generation that came from a backup that this log goes on from its positions, whatever log they were of; then
+    /// opens it. Nobody else may write to it yet.
+    pub async fn adopt(&self) -> Result<(), QdrantError> {
+        let inner = &*self.0;
+        let anonymous = QdrantSettings { log: None, ..inner.settings.clone() };
+        let found = QdrantStore::over(inner.link.clone(), anonymous);
+        found.open().await?;
+        let progress = lock(&found.0.progress).clone();
+        let positions = (0..).zip(&progress);
+        let points = positions.map(|(partition, progress)| point::position(inner.origin(), partition, *progress));
+        let request = UpsertPointsBuilder::new(&inner.settings.collection, points.collect::<Vec<_>>()).wait(true);
+        inner.link.completed("adopt", inner.link.points().upsert(request.build())).await?;
+        self.open().await
     }
 
     /// The next offset of `vectors` to take in each partition, as of the last write or `open`; all before is durable.

@@ -17,6 +17,7 @@
 mod layout;
 mod reader;
 mod shared;
+mod transfer;
 mod writer;
 
 #[cfg(test)]
@@ -41,6 +42,7 @@ use crate::event::Record;
 use layout::{Latest, RecordKind, TopicId, kind};
 pub use reader::{EmbedLog, VectorsReader};
 use shared::{Shared, Topic, make_topic, storage};
+pub use transfer::{TransferError, Transferred};
 use writer::{Command, Done, PRUNE_STEP, Writer};
 
 /// Memory that sled may use for pages, in bytes. The topics are read once in order, so a small cache serves as well.

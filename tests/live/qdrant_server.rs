@@ -377,6 +377,47 @@ async fn a_filtered_set_payload_completes_without_a_point() {
 }
 
 #[tokio::test]
+async fn snapshots_are_made_listed_and_removed_over_rest_and_an_upload_is_compared_with_its_hash() {
+    let qdrant = Qdrant::start();
+    let (client, name) = (qdrant.client(), qdrant.collection("rest").await);
+    client.upsert_points(upsert(&name, vec![point(1, vector(&mut Dice::new(8)), &[])])).await.unwrap();
+    let ask = |method: &str, path: &str| {
+        let (status, body) = qdrant.rest(method, &format!("/collections/{name}{path}"), "application/json", b"");
+        (status, serde_json::from_slice::<serde_json::Value>(&body).unwrap_or_default())
+    };
+    let (status, made) = ask("POST", "/snapshots?wait=true");
+    assert_eq!((status, &made["status"], made["time"].is_number()), (200, &"ok".into(), true), "{made}");
+    let snapshot = made["result"]["name"].as_str().unwrap().to_owned();
+    let checksum = made["result"]["checksum"].as_str().unwrap().to_owned();
+    assert_eq!(checksum.len(), 64, "{made}");
+    assert_eq!(ask("GET", "/snapshots").1["result"], serde_json::json!([made["result"]]));
+    let path = format!("/collections/{name}/snapshots/{snapshot}");
+    let (status, file) = qdrant.rest("GET", &path, "text/plain", b"");
+    assert_eq!((status, file.len() as u64), (200, made["result"]["size"].as_u64().unwrap()));
+
+    let other = format!("{name}_other");
+    let (status, answer) = qdrant.try_upload(&other, &file, &format!("&checksum={}", "0".repeat(64)));
+    let answer = String::from_utf8_lossy(&answer).into_owned();
+    assert!(status == 400 && answer.to_lowercase().contains("checksum"), "{status} {answer}");
+    assert!(!client.collection_exists(&other).await.unwrap());
+    let (status, _) = qdrant.try_upload(&other, &file, &format!("&checksum={checksum}"));
+    assert_eq!(status, 200);
+    assert!(client.collection_exists(&other).await.unwrap());
+
+    let (status, removed) = ask("DELETE", &format!("/snapshots/{snapshot}"));
+    assert_eq!((status, &removed["result"]), (200, &true.into()), "{removed}");
+    assert_eq!(ask("GET", "/snapshots").1["result"], serde_json::json!([]));
+    for (method, path) in [("GET", &*format!("/snapshots/{snapshot}")), ("DELETE", &*format!("/snapshots/{snapshot}"))]
+    {
+        let (status, answer) = ask(method, path);
+        assert!(status == 404 && answer["status"]["error"].is_string(), "{method}: {status} {answer}");
+    }
+    client.delete_collection(&name).await.unwrap();
+    client.delete_collection(&other).await.unwrap();
+    assert_eq!(ask("POST", "/snapshots").0, 404);
+}
+
+#[tokio::test]
 async fn a_snapshot_brings_back_what_was_there() {
     let qdrant = Qdrant::start();
     let (client, name) = (qdrant.client(), qdrant.collection("snapshot").await);

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 const LINES_MAX: usize = 700;
 
 /// What everybody may use.
-const COMMON: &[&str] = &["event", "retry", "metrics", "shutdown", "clock", "config", "topic"];
+const COMMON: &[&str] = &["event", "retry", "metrics", "shutdown", "clock", "config", "topic", "archive", "requests"];
 
 /// Every room and whom it may know besides itself. `None`: everybody, because it puts the rooms together.
 const ROOMS: &[(&str, Option<&[&str]>)] = &[
@@ -17,7 +17,9 @@ const ROOMS: &[(&str, Option<&[&str]>)] = &[
     ("shutdown", Some(&[])),
     ("retry", Some(&["metrics", "shutdown"])),
     ("config", Some(&["event"])),
-    ("topic", Some(&["event", "config", "metrics", "shutdown", "clock"])),
+    ("archive", Some(&[])),
+    ("requests", Some(&[])),
+    ("topic", Some(&["event", "config", "metrics", "shutdown", "clock", "archive"])),
     ("logging", Some(&["config", "progress_bar"])),
     ("progress_bar", Some(&[])),
     ("control", Some(COMMON)),

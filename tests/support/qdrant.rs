@@ -193,6 +193,12 @@ impl Qdrant {
 
     /// Puts a snapshot's file where a collection is or is to be.
     pub fn upload(&self, collection: &str, snapshot: &[u8]) {
+        let (status, answer) = self.try_upload(collection, snapshot, "");
+        assert_eq!(status, 200, "{}", String::from_utf8_lossy(&answer));
+    }
+
+    /// As `upload`, with more behind the query string. Gives status and body.
+    pub fn try_upload(&self, collection: &str, snapshot: &[u8], more: &str) -> (u16, Vec<u8>) {
         const BOUNDARY: &str = "vecsync-test-boundary";
         let mut body = format!(
             "--{BOUNDARY}\r\nContent-Disposition: form-data; name=\"snapshot\"; filename=\"a.snapshot\"\r\n\
@@ -201,9 +207,8 @@ impl Qdrant {
         .into_bytes();
         body.extend_from_slice(snapshot);
         body.extend_from_slice(format!("\r\n--{BOUNDARY}--\r\n").as_bytes());
-        let path = format!("/collections/{collection}/snapshots/upload?priority=snapshot&wait=true");
-        let (status, answer) = self.rest("POST", &path, &format!("multipart/form-data; boundary={BOUNDARY}"), &body);
-        assert_eq!(status, 200, "{}", String::from_utf8_lossy(&answer));
+        let path = format!("/collections/{collection}/snapshots/upload?priority=snapshot&wait=true{more}");
+        self.rest("POST", &path, &format!("multipart/form-data; boundary={BOUNDARY}"), &body)
     }
 }
 

@@ -36,7 +36,8 @@ impl Loaded {
         Self::open(settings)
     }
 
-    fn open(settings: &MirrorSettings) -> Result<Self, MirrorError> {
+    /// Opens the folder and checks all of it.
+    pub(super) fn open(settings: &MirrorSettings) -> Result<Self, MirrorError> {
         let store = Store::open(&settings.dir)?;
         let damaged = |damage: Damage| MirrorError::Damaged { path: shown(&settings.dir), what: damage.0 };
         let state = match store.get(STATE_KEY)? {

@@ -79,6 +79,21 @@ impl Store {
         })
     }
 
+    /// Keys from this one on, with their values, at most `max`.
+    pub(super) fn page(&self, from: &[u8], max: usize) -> Result<Vec<(sled::IVec, sled::IVec)>, MirrorError> {
+        guarded("read", &self.path, || {
+            let mut page = vec![];
+            let first = self.db.range(from..).next().transpose();
+            let mut next = first.map_err(storage("read", &self.path))?;
+            // Not with an iterator, as in `each`.
+            while let Some(entry) = next.filter(|_| page.len() < max) {
+                next = self.db.get_gt(&entry.0).map_err(storage("read", &self.path))?;
+                page.push(entry);
+            }
+            Ok(page)
+        })
+    }
+
     /// Shows every key and value to `visit`, in the order of the keys.
     pub(super) fn each(
         &self,

@@ -141,6 +141,24 @@ impl QdrantGenerations {
         Ok(first)
     }
 
+    /// The number of a generation that can be put beside those that are there, where nobody has the alias. An alias, or a
+    /// collection of its name, is refused.
+    pub async fn free(&self) -> Result<u32, QdrantError> {
+        self.link.check_version().await?;
+        if let Some(number) = self.named().await? {
+            return Err(self.foreign(format!(
+                "the alias is there already and names {}, and nothing is put in its place; `vecsync run` fills what that lacks",
+                self.collection(number)
+            )));
+        }
+        Ok(self.numbers().await?.last().copied().unwrap_or(0) + 1)
+    }
+
+    /// The number in a generation's name, if it is one of these.
+    pub fn number_of(&self, collection: &str) -> Option<u32> {
+        self.number(collection)
+    }
+
     /// Makes an empty generation beside the others. Searches do not ask it.
     pub async fn add(&self) -> Result<QdrantGeneration, QdrantError> {
         let highest = self.numbers().await?.last().copied().unwrap_or(0);
@@ -191,8 +209,8 @@ impl QdrantGenerations {
         Ok(numbers)
     }
 
-    /// The number of the generation that the alias names.
-    pub(super) async fn named(&self) -> Result<Option<u32>, QdrantError> {
+    /// The number of the generation that the alias names; `None`: there is no alias. What is none of ours is refused.
+    pub async fn named(&self) -> Result<Option<u32>, QdrantError> {
         let alias = &self.settings.collection;
         let aliases =
             self.link.call("look up", self.link.collections().list_aliases(ListAliasesRequest {})).await?.aliases;

@@ -7,11 +7,12 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::mpsc as threads;
 
 use tokio::sync::{mpsc, oneshot};
 
 use super::super::partition::partition_of;
-use super::super::{CaptureState, LogError, Offsets, Outgoing, Partition, lock};
+use super::super::{CaptureState, LogError, Offsets, Outgoing, Partition, Stored, lock};
 use super::layout::{self, Latest, RecordKind, TopicId, kind};
 use super::shared::{Shared, Topic};
 use crate::event::{BARRIER_KEY, Record};
@@ -56,6 +57,18 @@ pub(super) enum Command {
         before_ms: i64,
         done: Done<u64>,
     },
+    /// Takes records with the offsets that they have in another log, and sets numbers of the topic's partitions by their kinds.
+    Import {
+        topic: Arc<Topic>,
+        records: Vec<Stored>,
+        numbers: Vec<(u8, Partition, u64)>,
+        done: Done<()>,
+    },
+    /// Answers when all before it is durable, and writes nothing until the other end of `released` is gone.
+    Hold {
+        done: Done<()>,
+        released: threads::Receiver<()>,
+    },
     Close {
         done: Done<()>,
     },
@@ -66,6 +79,8 @@ enum Written {
     Append(Option<CaptureState>, Done<()>),
     Commit(Arc<Topic>, Offsets, Done<()>),
     Prune(u64, Done<u64>),
+    Import(Done<()>),
+    Hold(Done<()>, threads::Receiver<()>),
     Close(Done<()>),
 }
 
@@ -135,7 +150,7 @@ impl Writer {
                 answer_failed(&self.shared, written);
                 return Err(error);
             }
-            if written.len() < GROUP_MAX {
+            if written.len() < GROUP_MAX && !matches!(written.last(), Some(Written::Hold(..))) {
                 waiting = queue.try_recv().ok();
             }
         }
@@ -169,6 +184,11 @@ impl Writer {
                     Err(error) => return refuse(&self.shared, error, done),
                 }
             }
+            Command::Import { topic, records, numbers, done } => match self.import(&topic, records, numbers) {
+                Ok(()) => written.push(Written::Import(done)),
+                Err(error) => return refuse(&self.shared, error, done),
+            },
+            Command::Hold { done, released } => written.push(Written::Hold(done, released)),
             Command::Close { done } => written.push(Written::Close(done)),
         }
         Ok(())
@@ -194,6 +214,13 @@ impl Writer {
                     let _ = done.send(Ok(()));
                 }
                 Written::Prune(count, done) => drop(done.send(Ok(count))),
+                Written::Import(done) => drop(done.send(Ok(()))),
+                // The last of its group: nothing that is written is not answered yet.
+                Written::Hold(done, released) => {
+                    if done.send(Ok(())).is_ok() {
+                        let _ = released.recv();
+                    }
+                }
                 Written::Close(done) => {
                     closed = true;
                     let _ = done.send(Ok(()));
@@ -259,6 +286,29 @@ impl Writer {
         for (partition, position) in (0..).zip(upto) {
             let key = layout::partition_key(kind::POSITION, topic.id, partition);
             let value = layout::number(&key, *position);
+            plan.batch.insert(key, value);
+        }
+        self.apply(plan)
+    }
+
+    fn import(
+        &mut self,
+        topic: &Arc<Topic>,
+        records: Vec<Stored>,
+        numbers: Vec<(u8, Partition, u64)>,
+    ) -> Result<(), LogError> {
+        let mut plan = Plan::default();
+        let mut seen = HashSet::with_capacity(records.len());
+        let mut last: Vec<Stored> = records.into_iter().rev().collect();
+        last.retain(|Stored { partition, record, .. }| {
+            record.key.is_empty() || seen.insert((*partition, record.key.clone()))
+        });
+        for Stored { partition, offset, record } in last.iter().rev() {
+            self.store(&mut plan, topic.id, *partition, *offset, record)?;
+        }
+        for (kind, partition, number) in numbers.into_iter().filter(|(.., number)| *number > 0) {
+            let key = layout::partition_key(kind, topic.id, partition);
+            let value = layout::number(&key, number);
             plan.batch.insert(key, value);
         }
         self.apply(plan)
@@ -476,7 +526,11 @@ fn refuse<T>(shared: &Shared, error: LogError, done: Done<T>) -> Result<(), LogE
 fn answer_failed(shared: &Shared, written: Vec<Written>) {
     for one in written {
         match one {
-            Written::Append(_, done) | Written::Commit(_, _, done) | Written::Close(done) => {
+            Written::Append(_, done)
+            | Written::Commit(_, _, done)
+            | Written::Import(done)
+            | Written::Hold(done, _)
+            | Written::Close(done) => {
                 drop(done.send(Err(shared.stopped_error())));
             }
             Written::Prune(_, done) => drop(done.send(Err(shared.stopped_error()))),

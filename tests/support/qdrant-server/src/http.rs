@@ -1,7 +1,8 @@
 //! The few paths of the REST interface that are needed: health, the list of collections, snapshots' files.
 
 use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::ops::Range;
 use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -16,6 +17,7 @@ use hyper::header::HeaderValue;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
+use qdrant_client::qdrant::SnapshotDescription;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tonic::{Code, Status};
@@ -73,6 +75,19 @@ async fn respond(request: Request<Incoming>, site: Site, key: Option<Arc<str>>) 
             let name = (*name).to_owned();
             restore(request, &site, name).await.map(|()| json!(true))
         }
+        (Method::POST, ["collections", name, "snapshots"]) => {
+            let name = (*name).to_owned();
+            site.run(move |store| store.create_snapshot(&name)).await.map(|(made, _)| description(made))
+        }
+        (Method::GET, ["collections", name, "snapshots"]) => {
+            let name = (*name).to_owned();
+            let listed = site.run(move |store| store.list_snapshots(&name)).await;
+            listed.map(|(listed, _)| listed.into_iter().map(description).collect())
+        }
+        (Method::DELETE, ["collections", name, "snapshots", snapshot]) => {
+            let (name, snapshot) = ((*name).to_owned(), (*snapshot).to_owned());
+            site.run(move |store| store.delete_snapshot(&name, &snapshot)).await.map(|_| json!(true))
+        }
         _ => return Ok(whole(StatusCode::NOT_IMPLEMENTED, "the test server does not do this")),
     };
     Ok(match answer {
@@ -106,6 +121,12 @@ fn refused(status: &Status, from: Instant) -> Response<Body> {
     whole(code, body.to_string())
 }
 
+/// A snapshot as REST tells of it; times are without a zone there.
+fn description(snapshot: SnapshotDescription) -> Value {
+    let time = snapshot.creation_time.map(|time| time.to_string().trim_end_matches('Z').to_owned());
+    json!({"name": snapshot.name, "creation_time": time, "size": snapshot.size, "checksum": snapshot.checksum})
+}
+
 fn download(path: &Path) -> io::Result<Response<Body>> {
     let mut file = File::open(path)?;
     let length = file.metadata()?.len();
@@ -134,6 +155,8 @@ async fn restore(request: Request<Incoming>, site: &Site, name: String) -> Resul
     let failed = |error: &dyn std::fmt::Display| Status::internal(format!("Service internal error: {error}"));
     let path = site.store.scratch();
     let mut file = File::create(&path).map_err(|error| failed(&error))?;
+    let mut query = request.uri().query().unwrap_or_default().split('&');
+    let wanted = query.find_map(|part| part.strip_prefix("checksum=")).map(str::to_owned);
     let mut body = request.into_body();
     while let Some(frame) = body.frame().await {
         if let Ok(data) = frame.map_err(|error| failed(&error))?.into_data() {
@@ -142,8 +165,8 @@ async fn restore(request: Request<Incoming>, site: &Site, name: String) -> Resul
     }
     let done = site
         .run(move |store| {
-            let begin = part_begin(&path).map_err(|error| failed(&error))?;
-            let done = store.restore(&name, &path, begin);
+            let part = part(&path).map_err(|error| failed(&error))?;
+            let done = store.restore(&name, &path, part, wanted.as_deref());
             // A file that stays in scratch goes with the next start.
             let _ = std::fs::remove_file(&path);
             done
@@ -152,13 +175,23 @@ async fn restore(request: Request<Incoming>, site: &Site, name: String) -> Resul
     done.map(|((), _)| ())
 }
 
-/// Where the first part of a form (RFC 7578) begins: behind the empty line that ends its head. What follows the part
-/// needs no care: an archive knows where it ends.
-fn part_begin(path: &Path) -> io::Result<u64> {
-    let mut head = vec![];
-    File::open(path)?.take(PART_HEAD_MAX as u64).read_to_end(&mut head)?;
+/// Where the one part of a form (RFC 7578) is: behind the empty line that ends its head, up to the line that ends the form.
+fn part(path: &Path) -> io::Result<Range<u64>> {
+    let mut file = File::open(path)?;
+    let (mut head, length) = (vec![], file.metadata()?.len());
+    (&mut file).take(PART_HEAD_MAX as u64).read_to_end(&mut head)?;
+    let line = head.windows(2).position(|two| two == b"\r\n").unwrap_or_default();
     let end = head.windows(4).position(|four| four == b"\r\n\r\n");
-    end.map(|end| end as u64 + 4).ok_or_else(|| io::Error::other("no part of a form"))
+    let begin = end.ok_or_else(|| io::Error::other("no part of a form"))? as u64 + 4;
+    // The last line is that of the part's head, two dashes behind it, and mostly a line's end.
+    let last = [b"\r\n", &head[..line], b"--"].concat();
+    let mut tail = vec![];
+    let from = length.saturating_sub(last.len() as u64 + 2).max(begin);
+    file.seek(SeekFrom::Start(from))?;
+    file.read_to_end(&mut tail)?;
+    let end = tail.windows(last.len()).position(|found| found == last);
+    let end = end.ok_or_else(|| io::Error::other("the form has no end"))?;
+    Ok(begin..from + end as u64)
 }
 
 /// The chunks of a file as they are read.

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File, TryLockError};
 use std::io::{self, Read, Seek, SeekFrom};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
@@ -262,13 +263,19 @@ impl Store {
         fs::remove_file(self.snapshot(name, snapshot)?).map_err(failed)
     }
 
-    /// Puts a snapshot, which begins at a place of a file, where the collection of this name is or is to be.
-    pub fn restore(&self, name: &str, file: &Path, begin: u64) -> Result<(), Status> {
+    /// Puts a snapshot, which is a part of a file, where the collection of this name is or is to be. It is not done where
+    /// the part has another SHA-256 than `wanted`.
+    pub fn restore(&self, name: &str, file: &Path, part: Range<u64>, wanted: Option<&str>) -> Result<(), Status> {
         let name = self.table().aliases.get(name).cloned().unwrap_or_else(|| name.to_owned());
         valid_name(&name)?;
         let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let found = sha256(file, part.clone()).map_err(failed)?;
+        if let Some(wanted) = wanted.filter(|wanted| *wanted != found) {
+            let what = format!("Bad request: Snapshot checksum mismatch: expected {wanted}, got {found}");
+            return Err(Status::invalid_argument(what));
+        }
         let scratch = self.scratch();
-        unpack(file, begin, &scratch)
+        unpack(file, part.start, &scratch)
             .map_err(|error| Status::invalid_argument(format!("Bad request: not a snapshot: {error}")))?;
         // What cannot be opened never takes the place of what can.
         Collection::open(&scratch, Duration::ZERO)?.close();
@@ -294,24 +301,29 @@ fn unpack(file: &Path, begin: u64, folder: &Path) -> io::Result<()> {
 }
 
 fn describe(path: &Path, name: String) -> io::Result<SnapshotDescription> {
+    let details = fs::metadata(path)?;
+    Ok(SnapshotDescription {
+        name,
+        creation_time: Some(details.modified()?.into()),
+        size: details.len() as i64,
+        checksum: Some(sha256(path, 0..details.len())?),
+    })
+}
+
+/// Of a part of a file, in hexadecimal digits.
+fn sha256(path: &Path, part: Range<u64>) -> io::Result<String> {
     let mut file = File::open(path)?;
-    let details = file.metadata()?;
+    file.seek(SeekFrom::Start(part.start))?;
+    let mut file = file.take(part.end - part.start);
     let mut sum = Sha256::new();
     let mut buffer = vec![0; 1 << 20];
     loop {
         let read = file.read(&mut buffer)?;
         if read == 0 {
-            break;
+            return Ok(sum.finalize().iter().map(|byte| format!("{byte:02x}")).collect());
         }
         sum.update(&buffer[..read]);
     }
-    let checksum = sum.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
-    Ok(SnapshotDescription {
-        name,
-        creation_time: Some(details.modified()?.into()),
-        size: details.len() as i64,
-        checksum: Some(checksum),
-    })
 }
 
 /// The characters that Qdrant refuses in a collection's name.
