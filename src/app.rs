@@ -27,6 +27,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinSet, spawn_blocking};
 
 use crate::capture::{self, Capture, CaptureError, ColumnCheck};
+use crate::clock::now_ms;
 use crate::config::{self, Config, Database, Role};
 use crate::control::{self, ControlError, Door, Reply, Request};
 use crate::embed::{self, Cache, Document, DocumentError, Embedder, Expectation, LoadError, Worker, WorkerError};
@@ -198,7 +199,7 @@ pub async fn run(config: Config) -> Result<(), AppError> {
         generations: generations.clone(),
         qdrant: qdrant.clone(),
         status: does(Role::Capture).then_some(status),
-        freshness: Mutex::new(freshness_at_start(&log)?),
+        freshness: Mutex::new(freshness_at_start(&log, generations.as_ref().is_some_and(Generations::is_whole))?),
         stand_in: Mutex::new(stand_in.clone()),
         log_fault: Mutex::new(None),
         embed_fault: Mutex::new(None),
@@ -226,7 +227,7 @@ pub async fn run(config: Config) -> Result<(), AppError> {
         log: log.clone(),
         captures: request_sender,
         replays: replay_sender,
-        failover: qdrant.as_ref().map(|qdrant| qdrant.failover.clone()),
+        drills: qdrant.as_ref().map(|qdrant| (qdrant.failover.clone(), Arc::clone(&shared))),
         rebuilds: qdrant.clone().filter(|_| does(Role::Index)).map(|qdrant| (qdrant.primary, rebuild_sender)),
         verifier,
         backups: generations
@@ -268,8 +269,8 @@ pub async fn run(config: Config) -> Result<(), AppError> {
         };
         spawn(&mut tasks, "index", index.run(shutdown.clone(), stored_sender, replays));
     }
-    // On one machine nobody embeds for an earlier revision any more; elsewhere somebody may.
-    if let (Some(stand_in), true) = (stand_in, log.has_heartbeats()) {
+    // What was embedded for an earlier revision and not stored, and what somebody elsewhere still embeds for it.
+    if let Some(stand_in) = stand_in {
         let follow = index::earlier::follow(stand_in.earlier.clone(), log.clone(), shutdown.clone());
         let shutdown = shutdown.clone();
         spawn(&mut tasks, "earlier mirror", async move {
@@ -398,13 +399,17 @@ fn service(config: &Config, shared: &Arc<Shared>, prometheus: &PrometheusHandle)
     }
 }
 
-/// A log that is complete has a store that will be, when it has taken what the log holds.
-fn freshness_at_start(log: &Log) -> Result<Freshness, AppError> {
+/// A log that is complete has a store that will be, when it has taken what the log holds. `is_whole`: the mirror was, before.
+fn freshness_at_start(log: &Log, is_whole: bool) -> Result<Freshness, AppError> {
     let mut freshness = Freshness::default();
-    if let Log::Embedded(log) = log
-        && log.capture_state()?.is_some_and(|state| state.snapshot == SnapshotMarker::Complete)
-    {
-        freshness.started_complete(log.changes_ends());
+    match log {
+        Log::Embedded(log) => {
+            if log.capture_state()?.is_some_and(|state| state.snapshot == SnapshotMarker::Complete) {
+                freshness.started_complete(log.changes_ends());
+            }
+        }
+        Log::Kafka(_) if !is_whole => freshness.fills(now_ms()),
+        Log::Kafka(_) => {}
     }
     Ok(freshness)
 }

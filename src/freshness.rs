@@ -20,6 +20,8 @@ pub struct Freshness {
     in_vectors: Option<Mark>,
     loaded: bool,
     as_of_ms: Option<i64>,
+    /// Since when the store is being filled from the beginning of the log; what it hears from before that says nothing.
+    filled_since_ms: Option<i64>,
 }
 
 impl Freshness {
@@ -39,9 +41,18 @@ impl Freshness {
         self.waiting = Some(Mark { as_of_ms: Some(as_of_ms), ends });
     }
 
+    /// The store is being filled from the beginning of a log since then, milliseconds since the Unix epoch. Heartbeats that are
+    /// older come by again with that, and rows that were changed after one of them stand behind it: only one that was
+    /// written since then has all rows before it.
+    pub fn fills(&mut self, since_ms: i64) {
+        *self = Freshness { filled_since_ms: Some(since_ms), ..Freshness::default() };
+    }
+
     /// The store itself says up to which moment it holds everything.
     pub fn heard(&mut self, as_of_ms: Option<i64>) {
-        (self.loaded, self.as_of_ms) = (as_of_ms.is_some(), as_of_ms);
+        let is_of_now = as_of_ms >= self.filled_since_ms;
+        self.loaded = as_of_ms.is_some() && (self.loaded || is_of_now);
+        self.as_of_ms = as_of_ms.filter(|_| self.loaded);
     }
 
     /// Moves the marks on. Calling it again with the same positions is harmless.
@@ -140,6 +151,20 @@ mod tests {
         freshness.advance(&at(5, 9, 9));
         freshness.advance(&at(5, 9, 9));
         assert_eq!((freshness.is_loaded(), freshness.as_of_ms()), (true, Some(200)));
+    }
+
+    #[test]
+    fn a_heartbeat_from_before_the_filling_says_nothing() {
+        let mut freshness = Freshness::default();
+        freshness.heard(Some(50));
+        assert_eq!((freshness.is_loaded(), freshness.as_of_ms()), (true, Some(50)), "it was whole before");
+        freshness.fills(100);
+        for (heard, wanted) in [(None, None), (Some(50), None), (Some(99), None), (Some(100), Some(100))] {
+            freshness.heard(heard);
+            assert_eq!((freshness.is_loaded(), freshness.as_of_ms()), (wanted.is_some(), wanted), "{heard:?}");
+        }
+        freshness.heard(None);
+        assert!(!freshness.is_loaded());
     }
 
     #[test]

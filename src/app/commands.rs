@@ -1,5 +1,6 @@
 //! Answers the commands that reach a running vecsync: hands each to the room that can do it.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -9,6 +10,7 @@ use tokio::time::timeout;
 use super::backup::Backups;
 use super::failover::Failover;
 use super::letters;
+use super::serving::Shared;
 use super::verify::Verifier;
 use crate::capture::{self, REPUBLISH_KEYS_MAX, Republished};
 use crate::control::{self, Passed, Reply, Request};
@@ -33,15 +35,15 @@ pub(super) struct Commands {
     /// Qdrant, where this process writes to it.
     pub rebuilds: Option<(Primary, mpsc::Sender<RebuildRequest>)>,
     pub verifier: Verifier,
-    /// The breaker, where there is a Qdrant.
-    pub failover: Option<Failover>,
+    /// The breaker, where there is a Qdrant, and who answers in its place.
+    pub drills: Option<(Failover, Arc<Shared>)>,
     /// Where this process keeps a store.
     pub backups: Option<Backups>,
 }
 
 impl Commands {
     pub fn handler(self) -> control::Handler {
-        std::sync::Arc::new(move |request, passed| {
+        Arc::new(move |request, passed| {
             let commands = self.clone();
             Box::pin(async move { commands.answer(request, passed).await })
         })
@@ -67,8 +69,12 @@ impl Commands {
                 Ok(report) => Reply::Done(json!(report)),
                 Err(reason) => Reply::Failed(reason),
             },
-            Request::Drill { seconds } => match &self.failover {
-                Some(failover) => {
+            Request::Drill { seconds } => match &self.drills {
+                Some((_, shared)) if !shared.is_local_whole() => Reply::Failed(
+                    "the mirror is not whole, so nothing could answer in Qdrant's place; `vecsync status` says why"
+                        .to_owned(),
+                ),
+                Some((failover, _)) => {
                     failover.hold(Duration::from_secs(seconds.min(DRILL_SECONDS_MAX)));
                     Reply::Done(Value::Null)
                 }

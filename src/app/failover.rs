@@ -16,10 +16,15 @@ use crate::shutdown::Shutdown;
 pub(super) const OPEN: &str = "breaker";
 pub(super) const DRILL: &str = "drill";
 
+/// How long a failure that has opened nothing is shown in health.
+const FAILURE_SHOWN: Duration = Duration::from_secs(5);
+
 /// The breaker. Clones are the same.
 #[derive(Clone)]
 pub(super) struct Failover {
     breaker: Arc<Mutex<Breaker>>,
+    /// When a search failed last.
+    failed_at: Arc<Mutex<Option<Instant>>>,
     metrics: PipelineMetrics,
 }
 
@@ -27,7 +32,7 @@ impl Failover {
     pub fn new(hedge_delay: Duration, metrics: PipelineMetrics) -> Failover {
         let breaker = Breaker::new(Limits::hedged_after(hedge_delay));
         show(&metrics, breaker.state());
-        Failover { breaker: Arc::new(Mutex::new(breaker)), metrics }
+        Failover { breaker: Arc::new(Mutex::new(breaker)), failed_at: Arc::default(), metrics }
     }
 
     /// `Err`: Qdrant is not to be asked, and under which name that is counted.
@@ -35,13 +40,16 @@ impl Failover {
         let breaker = self.lock();
         match (breaker.state(), breaker.cause()) {
             (State::Closed, _) => Ok(()),
-            (_, Some(Cause::Drill)) => Err(DRILL),
+            _ if breaker.is_held(Instant::now()) => Err(DRILL),
             _ => Err(OPEN),
         }
     }
 
     /// What became of a search.
     pub fn searched(&self, outcome: Outcome) {
+        if outcome == Outcome::Failed {
+            *self.failed_at.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+        }
         self.change(|breaker| breaker.searched(Instant::now(), outcome));
     }
 
@@ -98,13 +106,15 @@ impl Failover {
             }
             Cause::Lost => "it did not answer".to_owned(),
             Cause::Probe => "a probe failed or was slow".to_owned(),
-            Cause::Drill => "a drill holds the breaker open".to_owned(),
+            Cause::Drill if breaker.is_held(Instant::now()) => "a drill holds the breaker open".to_owned(),
+            Cause::Drill => "a drill held the breaker open".to_owned(),
         });
         let state = breaker.state().as_label();
-        let fault = match (&why, breaker.failed()) {
-            (Some(why), _) => Some(format!("searches do not ask it until it is steady again: {why}")),
-            (None, 0) => None,
-            (None, _) => Some("the last search in it failed".to_owned()),
+        let failed_at = *self.failed_at.lock().unwrap_or_else(PoisonError::into_inner);
+        let has_failed = breaker.failed() > 0 && failed_at.is_some_and(|at| at.elapsed() < FAILURE_SHOWN);
+        let fault = match &why {
+            Some(why) => Some(format!("searches do not ask it until it is steady again: {why}")),
+            None => has_failed.then(|| "the last search in it failed".to_owned()),
         };
         (json!({"state": state, "reason": why}), fault)
     }
@@ -114,12 +124,16 @@ impl Failover {
             let mut breaker = self.lock();
             let before = breaker.state();
             change(&mut breaker);
-            (before, breaker.state(), breaker.cause())
+            let after = breaker.state();
+            if before != after {
+                // Under the lock, so that the last of two changes is shown last.
+                show(&self.metrics, after);
+            }
+            (before, after, breaker.cause())
         };
         if before == after {
             return;
         }
-        show(&self.metrics, after);
         match (after, cause) {
             (State::Closed, _) => tracing::info!("searches ask Qdrant again"),
             (State::Open, Some(cause)) if before == State::Closed => {

@@ -79,8 +79,8 @@ impl Qdrant {
         }
     }
 
-    /// Brings the freshness up to what is written.
-    pub fn follow(&self, log: &Log, revision: &str) -> Result<(), LogError> {
+    /// Brings the freshness up to what is written. `is_local_loaded`: whether the mirror has held the whole table.
+    pub fn follow(&self, log: &Log, revision: &str, is_local_loaded: bool) -> Result<(), LogError> {
         let Some(taken) = self.primary.state().taken else { return Ok(()) };
         let mut tracked = self.tracked();
         let is_another = tracked.generation != taken.generation
@@ -98,7 +98,16 @@ impl Qdrant {
                 }
                 tracked.freshness.advance(&log.progress(revision, &taken.positions)?);
             }
-            Log::Kafka(_) => tracked.freshness.heard(taken.as_of_ms),
+            Log::Kafka(_) => {
+                // One that searches ask was whole when it was named, unless that was the very first.
+                let was_whole = taken.is_asked && (tracked.freshness.is_loaded() || is_local_loaded);
+                if is_another && was_whole && tracked.generation != taken.generation {
+                    tracked.freshness = Freshness::default();
+                } else if is_another {
+                    tracked.freshness.fills(now_ms());
+                }
+                tracked.freshness.heard(taken.as_of_ms);
+            }
         }
         (tracked.generation, tracked.is_asked, tracked.positions) = (taken.generation, taken.is_asked, taken.positions);
         Ok(())
@@ -127,18 +136,22 @@ impl Qdrant {
     }
 
     /// Searches in Qdrant, and in the mirror as soon as Qdrant fails or takes longer than the hedge delay. The first answer
-    /// counts; says whose it is.
+    /// counts; says whose it is. Where the breaker is open a mirror that is whole answers at once.
     pub async fn search(
         &self,
         query: &[f32],
         (limit, min_score): (usize, f32),
         filter: &Filter,
         local: impl Future<Output = Result<Vec<Hit>, SearchError>>,
+        is_local_whole: bool,
     ) -> Result<(Vec<Hit>, &'static str), SearchError> {
         let store = match (self.primary.searchable(), self.failover.check()) {
             (Some(store), Ok(())) => store,
             (None, Ok(())) => return self.locally(UNAVAILABLE, local).await,
-            (_, Err(reason)) => return self.locally(reason, local).await,
+            (None, Err(reason)) => return self.locally(reason, local).await,
+            // A store that is slow or failed a moment ago is better than one that lacks rows.
+            (Some(store), Err(_)) if !is_local_whole => store,
+            (Some(_), Err(reason)) => return self.locally(reason, local).await,
         };
         let since = Instant::now();
         let asked = async {

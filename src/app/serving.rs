@@ -64,6 +64,11 @@ impl Shared {
         self.qdrant.as_ref()?.is_whole(generation, rows).filter(|_| self.lost().is_none() && !waits)
     }
 
+    /// Whether the mirror can answer as well as Qdrant.
+    pub fn is_local_whole(&self) -> bool {
+        self.mirror().is_some_and(|mirror| mirror.is_open()) && self.freshness().is_loaded()
+    }
+
     /// Who answers in the mirror's place.
     pub fn stand_in(&self) -> Option<Arc<StandIn>> {
         self.stand_in.lock().unwrap_or_else(PoisonError::into_inner).clone()
@@ -85,10 +90,9 @@ impl Shared {
         let conditions = request.filter.clone().into_iter().map(condition);
         let filter = conditions.collect::<Result<_, _>>().map(Filter::new)?;
         if let Some(stand_in) = self.stand_in() {
-            match stand_in.search(&request, &filter).await? {
-                Some(answer) => return Ok(answer),
-                // It was closed under the search, or is no use any more.
-                None => self.dismiss_stand_in(),
+            // It may be closed under the search, or damaged.
+            if let Some(answer) = stand_in.search(&request, &filter).await? {
+                return Ok(answer);
             }
         }
         let Some(query) = vector_of(embedder, &request.query).await? else {
@@ -100,7 +104,10 @@ impl Shared {
         };
         let local = self.search_locally(mirror, query.clone(), request.limit, request.min_score, filter.clone());
         let (hits, served_by) = match &self.qdrant {
-            Some(qdrant) => qdrant.search(&query, (request.limit, request.min_score), &filter, local).await?,
+            Some(qdrant) => {
+                let wanted = (request.limit, request.min_score);
+                qdrant.search(&query, wanted, &filter, local, self.is_local_whole()).await?
+            }
             None => (local.await?, LOCAL),
         };
         let results = results(hits);
@@ -187,7 +194,8 @@ impl Shared {
         if let Some(mirror) = self.mirror() {
             components.push(self.local(&mirror, self.lost()));
             let other = self.qdrant.as_ref().and_then(|qdrant| qdrant.primary.searchable());
-            if !mirror.is_open() && other.is_none() {
+            let is_stood_in = self.stand_in().is_some_and(|stand_in| stand_in.is_there());
+            if !mirror.is_open() && other.is_none() && !is_stood_in {
                 ready = Err("the local store".to_owned());
             }
         }
@@ -199,20 +207,22 @@ impl Shared {
             let freshness = self.freshness();
             (freshness.is_loaded(), freshness.as_of_ms())
         };
-        let mut local = if !mirror.is_open() {
+        let stand_in = self.stand_in().filter(|stand_in| stand_in.is_there());
+        let mut local = if let Some(stand_in) = &stand_in {
+            let earlier = &stand_in.earlier;
+            let why = format!(
+                "revision {} answers, with {} rows and {}, until the new one is whole; that has {} so far",
+                earlier.revision,
+                earlier.mirror.rows(),
+                stand_in.model_name(),
+                mirror.rows()
+            );
+            faulty(health::LOCAL, &why)
+        } else if !mirror.is_open() {
             let why = "the local store is being opened again after a fault of its files".to_owned();
             Component { error: Some(why), ..Component::new(health::LOCAL, Status::Unhealthy) }
         } else if let Some(reason) = &lost {
             faulty(health::LOCAL, &format!("{reason}: all rows are embedded again, and it answers with what it had"))
-        } else if let Some(stand_in) = self.stand_in() {
-            let earlier = &stand_in.earlier;
-            let why = format!(
-                "revision {} answers, with {} rows, until the new one is whole; that has {} so far",
-                earlier.revision,
-                earlier.mirror.rows(),
-                mirror.rows()
-            );
-            faulty(health::LOCAL, &why)
         } else if !loaded {
             faulty(health::LOCAL, "the load is not complete")
         } else if self.status.is_none() && !self.is_fed(as_of_ms) {

@@ -55,8 +55,29 @@ impl StandIn {
         Some(StandIn { earlier, embedder, freshness, whole_since })
     }
 
-    /// Answers a search; `None`: it is closed, or its files are damaged.
+    /// Whether it has something to answer with: its files may be damaged.
+    pub fn is_there(&self) -> bool {
+        self.earlier.mirror.is_open() && self.earlier.mirror.rows() > 0
+    }
+
+    /// The model that it answers with.
+    pub fn model_name(&self) -> &str {
+        self.embedder.model_name()
+    }
+
+    /// Answers a search; `None`: it cannot.
+    ///
+    /// # Errors
+    /// Besides those of every search, a filter by a field that it does not know: nothing would be found.
     pub async fn search(&self, request: &SearchRequest, filter: &Filter) -> Result<Option<SearchAnswer>, SearchError> {
+        if !self.is_there() {
+            return Ok(None);
+        }
+        let known = self.earlier.mirror.fields();
+        if let Some((field, _)) = request.filter.iter().find(|(field, _)| !known.contains(field)) {
+            let reason = format!("rows can be filtered by {field:?} when the new revision is whole, and not before");
+            return Err(SearchError::Unavailable { reason, retry_after_s: 5 });
+        }
         let hits = match vector_of(&self.embedder, &request.query).await? {
             None => vec![],
             Some(query) => {
@@ -65,7 +86,10 @@ impl StandIn {
                 let scan = move || mirror.search(&query, limit, min_score, &filter);
                 match spawn_blocking(scan).await.map_err(|error| SearchError::Internal(error.to_string()))? {
                     Ok(hits) => hits,
-                    Err(_) => return Ok(None),
+                    Err(error) => {
+                        tracing::debug!("search the mirror before: {}", Chain(&error));
+                        return Ok(None);
+                    }
                 }
             }
         };

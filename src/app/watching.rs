@@ -65,10 +65,14 @@ impl Watching {
                 _ = check.tick() => self.check_log().await,
             }
             let stored = self.stored.borrow_and_update().clone();
-            self.follow(&stored, &last)?;
+            if self.follow(&stored, &last)? {
+                is_whole = false;
+                self.note_emptied().await;
+            }
             last = stored;
             if let Some(qdrant) = &self.shared.qdrant {
-                qdrant.follow(&self.log, &self.revision)?;
+                let is_local_loaded = self.shared.freshness().is_loaded();
+                qdrant.follow(&self.log, &self.revision, is_local_loaded)?;
             }
             if let Some(stand_in) = self.shared.stand_in() {
                 stand_in.follow(&self.log)?;
@@ -118,20 +122,35 @@ impl Watching {
         }
     }
 
-    /// Brings the freshness up to what the store has.
-    fn follow(&self, stored: &Offsets, last: &Offsets) -> Result<(), LogError> {
+    async fn note_emptied(&self) {
+        if let Some(generations) = &self.shared.generations
+            && let Err(error) = generations.note_emptied().await
+        {
+            tracing::warn!("{}", Chain(&error));
+        }
+    }
+
+    /// Brings the freshness up to what the store has. Says whether that is less than before: then it is filled again.
+    fn follow(&self, stored: &Offsets, last: &Offsets) -> Result<bool, LogError> {
+        let went_back = stored.iter().zip(last).any(|(now, before)| now < before);
         match (&self.log, self.shared.mirror()) {
             (Log::Embedded(log), _) => {
-                if stored.iter().zip(last).any(|(now, before)| now < before) {
+                if went_back {
                     self.shared.freshness().lost(log.changes_ends());
                 }
                 let progress = log.progress(&self.revision, stored)?;
                 self.shared.freshness().advance(&progress);
             }
-            (Log::Kafka(_), Some(mirror)) => self.shared.freshness().heard(mirror.as_of_ms()),
+            (Log::Kafka(_), Some(mirror)) => {
+                let mut freshness = self.shared.freshness();
+                if went_back {
+                    freshness.fills(now_ms());
+                }
+                freshness.heard(mirror.as_of_ms());
+            }
             (Log::Kafka(_), None) => {}
         }
-        Ok(())
+        Ok(went_back)
     }
 
     /// Removes from the log on this machine what nobody needs any more; brokers do that by themselves.

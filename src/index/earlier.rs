@@ -33,6 +33,8 @@ pub async fn follow(earlier: Earlier, log: Log, shutdown: Shutdown) {
                 Ok(never) => match never {},
                 Err(fault) => fault,
             },
+            // A search found damage.
+            fault = earlier.mirror.faulted() => fault.into(),
         };
         let said = Chain(&fault).to_string();
         match fault {
@@ -45,6 +47,15 @@ pub async fn follow(earlier: Earlier, log: Log, shutdown: Shutdown) {
         }
         if !retry.wait(&said, &shutdown).await {
             return;
+        }
+        if let Err(error) = earlier.mirror.recover().await {
+            tracing::warn!("{}", Chain(&error));
+        }
+        if earlier.mirror.is_open() && earlier.mirror.rows() == 0 {
+            return tracing::warn!(
+                "the mirror of revision {} was damaged and answers no more: {said}",
+                earlier.revision
+            );
         }
     }
 }

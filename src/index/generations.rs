@@ -34,10 +34,23 @@ pub struct Generations {
     naming: Arc<Mutex<Naming>>,
 }
 
-/// What the file says, or will say when no earlier one is named there any more.
+/// What the file says, and what is open of it.
 struct Naming {
-    named: Named,
+    /// The one of this revision.
+    ours: Named,
+    /// The one of another revision that was whole and is named until ours is.
+    before: Option<Named>,
+    /// That one, where it can be asked.
     earlier: Option<Earlier>,
+}
+
+impl Naming {
+    fn names(&self) -> Names {
+        match &self.before {
+            Some(before) => Names { named: before.clone(), next: Some(self.ours.clone()) },
+            None => Names { named: self.ours.clone(), next: None },
+        }
+    }
 }
 
 /// The generation of another revision that was whole when the revision was changed.
@@ -64,6 +77,16 @@ pub struct Current {
     pub lost: Option<String>,
 }
 
+/// The file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Names {
+    #[serde(flatten)]
+    named: Named,
+    /// The one that takes its place when it is whole.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    next: Option<Named>,
+}
+
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Named {
     revision: String,
@@ -71,6 +94,9 @@ struct Named {
     /// What its vectors depend on besides the texts.
     #[serde(default)]
     space: String,
+    /// Fields that searches may filter by.
+    #[serde(default)]
+    filters: Vec<String>,
     /// Whether it has held the whole table at some moment.
     #[serde(default)]
     whole: bool,
@@ -94,15 +120,16 @@ pub struct Seen {
 
 /// Which generation is the current one in `<data_dir>/mirror`. Opens none.
 pub fn seen(root: &Path) -> Option<Seen> {
-    let Named { revision, generation, lost, log, .. } = read(root)?;
+    let Named { revision, generation, lost, log, .. } = read(root)?.named;
     let dir = root.join(format!("{revision}__{generation}"));
     Some(Seen { revision, dir, log: log.filter(|log| lost.is_none() && !log.is_empty()) })
 }
 
 impl Generations {
-    /// Opens the current generation, the first one where there is none of this revision, and removes all others. `settings.dir` is the folder of all generations, `<data_dir>/mirror`; `space` is that of
-    /// the vectors, see [`crate::embed::space`]. A generation of another revision that is named and was whole is kept and
-    /// opened beside it, where `answers` says that queries of its space can be embedded. Blocking.
+    /// Opens the current generation, the first one where there is none of this revision, and removes all others.
+    /// `settings.dir` is the folder of all generations, `<data_dir>/mirror`; `space` is that of the vectors, see
+    /// [`crate::embed::space`]. A generation of another revision that is named and was whole stays until the current one is
+    /// whole; it is opened where `answers` says that queries of its space can be embedded. Blocking.
     pub fn open(
         mut settings: MirrorSettings,
         space: &str,
@@ -110,38 +137,51 @@ impl Generations {
     ) -> Result<Generations, MirrorError> {
         let root = std::mem::take(&mut settings.dir);
         let found = read(&root);
-        let is_ours = found.as_ref().is_some_and(|named| named.revision == settings.revision);
-        let (ours, other) = if is_ours { (found, None) } else { (None, found) };
-        let earlier = match other {
-            Some(named) => open_earlier(&root, &settings, &named, answers)?,
-            None => None,
+        let (ours, mut before) = match found.clone() {
+            Some(Names { named, .. }) if named.revision == settings.revision => (Some(named), None),
+            Some(Names { named, next }) => {
+                (next.filter(|next| next.revision == settings.revision), Some(named).filter(|named| named.whole))
+            }
+            None => (None, None),
         };
-        let named = ours.clone().unwrap_or_else(|| Named {
+        let mut ours = ours.unwrap_or_else(|| Named {
             revision: settings.revision.clone(),
-            // One that was being filled goes on.
-            generation: numbers(&root, &settings.revision).max().unwrap_or(1),
-            space: space.to_owned(),
+            generation: 1,
+            space: String::new(),
+            filters: vec![],
             whole: false,
             lost: None,
             log: None,
         });
-        let mirror = Mirror::open(of(&root, &settings, named.generation))?;
-        if ours.is_none() && earlier.is_none() {
-            write(&root, &named)?;
+        (ours.space, ours.filters) = (space.to_owned(), settings.filters.clone());
+        let mirror = Mirror::open(of(&root, &settings, ours.generation))?;
+        if mirror.rows() == 0 && mirror.positions().iter().all(|position| *position == 0) {
+            // It was put aside, or is new.
+            ours.whole = false;
+        }
+        let earlier = match before.as_ref().filter(|before| answers(&before.space)) {
+            Some(before) => open_earlier(&root, &settings, before)?,
+            None => None,
+        };
+        if earlier.as_ref().is_some_and(|earlier| earlier.mirror.rows() == 0) {
+            before = None;
+        }
+        let earlier = earlier.filter(|earlier| earlier.mirror.rows() > 0);
+        let (number, lost) = (ours.generation, ours.lost.clone());
+        let naming = Naming { ours, before, earlier };
+        if found.as_ref() != Some(&naming.names()) {
+            write(&root, &naming.names())?;
         }
         // What an interrupted replay has left, and revisions that nobody asks any more.
-        let kept: Vec<_> =
-            [Some((&named.revision, named.generation)), earlier.as_ref().map(|it| (&it.revision, it.number))]
-                .into_iter()
-                .flatten()
-                .collect();
-        for (path, ..) in folders(&root).filter(|(_, revision, number)| !kept.contains(&(revision, *number))) {
+        let kept = |(_, revision, number): &(PathBuf, String, u32)| {
+            let named = [Some(&naming.ours), naming.before.as_ref()];
+            named.into_iter().flatten().any(|named| (&named.revision, named.generation) == (revision, *number))
+        };
+        for (path, ..) in folders(&root).filter(|folder| !kept(folder)) {
             remove(&path);
         }
-        let (number, lost) = (named.generation, named.lost.clone());
         let (current, _) = watch::channel(Current { number, mirror, lost });
-        let naming = Arc::new(Mutex::new(Naming { named, earlier }));
-        Ok(Generations { root, settings, current, naming })
+        Ok(Generations { root, settings, current, naming: Arc::new(Mutex::new(naming)) })
     }
 
     /// The one of an earlier revision, which answers until the current one is whole.
@@ -149,12 +189,17 @@ impl Generations {
         self.naming().earlier.clone()
     }
 
+    /// Whether the current one has held the whole table at some moment, and was not emptied since.
+    pub fn is_whole(&self) -> bool {
+        self.naming().ours.whole
+    }
+
     /// Notes durably that the current one has held the whole table: if the revision is changed, it answers until another is
     /// whole. Those of earlier revisions are closed and removed with that.
     pub async fn note_whole(&self) -> Result<(), MirrorError> {
         let is_noted = {
             let naming = self.naming();
-            naming.named.whole && naming.earlier.is_none()
+            naming.ours.whole && naming.before.is_none()
         };
         if is_noted {
             return Ok(());
@@ -162,9 +207,9 @@ impl Generations {
         let generations = self.clone();
         let retiring = move || {
             let mut naming = generations.naming();
-            let named = Named { whole: true, ..naming.named.clone() };
-            write(&generations.root, &named)?;
-            naming.named = named;
+            let ours = Named { whole: true, ..naming.ours.clone() };
+            write(&generations.root, &Names { named: ours.clone(), next: None })?;
+            (naming.ours, naming.before) = (ours, None);
             Ok(naming.earlier.take())
         };
         if let Some(earlier) = blocking(self.root.clone(), retiring).await? {
@@ -175,22 +220,27 @@ impl Generations {
         Ok(())
     }
 
+    /// Notes durably that the current one is filled from its beginning again.
+    pub async fn note_emptied(&self) -> Result<(), MirrorError> {
+        self.name(|ours| ours.whole = false).await
+    }
+
     fn naming(&self) -> MutexGuard<'_, Naming> {
         self.naming.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Changes what is named, durably; while an earlier one is, the change is kept for later.
+    /// Changes what is said of the current one, durably.
     async fn name(&self, change: impl FnOnce(&mut Named) + Send + 'static) -> Result<(), MirrorError> {
         let generations = self.clone();
         let naming = move || {
             let mut naming = generations.naming();
-            let mut named = naming.named.clone();
-            change(&mut named);
-            if naming.earlier.is_none() {
-                write(&generations.root, &named)?;
+            let before = naming.ours.clone();
+            change(&mut naming.ours);
+            let written = write(&generations.root, &naming.names());
+            if written.is_err() {
+                naming.ours = before;
             }
-            naming.named = named;
-            Ok(())
+            written
         };
         blocking(self.root.clone(), naming).await
     }
@@ -202,7 +252,8 @@ impl Generations {
         fits: impl FnOnce(&str) -> bool,
     ) -> Result<Option<(Generations, String)>, MirrorError> {
         let root = std::mem::take(&mut settings.dir);
-        let Some(named) = read(&root).filter(|named| fits(&named.revision)) else { return Ok(None) };
+        let named = read(&root).map(|names| names.named);
+        let Some(named) = named.filter(|named| fits(&named.revision)) else { return Ok(None) };
         settings.revision.clone_from(&named.revision);
         let settings_of = of(&root, &settings, named.generation);
         if !settings_of.dir.is_dir() {
@@ -211,7 +262,7 @@ impl Generations {
         let mirror = Mirror::open_whole(settings_of)?;
         let (current, _) = watch::channel(Current { number: named.generation, mirror, lost: named.lost.clone() });
         let revision = named.revision.clone();
-        let naming = Arc::new(Mutex::new(Naming { named, earlier: None }));
+        let naming = Arc::new(Mutex::new(Naming { ours: named, before: None, earlier: None }));
         Ok(Some((Generations { root, settings, current, naming }, revision)))
     }
 
@@ -235,7 +286,7 @@ impl Generations {
 
     /// Notes durably which log the current generation is filled from. Where another one was noted before, nobody knows.
     pub async fn note_log(&self, log: &str) -> Result<(), MirrorError> {
-        let noted = self.naming().named.log.clone();
+        let noted = self.naming().ours.log.clone();
         let noting = match noted {
             Some(noted) if noted == log || noted.is_empty() => return Ok(()),
             Some(_) => String::new(),
@@ -276,25 +327,13 @@ impl Generations {
     }
 }
 
-/// The earlier one, where it is of any use.
-fn open_earlier(
-    root: &Path,
-    settings: &MirrorSettings,
-    named: &Named,
-    answers: impl Fn(&str) -> bool,
-) -> Result<Option<Earlier>, MirrorError> {
-    if !named.whole || !answers(&named.space) {
-        return Ok(None);
-    }
-    let settings = MirrorSettings { revision: named.revision.clone(), ..settings.clone() };
+/// The earlier one, with the filters that it was made with. A fault that is not another process's costs its answers only: it
+/// stays where it is.
+fn open_earlier(root: &Path, settings: &MirrorSettings, named: &Named) -> Result<Option<Earlier>, MirrorError> {
+    let (revision, filters) = (named.revision.clone(), named.filters.clone());
+    let settings = MirrorSettings { revision: revision.clone(), filters, ..settings.clone() };
     match Mirror::open(of(root, &settings, named.generation)) {
-        Ok(mirror) if mirror.rows() > 0 => Ok(Some(Earlier {
-            revision: named.revision.clone(),
-            number: named.generation,
-            space: named.space.clone(),
-            mirror,
-        })),
-        Ok(_) => Ok(None),
+        Ok(mirror) => Ok(Some(Earlier { revision, number: named.generation, space: named.space.clone(), mirror })),
         Err(error @ MirrorError::Locked { .. }) => Err(error),
         Err(error) => {
             tracing::warn!("{}: it does not answer until the one of this revision is whole", Chain(&error));
@@ -310,12 +349,6 @@ fn folders(root: &Path) -> impl Iterator<Item = (PathBuf, String, u32)> + use<> 
         let (revision, number) = name.to_str()?.rsplit_once("__")?;
         Some((entry.path(), revision.to_owned(), number.parse().ok()?))
     })
-}
-
-/// Numbers of a revision's generations that have a folder.
-fn numbers(root: &Path, revision: &str) -> impl Iterator<Item = u32> + use<> {
-    let revision = revision.to_owned();
-    folders(root).filter(move |(_, of, _)| *of == revision).map(|(.., number)| number)
 }
 
 /// Removes folders of generations that are closed.
@@ -348,12 +381,12 @@ async fn blocking<T: Send + 'static>(
 }
 
 /// Which generation is named; none where the file is missing or makes no sense, as it can be made anew.
-fn read(root: &Path) -> Option<Named> {
+fn read(root: &Path) -> Option<Names> {
     serde_json::from_slice(&fs::read(root.join(CURRENT)).ok()?).ok()
 }
 
 /// Names a generation durably, in one step.
-fn write(root: &Path, named: &Named) -> Result<(), MirrorError> {
+fn write(root: &Path, named: &Names) -> Result<(), MirrorError> {
     let text = serde_json::to_vec(named).expect("a name has string keys only");
     let write = || -> io::Result<()> {
         let beside = root.join(format!("{CURRENT}.new"));
@@ -474,8 +507,8 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn one_that_nobody_can_ask_or_was_never_whole_goes() {
-        for (is_whole, answers) in [(true, false), (false, true)] {
+    async fn one_that_nobody_can_ask_stays_and_one_that_was_never_whole_goes() {
+        for (is_whole, answers, left) in [(true, false, &["new__1", "rev__1"][..]), (false, true, &["new__1"])] {
             let dir = tempfile::tempdir().expect("a folder");
             let first = open_revision(dir.path(), "rev", true);
             first.current().mirror.apply(vec![(0, 0, row(1))]).await.expect("applied");
@@ -486,7 +519,49 @@ mod tests {
             drop(first);
             let second = open_revision(dir.path(), "new", answers);
             assert!(second.earlier().is_none());
+            assert_eq!(names(dir.path()), left);
+            second.note_whole().await.expect("noted");
             assert_eq!(names(dir.path()), ["new__1"]);
+            second.close().await;
+        }
+    }
+
+    #[tokio::test]
+    async fn who_goes_back_to_the_revision_before_has_what_it_had() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let first = open_revision(dir.path(), "rev", true);
+        first.current().mirror.apply(vec![(0, 0, row(1))]).await.expect("applied");
+        first.note_whole().await.expect("noted");
+        first.close().await;
+        drop(first);
+        let second = open_revision(dir.path(), "new", false);
+        second.note_lost("its topic is gone").await.expect("noted");
+        second.close().await;
+        drop(second);
+        let second = open_revision(dir.path(), "new", false);
+        assert!(second.current().lost.is_some(), "what is said of the one that is filled outlives a kill");
+        second.close().await;
+        drop(second);
+        let first = open_revision(dir.path(), "rev", true);
+        assert_eq!((first.current().mirror.rows(), first.current().lost), (1, None));
+        assert_eq!(names(dir.path()), ["rev__1"]);
+        first.close().await;
+    }
+
+    #[tokio::test]
+    async fn one_that_was_emptied_is_not_whole_any_more() {
+        let dir = tempfile::tempdir().expect("a folder");
+        for is_emptied in [false, true] {
+            let first = open_revision(dir.path(), "rev", true);
+            first.current().mirror.apply(vec![(0, 0, row(1))]).await.expect("applied");
+            first.note_whole().await.expect("noted");
+            if is_emptied {
+                first.note_emptied().await.expect("noted");
+            }
+            first.close().await;
+            drop(first);
+            let second = open_revision(dir.path(), "new", true);
+            assert_eq!(second.earlier().is_none(), is_emptied);
             second.close().await;
         }
     }

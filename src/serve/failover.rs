@@ -178,14 +178,20 @@ impl Breaker {
     pub fn lost(&mut self, now: Instant) {
         match self.phase {
             Phase::Closed { .. } | Phase::HalfOpen { .. } => self.open(now, Cause::Lost),
+            Phase::Open { .. } if self.cause == Some(Cause::Drill) && !self.is_held(now) => self.open(now, Cause::Lost),
             // It is not long enough away to count again.
             Phase::Open { .. } => {}
         }
     }
 
+    /// Whether a drill keeps it open.
+    pub fn is_held(&self, now: Instant) -> bool {
+        self.held_until.is_some_and(|until| now < until)
+    }
+
     /// Whether the store, which can be asked, is to be probed now.
     pub fn wants_probe(&mut self, now: Instant) -> bool {
-        if self.held_until.is_some_and(|until| now < until) {
+        if self.is_held(now) {
             return false;
         }
         self.held_until = None;
@@ -345,6 +351,12 @@ mod tests {
         breaker.lost(now + 5 * S);
         assert!(!breaker.wants_probe(now + 9999 * MS));
         assert_eq!(heal(&mut breaker, now + 10 * S), 2);
+        // One that is lost meanwhile is lost when it ends.
+        breaker.hold(now + 20 * S);
+        breaker.lost(now + 19 * S);
+        assert_eq!(breaker.cause(), Some(Cause::Drill));
+        breaker.lost(now + 20 * S);
+        assert_eq!(breaker.cause(), Some(Cause::Lost));
         // And a drill of one that is open already does not make it shorter.
         breaker.hold(now + 40 * S);
         breaker.hold(now + 30 * S);

@@ -36,7 +36,11 @@ fn rows() -> String {
 
 /// A row that takes seconds to embed, and holds up those behind it.
 fn slow(id: i64) -> String {
-    let text: String = (0..1_500).map(|n| format!("Sentence {n} is about part {}. ", n * 31 % 977)).collect();
+    long(id, 1_500)
+}
+
+fn long(id: i64, sentences: u64) -> String {
+    let text: String = (0..sentences).map(|n| format!("Sentence {n} is about part {}. ", n * 31 % 977)).collect();
     insert(&[values(id, "Long?", &text, "c49")])
 }
 
@@ -247,4 +251,30 @@ fn over_kafka_it_follows_as_long_as_somebody_embeds_for_it() {
         left if left.len() == 1 => Ok(()),
         left => Err(format!("{left:?}")),
     });
+}
+
+#[test]
+fn over_kafka_old_heartbeats_make_no_index_whole() {
+    let mut cluster = Cluster::prepare(Kafka::shared(), 0);
+    let vecsync = &mut cluster.site.vecsync;
+    vecsync.write_pipeline(BARE);
+    vecsync.start_ready();
+    // Heartbeats come to stand before all rows, and rows that take their time before most of them.
+    for id in 1_000..1_032 {
+        cluster.site.sql.execute(&long(id, 120));
+    }
+    cluster.site.sql.execute(&rows());
+    let vecsync = &mut cluster.site.vecsync;
+    wait_until("all rows to be there", CAUGHT_UP, || (1..=ROWS).try_for_each(|id| asked(vecsync, id).map(|_| ())));
+    ask_until_whole(vecsync);
+    assert_eq!(vecsync.terminate().code, Some(0));
+    vecsync.set("VECSYNC_MODEL", "fp32");
+    start_answering(vecsync);
+    let degraded = ask_until_whole(vecsync);
+    assert!(!degraded.is_empty());
+    let mut fresh = cluster.process("serve");
+    fresh.set("VECSYNC_MODEL", "fp32");
+    fresh.write_pipeline(BARE);
+    fresh.start_ready();
+    ask_until_whole(&mut fresh);
 }
