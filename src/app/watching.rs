@@ -13,8 +13,8 @@ use super::serving::Shared;
 use crate::capture;
 use crate::clock::now_ms;
 use crate::freshness::Freshness;
-use crate::index::PrimaryState;
 use crate::index::primary::STORE;
+use crate::index::{Generations, PrimaryState};
 use crate::metrics::{self, PipelineMetrics};
 use crate::progress_bar::Progress;
 use crate::retry::Chain;
@@ -49,7 +49,7 @@ impl Watching {
         let mut prune = tokio::time::interval(PRUNE_EVERY);
         let mut check = tokio::time::interval(CHECK_EVERY);
         let mut bar: Option<Progress> = None;
-        let mut last = self.stored.borrow().clone();
+        let mut last = self.held();
         let (mut feeds, mut is_whole) = (true, false);
         // Where there is no Qdrant nothing changes there either.
         let mut primary = self.shared.qdrant.as_ref().map(|qdrant| qdrant.primary.subscribe());
@@ -65,11 +65,15 @@ impl Watching {
                 _ = check.tick() => self.check_log().await,
             }
             let stored = self.stored.borrow_and_update().clone();
-            if self.follow(&stored, &last)? {
+            let held = self.held();
+            // One that has taken the place of another says nothing of what that one had.
+            let went_back = held.0 == last.0 && held.1.iter().zip(&last.1).any(|(now, before)| now < before);
+            last = held;
+            if went_back {
                 is_whole = false;
                 self.note_emptied().await;
             }
-            last = stored;
+            self.follow(&stored, went_back)?;
             if let Some(qdrant) = &self.shared.qdrant {
                 let is_local_loaded = self.shared.freshness().is_loaded();
                 qdrant.follow(&self.log, &self.revision, is_local_loaded)?;
@@ -130,9 +134,14 @@ impl Watching {
         }
     }
 
-    /// Brings the freshness up to what the store has. Says whether that is less than before: then it is filled again.
-    fn follow(&self, stored: &Offsets, last: &Offsets) -> Result<bool, LogError> {
-        let went_back = stored.iter().zip(last).any(|(now, before)| now < before);
+    /// The mirror's generation, and how far that is.
+    fn held(&self) -> (u32, Offsets) {
+        let current = self.shared.generations.as_ref().map(Generations::current);
+        current.map_or((0, vec![]), |current| (current.number, current.mirror.positions()))
+    }
+
+    /// Brings the freshness up to what the store has. Where that is less than before, it is filled again.
+    fn follow(&self, stored: &Offsets, went_back: bool) -> Result<(), LogError> {
         match (&self.log, self.shared.mirror()) {
             (Log::Embedded(log), _) => {
                 if went_back {
@@ -150,7 +159,7 @@ impl Watching {
             }
             (Log::Kafka(_), None) => {}
         }
-        Ok(went_back)
+        Ok(())
     }
 
     /// Removes from the log on this machine what nobody needs any more; brokers do that by themselves.
