@@ -1,6 +1,6 @@
 # Entry points. The work is in setup/; nothing is decided here.
 .DEFAULT_GOAL := help
-.PHONY: help run setup build test bench fmt lint audit clean
+.PHONY: help run setup build test bench pictures fmt lint audit clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
@@ -19,6 +19,9 @@ test: ## format, lints, tests, licences, alert rules, scripts
 
 bench: ## measure freshness, backfill and search; ARGS are handed on
 	@setup/bench.sh $(ARGS)
+
+pictures: ## take the pictures of the page in docs/ anew, from the real FAQ text
+	@setup/pictures.sh
 
 fmt: ## format the Rust code
 	cargo fmt --all

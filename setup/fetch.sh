@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Fetches what pins.txt names and the Debian packages read as data, once, into a cache; builds and starts nothing.
-# usage: fetch.sh [model] [postgres] [faq] [kafka] [debezium] [checks]
+# usage: fetch.sh [model] [postgres] [faq] [kafka] [debezium] [schemathesis] [checks]
 set -euo pipefail
 . "$(dirname "$0")/places.sh"
 
@@ -156,6 +156,15 @@ fetch_kafka() { jars kafka "$KAFKA"; }
 
 fetch_debezium() { jars debezium "$DEBEZIUM"; }
 
+fetch_schemathesis() { # a folder of its own for Python's path: no environment, and nothing of the system's is touched
+  [ -d "$SCHEMATHESIS" ] && return
+  say "Fetching $(basename "$SCHEMATHESIS") ($(grep -c == "$ROOT/setup/schemathesis.txt") wheels)"
+  PIP_ROOT_USER_ACTION=ignore python3 -m pip install -q --disable-pip-version-check --no-deps --only-binary=:all: \
+    --require-hashes --target "$WORK/schemathesis" -r "$ROOT/setup/schemathesis.txt" >&2 ||
+    die "pip could not fetch what setup/schemathesis.txt names (it is for CPython 3.11): check the network and try again"
+  mv "$WORK/schemathesis" "$SCHEMATHESIS"
+}
+
 fetch_checks() { # promtool and shellcheck run unpacked: installing the first would start a Prometheus server
   unpacked_package prometheus
   unpacked_package shellcheck
@@ -171,7 +180,7 @@ fetch_checks() { # promtool and shellcheck run unpacked: installing the first wo
 [ $# -gt 0 ] || set -- model postgres faq
 for what in "$@"; do
   case $what in
-  model | postgres | faq | kafka | debezium | checks) "fetch_$what" ;;
-  *) die "fetch.sh: '$what' is none of model, postgres, faq, kafka, debezium, checks" ;;
+  model | postgres | faq | kafka | debezium | schemathesis | checks) "fetch_$what" ;;
+  *) die "fetch.sh: '$what' is none of model, postgres, faq, kafka, debezium, schemathesis, checks" ;;
   esac
 done

@@ -10,6 +10,7 @@ FAQ=$LOCAL/faq.jsonl
 PINS=$ROOT/setup/pins.txt
 KAFKA=$CACHE/kafka-4.1.0
 DEBEZIUM=$CACHE/debezium-3.5.0.Final
+SCHEMATHESIS=$CACHE/schemathesis-4.32.5
 RUST=1.95.0
 CARGO_DENY=0.20.2
 DENY=$CACHE/cargo-deny-$CARGO_DENY/bin/cargo-deny

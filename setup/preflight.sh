@@ -1,7 +1,10 @@
 #!/usr/bin/env bash
 # Says what this machine lacks, all at once, before anything is downloaded; as root installs Debian's part of it.
+# usage: preflight.sh [test]     (test: what the tests need as well)
 set -euo pipefail
 . "$(dirname "$0")/places.sh"
+
+FOR_TESTS=${1:-}
 
 check_system() {
   local name version
@@ -43,6 +46,10 @@ list_debian_packages() {
     need postgresql-15 "the private database" "$PG_BIN/postgres" --version
   else
     need xz-utils "unpacks the embedded PostgreSQL" command -v xz
+  fi
+  if [ "$FOR_TESTS" = test ]; then
+    need chromium "the browser that the page is tested in" command -v chromium
+    need chromium-driver "drives it" command -v chromedriver
   fi
 }
 

@@ -144,7 +144,7 @@ else
 fi
 
 say ""
-say "Ready: $URL"
+say "Ready: $URL/   (a page to search, with the changes as they come)"
 say "  curl '$URL/search?q=${questions[0]// /+}'"
 if [ -n "$OWN_POSTGRES" ]; then
   say "  psql '$DATABASE_URL' -c \"UPDATE faq_faq SET answer = 'Ask at the front desk.' WHERE id = 1\""

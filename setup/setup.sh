@@ -2,5 +2,5 @@
 # Brings everything that run, test and bench need onto this machine; builds no vecsync and starts nothing.
 set -euo pipefail
 cd "$(dirname "$0")"
-./preflight.sh
-./fetch.sh model postgres faq kafka debezium checks
+./preflight.sh test
+./fetch.sh model postgres faq kafka debezium schemathesis checks

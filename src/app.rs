@@ -12,6 +12,7 @@ mod process;
 mod qdrant;
 mod serving;
 mod stand_in;
+mod state;
 pub mod verify;
 mod watching;
 
@@ -33,8 +34,8 @@ use crate::control::{self, ControlError, Door, Reply, Request};
 use crate::embed::{self, Cache, Document, DocumentError, Embedder, Expectation, LoadError, Worker, WorkerError};
 use crate::freshness::Freshness;
 use crate::index::{
-    self, Generations, Index, IndexError, MirrorError, MirrorSettings, Primary, QdrantError, QdrantGenerations,
-    QdrantSettings,
+    self, Arrivals, Generations, Index, IndexError, MirrorError, MirrorSettings, Primary, QdrantError,
+    QdrantGenerations, QdrantSettings,
 };
 use crate::metrics::{self, PipelineMetrics};
 use crate::serve::{self, ServeError, Service};
@@ -193,7 +194,8 @@ pub async fn run(config: Config) -> Result<(), AppError> {
     let (request_sender, requests) = mpsc::channel(REQUESTS_WAITING);
     let (replay_sender, replays) = mpsc::channel(REQUESTS_WAITING);
     let (rebuild_sender, rebuilds) = mpsc::channel(REQUESTS_WAITING);
-    let qdrant = qdrant_of(&config, &revision, &log, &pipeline_metrics, stores)?;
+    let arrivals = Arrivals::new(state::title_field(&config.pipeline.document));
+    let qdrant = qdrant_of(&config, &revision, &log, &pipeline_metrics, &arrivals, stores)?;
     let shared = Arc::new(Shared {
         embedder: embedder.clone(),
         generations: generations.clone(),
@@ -203,6 +205,7 @@ pub async fn run(config: Config) -> Result<(), AppError> {
         stand_in: Mutex::new(stand_in.clone()),
         log_fault: Mutex::new(None),
         embed_fault: Mutex::new(None),
+        arrivals: arrivals.clone(),
         serves: does(Role::Serve),
     });
 
@@ -266,6 +269,7 @@ pub async fn run(config: Config) -> Result<(), AppError> {
             log: log.clone(),
             revision: revision.clone(),
             metrics: pipeline_metrics.clone(),
+            arrivals,
         };
         spawn(&mut tasks, "index", index.run(shutdown.clone(), stored_sender, replays));
     }
@@ -387,6 +391,7 @@ async fn open_log(config: &Config) -> Result<Log, AppError> {
 
 fn service(config: &Config, shared: &Arc<Shared>, prometheus: &PrometheusHandle) -> Service {
     let (searching, reporting, prometheus) = (Arc::clone(shared), Arc::clone(shared), prometheus.clone());
+    let looking = Arc::clone(shared);
     let search: Arc<serve::SearchFn> = Arc::new(move |request| {
         let shared = Arc::clone(&searching);
         Box::pin(async move { shared.search(request).await })
@@ -394,7 +399,9 @@ fn service(config: &Config, shared: &Arc<Shared>, prometheus: &PrometheusHandle)
     Service {
         pipeline: config.pipeline.name.clone(),
         search: shared.serves.then_some(search),
+        filters: config.pipeline.filters.clone(),
         health: Arc::new(move || reporting.report()),
+        state: Arc::new(move || looking.state()),
         metrics: Arc::new(move || prometheus.render()),
     }
 }
@@ -557,11 +564,13 @@ fn qdrant_of(
     revision: &str,
     log: &Log,
     metrics: &PipelineMetrics,
+    arrivals: &Arrivals,
     stores: bool,
 ) -> Result<Option<Qdrant>, QdrantError> {
     let Some(server) = config.qdrant.as_ref().filter(|_| stores) else { return Ok(None) };
     metrics.fallback_reasons(&qdrant::FALLBACK_REASONS);
-    let primary = Primary::new(qdrant_settings(config, server, revision), log.clone(), metrics.clone())?;
+    let settings = qdrant_settings(config, server, revision);
+    let primary = Primary::new(settings, log.clone(), metrics.clone(), arrivals.clone())?;
     Ok(Some(Qdrant::new(primary, metrics.clone(), config.server.hedge_delay)))
 }
 

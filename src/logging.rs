@@ -12,8 +12,9 @@ use tracing_subscriber::util::TryInitError;
 use crate::config::{Log, LogFormat};
 use crate::progress_bar;
 
-/// Libraries that say at `info` what only their own developers need. The setting can still raise them.
-const QUIET: &str = "ort=warn,sled=warn,tokenizers=warn,hyper=warn,rustls=warn,tokio_postgres=warn";
+/// What is said only where the setting names it: the access log; libraries that say at `info` what only their own developers
+/// need.
+const QUIET: &str = "vecsync::access=off,ort=warn,sled=warn,tokenizers=warn,hyper=warn,rustls=warn,tokio_postgres=warn";
 
 /// Logging could not be set up.
 #[derive(Debug, thiserror::Error)]

@@ -14,7 +14,7 @@ use crate::clock::now_ms;
 use crate::embed::{EmbedError, Embedder};
 use crate::freshness::Freshness;
 use crate::index::primary::STORE;
-use crate::index::{self, Filter, Generations, Hit, Mirror, MirrorError};
+use crate::index::{self, Arrivals, Filter, Generations, Hit, Mirror, MirrorError};
 use crate::retry::Chain;
 use crate::serve::health::{self, Component, Report, Status};
 use crate::serve::{FilterValue, SearchAnswer, SearchError, SearchRequest, SearchResult};
@@ -37,6 +37,8 @@ pub(super) struct Shared {
     pub log_fault: Mutex<Option<String>>,
     /// Why nothing is embedded here.
     pub embed_fault: Mutex<Option<String>>,
+    /// What reached the stores lately.
+    pub arrivals: Arrivals,
     pub serves: bool,
 }
 

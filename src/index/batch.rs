@@ -3,6 +3,7 @@
 
 use futures_util::future::BoxFuture;
 
+use super::arrivals::{ARRIVALS_MAX, Arrivals, Told};
 use crate::clock::now_ms;
 use crate::event::VectorEvent;
 use crate::metrics::{PipelineMetrics, Stage};
@@ -19,18 +20,23 @@ pub(super) struct Counts {
     commits_ms: Vec<i64>,
     /// Replays whose end it has, by partition.
     pub replayed: Vec<(Partition, u64)>,
+    /// Its last changes, for people.
+    pub last: Vec<Told>,
 }
 
 /// Reads the records and makes them ready for a store; what cannot be read is logged and stepped over, and counted as a
-/// dead letter in `metrics`: where one log feeds two stores, only one of them counts.
+/// dead letter in `metrics`: where one log feeds two stores, only one of them counts. Its last changes are remembered for
+/// `arrivals`.
 pub(super) fn decode<T>(
     stored: Vec<Stored>,
     metrics: Option<&PipelineMetrics>,
+    arrivals: Option<&Arrivals>,
     ready: impl Fn(Partition, u64, VectorEvent) -> T,
 ) -> (Vec<T>, Counts) {
     let mut counts = Counts::default();
     let mut events = Vec::with_capacity(stored.len());
-    for Stored { partition, offset, record } in stored {
+    let told_from = stored.len().saturating_sub(ARRIVALS_MAX);
+    for (place, Stored { partition, offset, record }) in stored.into_iter().enumerate() {
         let event = match VectorEvent::from_record(&record) {
             Ok(event) => event,
             Err(error) => {
@@ -42,6 +48,9 @@ pub(super) fn decode<T>(
             }
         };
         counts.take(partition, &event);
+        if place >= told_from {
+            counts.last.extend(arrivals.and_then(|arrivals| arrivals.told(&event)));
+        }
         events.push(ready(partition, offset, event));
     }
     (events, counts)

@@ -67,7 +67,7 @@ async fn take(earlier: &Earlier, log: &Log, retry: &mut Retry) -> Result<std::co
         let stored = reader.next(BATCH_RECORDS_MAX, BATCH_BYTES_MAX).await?;
         let mirror = earlier.mirror.clone();
         let ready = move |partition, offset, event| mirror.prepare(partition, offset, event);
-        let (events, _) = spawn_blocking(move || decode(stored, None, ready)).await?;
+        let (events, _) = spawn_blocking(move || decode(stored, None, None, ready)).await?;
         earlier.mirror.apply_upto(events, reader.positions()).await?;
         retry.reset();
     }

@@ -3,6 +3,7 @@
 //! **Invariant:** a store's positions are written with the data that they cover, in one transaction; a row's newer
 //! version wins, in whatever order the versions come; nothing here reads `changes` or PostgreSQL.
 
+pub mod arrivals;
 mod batch;
 pub mod drift;
 pub mod earlier;
@@ -19,6 +20,7 @@ mod run;
 pub mod scan;
 pub mod sink;
 
+pub use arrivals::{Arrival, Arrivals};
 pub use drift::{Held, Kind, RowHash, Suspects, Wanted};
 pub use filter::{Filter, FilterValue};
 pub use generations::{Earlier, Generations};

@@ -13,6 +13,7 @@ use tokio::sync::{OnceCell, mpsc, watch};
 use tokio::task::{JoinError, spawn_blocking};
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
+use super::arrivals::Arrivals;
 use super::batch::{Counts, Working, decode, lag, next};
 use super::qdrant::{Look, QdrantError, QdrantGeneration, QdrantGenerations, QdrantSettings, QdrantStore};
 use crate::clock::now_ms;
@@ -58,6 +59,7 @@ struct Inner {
     log: Log,
     settings: QdrantSettings,
     metrics: PipelineMetrics,
+    arrivals: Arrivals,
     state: watch::Sender<PrimaryState>,
 }
 
@@ -154,12 +156,18 @@ struct Applied {
 }
 
 impl Primary {
-    /// Prepares a connection; makes none. Called inside of a runtime. `settings.collection` is the alias.
-    pub fn new(settings: QdrantSettings, log: Log, metrics: PipelineMetrics) -> Result<Primary, QdrantError> {
+    /// Prepares a connection; makes none. Called inside of a runtime. `settings.collection` is the alias; `arrivals` are told
+    /// of what it has.
+    pub fn new(
+        settings: QdrantSettings,
+        log: Log,
+        metrics: PipelineMetrics,
+        arrivals: Arrivals,
+    ) -> Result<Primary, QdrantError> {
         // What is wrong with the address is told at once.
         QdrantGenerations::new(settings.clone())?;
         let (state, _) = watch::channel(PrimaryState::default());
-        Ok(Primary(Arc::new(Inner { generations: OnceCell::new(), log, settings, metrics, state })))
+        Ok(Primary(Arc::new(Inner { generations: OnceCell::new(), log, settings, metrics, arrivals, state })))
     }
 
     /// How it is now.
@@ -463,7 +471,7 @@ impl Inner {
                     return Ok(Ended::Shutdown);
                 }
                 stored = reader.next(BATCH_RECORDS_MAX, BATCH_BYTES_MAX), if decoding.is_none() => {
-                    decoding = Some(decode_apart(stored?, reader.positions(), until.positions()));
+                    decoding = Some(decode_apart(stored?, reader.positions(), until.positions(), self.arrivals.clone()));
                 }
                 _ = tend.tick() => {}
             }
@@ -528,11 +536,12 @@ impl Inner {
 
     /// Counts what was applied.
     fn applied(&self, applied: Applied, until: &Until<'_>) -> Result<(), QdrantError> {
-        let Applied { result, took, counts } = applied;
+        let Applied { result, took, mut counts } = applied;
         self.metrics.store_request(STORE, "upsert", result.is_ok(), took);
         result?;
         if let Until::Asked(_) = until {
             counts.report_latency(&self.metrics, STORE);
+            self.arrivals.reached(STORE, std::mem::take(&mut counts.last));
         }
         Ok(())
     }
@@ -546,6 +555,7 @@ impl Inner {
         }
         let lag = lag(&reader.ends(), &positions);
         self.metrics.sink_lag(STORE, lag);
+        self.arrivals.lags(STORE, lag);
         let is_asked = matches!(until, Until::Asked(_));
         let as_of_ms = generation.store.as_of_ms();
         let taken = Taken { generation: generation.number, is_asked, as_of_ms, lag, positions };
@@ -591,6 +601,7 @@ fn decode_apart(
     mut stored: Vec<Stored>,
     mut positions: Offsets,
     until: Option<Offsets>,
+    arrivals: Arrivals,
 ) -> Working<Result<Batch, JoinError>> {
     if let Some(until) = until {
         stored.retain(|stored| until.get(usize::from(stored.partition)).is_some_and(|end| stored.offset < *end));
@@ -598,7 +609,8 @@ fn decode_apart(
     }
     let decoding = spawn_blocking(move || {
         // The mirror's sink counts what cannot be read.
-        let (events, counts) = decode(stored, None, |partition, offset, event| (partition, offset, event));
+        let (events, counts) =
+            decode(stored, None, Some(&arrivals), |partition, offset, event| (partition, offset, event));
         Batch { events, counts, positions }
     });
     Box::pin(decoding)

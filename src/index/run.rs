@@ -7,6 +7,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{JoinError, JoinHandle};
 use tokio_util::task::AbortOnDropHandle;
 
+use super::arrivals::Arrivals;
 use super::generations::{Current, Generations};
 use super::mirror::{Difference, Mirror, MirrorError};
 use super::sink::{self, Seen, SinkError, Span, Told};
@@ -71,6 +72,8 @@ pub struct Index {
     pub revision: String,
     /// Where it is counted.
     pub metrics: PipelineMetrics,
+    /// Told of what the mirror has.
+    pub arrivals: Arrivals,
 }
 
 /// A sink at work.
@@ -122,7 +125,7 @@ impl Index {
         progress: watch::Sender<Offsets>,
         mut requests: mpsc::Receiver<ReplayRequest>,
     ) -> Result<(), IndexError> {
-        let told = Told { positions: progress, ..Told::default() };
+        let told = Told { positions: progress, arrivals: self.arrivals.clone(), ..Told::default() };
         loop {
             let current = self.generations.current();
             let _noting = AbortOnDropHandle::new(tokio::spawn(note(

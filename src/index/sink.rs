@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 use tokio::task::{JoinError, spawn_blocking};
 
+use super::arrivals::Arrivals;
 use super::batch::{Counts, Working, decode, lag, next};
 use super::mirror::{Mirror, MirrorError, Prepared};
 use crate::clock::now_ms;
@@ -107,6 +108,8 @@ pub struct Told {
     pub positions: watch::Sender<Offsets>,
     /// What came by; of a run that follows only.
     pub seen: watch::Sender<Seen>,
+    /// The last changes; of a run that follows only.
+    pub arrivals: Arrivals,
 }
 
 /// What came by in `vectors`.
@@ -281,9 +284,10 @@ impl Sink {
             positions = positions.iter().zip(until).map(|(position, end)| *position.min(end)).collect();
         }
         let (mirror, metrics) = (self.mirror.clone(), self.metrics.clone());
+        let arrivals = (self.span == Span::Follow).then(|| self.told.arrivals.clone());
         let decoding = spawn_blocking(move || {
             let ready = |partition, offset, event| mirror.prepare(partition, offset, event);
-            let (events, counts) = decode(stored, Some(&metrics), ready);
+            let (events, counts) = decode(stored, Some(&metrics), arrivals.as_ref(), ready);
             Batch { events, counts, positions }
         });
         Box::pin(decoding)
@@ -302,13 +306,14 @@ impl Sink {
 
     /// Counts what was applied.
     fn applied(&self, applied: Applied) -> Result<(), Fault> {
-        let Applied { result, took, counts, positions } = applied;
+        let Applied { result, took, mut counts, positions } = applied;
         self.metrics.store_request(STORE, "upsert", result.is_ok(), took);
         result?;
         match self.span {
             Span::Follow => {
                 counts.report(&self.metrics);
                 counts.report_latency(&self.metrics, STORE);
+                self.told.arrivals.reached(STORE, std::mem::take(&mut counts.last));
                 self.told.seen.send_if_modified(|seen| seen.take(&counts));
                 self.told.positions.send_replace(self.mirror.positions());
             }
@@ -320,7 +325,9 @@ impl Sink {
 
     fn report_lag(&self) {
         if self.span == Span::Follow {
-            self.metrics.sink_lag(STORE, lag(&self.reader.ends(), &self.mirror.positions()));
+            let lag = lag(&self.reader.ends(), &self.mirror.positions());
+            self.metrics.sink_lag(STORE, lag);
+            self.told.arrivals.lags(STORE, lag);
         }
     }
 

@@ -20,11 +20,12 @@ use time::OffsetDateTime;
 use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::{Instant as Deadline, timeout, timeout_at};
 
+use super::access::{Access, CLIENT_GONE};
 use super::health::{self, Endpoint};
 use super::limits::{BODY_BYTES_MAX, HEADER_BYTES_MAX, Limits, URI_BYTES_MAX};
 use super::problem::{Problem, shown};
 use super::search::{self, AnswerBody, SearchAnswer, SearchError, SearchRequest};
-use super::{Keys, SearchFn, Service};
+use super::{Keys, SearchFn, Service, openapi, page, status};
 use crate::metrics::PipelineMetrics;
 use crate::shutdown::Shutdown;
 
@@ -34,16 +35,17 @@ const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const REQUEST_ID_BYTES_MAX: usize = 128;
 /// When asking again makes sense after an overload or a missed deadline, in seconds.
 const RETRY_AFTER_S: u64 = 1;
-/// The code that is counted for a search whose client went away: nginx's, since HTTP has none.
-const CLIENT_GONE: u16 = 499;
 /// `served_by` of a search that no store answered.
 const NOBODY: &str = "none";
+
+const JSON: HeaderValue = HeaderValue::from_static("application/json");
 
 type Answer = Response<Full<Bytes>>;
 
 /// Answers requests.
 pub(super) struct Api {
     service: Service,
+    openapi: Bytes,
     keys: Keys,
     search_deadline: Duration,
     limits: Arc<Limits>,
@@ -65,6 +67,7 @@ impl Api {
             admission: Admission::new(&limits),
             metrics: PipelineMetrics::new(&service.pipeline),
             request_ids: RequestIds::new(),
+            openapi: openapi::document(&service.pipeline, &service.filters, !keys.is_empty()).into(),
             service,
             keys,
             search_deadline,
@@ -75,33 +78,24 @@ impl Api {
 
     /// Answers one request. Dropping the future gives up what it asked for.
     pub(super) async fn answer(&self, request: Request<Incoming>) -> Answer {
-        let started = Instant::now();
         let id = self.request_ids.of(request.headers());
-        let method = request.method().clone();
-        let path = request.uri().path().to_owned();
-        let outcome = AssertUnwindSafe(self.respond(request, &id)).catch_unwind().await;
+        let mut access = Access::begin(&request, &id);
+        let outcome = AssertUnwindSafe(self.respond(request, &id, &mut access)).catch_unwind().await;
         let mut answer = match outcome {
             Ok(Ok(answer)) => answer,
             Ok(Err(problem)) => problem.into_response(&id),
             Err(_) => internal(&id, &"a panic").into_response(&id),
         };
         self.set_headers(answer.headers_mut(), &id);
-        tracing::debug!(
-            request_id = id,
-            %method,
-            path,
-            status = answer.status().as_u16(),
-            took_us = started.elapsed().as_micros() as u64,
-            "answered"
-        );
+        access.ends(&answer);
         answer
     }
 
-    async fn respond(&self, request: Request<Incoming>, id: &str) -> Result<Answer, Problem> {
+    async fn respond(&self, request: Request<Incoming>, id: &str, access: &mut Access) -> Result<Answer, Problem> {
         match Route::of(request.uri().path(), &self.service.pipeline) {
             Some(Route::Search) => {
                 let mut count = SearchCount::begin(&self.metrics);
-                let result = self.search(request, id, &mut count).await;
+                let result = self.search(request, id, &mut count, access).await;
                 count.end(result.as_ref().map_or_else(|problem| problem.status, Response::status));
                 result
             }
@@ -118,6 +112,28 @@ impl Api {
                 let kind = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
                 Ok(response(StatusCode::OK, kind, (self.service.metrics)()))
             }
+            Some(Route::Status) => {
+                check_head(&request)?;
+                self.check_key(request.headers())?;
+                check_is_read(request.method())?;
+                let (report, state) = ((self.service.health)(), (self.service.state)());
+                let named = (self.service.pipeline.as_str(), self.service.filters.as_slice());
+                let body = status::body(named, &report, &state, OffsetDateTime::now_utc());
+                Ok(json(StatusCode::OK, body.map_err(|error| internal(id, &error))?))
+            }
+            Some(Route::OpenApi) => {
+                check_head(&request)?;
+                check_is_read(request.method())?;
+                Ok(response(StatusCode::OK, JSON, self.openapi.clone()))
+            }
+            Some(Route::Page(file)) => {
+                check_head(&request)?;
+                check_is_read(request.method())?;
+                let kind = HeaderValue::from_static(file.kind);
+                let mut answer = response(StatusCode::OK, kind, file.text);
+                answer.headers_mut().insert(CONTENT_SECURITY_POLICY, page::POLICY);
+                Ok(answer)
+            }
             None => {
                 check_head(&request)?;
                 self.check_key(request.headers())?;
@@ -131,6 +147,7 @@ impl Api {
         request: Request<Incoming>,
         id: &str,
         count: &mut SearchCount<'_>,
+        access: &mut Access,
     ) -> Result<Answer, Problem> {
         check_head(&request)?;
         self.check_key(request.headers())?;
@@ -139,6 +156,7 @@ impl Api {
         };
         let wanted = self.read_search(request).await?;
         let query = wanted.query.clone();
+        access.asks(&query);
         let started = Instant::now();
         let found = self.find(search, wanted).await.map_err(|error| self.search_problem(&error, id))?;
         count.served_by = found.served_by;
@@ -227,7 +245,7 @@ impl Api {
         headers.insert(REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
         headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
         let nothing = HeaderValue::from_static("default-src 'none'; frame-ancestors 'none'");
-        headers.insert(CONTENT_SECURITY_POLICY, nothing);
+        headers.entry(CONTENT_SECURITY_POLICY).or_insert(nothing);
         if let Ok(id) = HeaderValue::from_str(id) {
             headers.insert(X_REQUEST_ID, id);
         }
@@ -243,13 +261,22 @@ enum Route {
     Search,
     Health(Endpoint),
     Metrics,
+    Status,
+    OpenApi,
+    Page(&'static page::File),
 }
 
 impl Route {
     fn of(path: &str, pipeline: &str) -> Option<Self> {
         let path = path.strip_suffix('/').unwrap_or(path);
-        if path == "/metrics" {
-            return Some(Route::Metrics);
+        match path {
+            "/metrics" => return Some(Route::Metrics),
+            "/status" => return Some(Route::Status),
+            "/openapi.json" => return Some(Route::OpenApi),
+            _ => {}
+        }
+        if let Some(file) = page::file(path) {
+            return Some(Route::Page(file));
         }
         let path = match path.strip_prefix("/pipelines/") {
             Some(rest) => rest.strip_prefix(pipeline)?,
@@ -386,11 +413,11 @@ fn internal(id: &str, fault: &dyn Display) -> Problem {
 }
 
 fn json(status: StatusCode, body: String) -> Answer {
-    response(status, HeaderValue::from_static("application/json"), body)
+    response(status, JSON, body)
 }
 
-fn response(status: StatusCode, kind: HeaderValue, body: String) -> Answer {
-    let mut response = Response::new(Full::from(body));
+fn response(status: StatusCode, kind: HeaderValue, body: impl Into<Bytes>) -> Answer {
+    let mut response = Response::new(Full::new(body.into()));
     *response.status_mut() = status;
     response.headers_mut().insert(CONTENT_TYPE, kind);
     response
@@ -412,8 +439,15 @@ mod tests {
             ("/health/", health(Endpoint::Summary)),
             ("/health/vector-store/", health(Endpoint::VectorStore)),
             ("/metrics", Some(Route::Metrics)),
-            ("/", None),
-            ("", None),
+            ("/metrics/", Some(Route::Metrics)),
+            ("/status", Some(Route::Status)),
+            ("/status/", Some(Route::Status)),
+            ("/openapi.json", Some(Route::OpenApi)),
+            ("/", page::file("").map(Route::Page)),
+            ("", page::file("").map(Route::Page)),
+            ("/page.js", page::file("/page.js").map(Route::Page)),
+            ("//", None),
+            ("/index.html", None),
             ("//search", None),
             ("/search//", None),
             ("/searching", None),

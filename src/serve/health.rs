@@ -23,7 +23,7 @@ pub enum Status {
 }
 
 impl Status {
-    fn as_str(self) -> &'static str {
+    pub(super) fn as_str(self) -> &'static str {
         match self {
             Status::Healthy => "healthy",
             Status::Degraded => "degraded",
@@ -175,7 +175,7 @@ fn ready(report: &Report, now: &str) -> (StatusCode, Value) {
 
 impl Report {
     /// The whole process: unhealthy while it is not ready, degraded while a part is not well.
-    fn status(&self) -> Status {
+    pub(super) fn status(&self) -> Status {
         if self.readiness().is_err() {
             Status::Unhealthy
         } else if self.components.iter().any(|part| matches!(part.status, Status::Degraded | Status::Unhealthy)) {
@@ -185,7 +185,7 @@ impl Report {
         }
     }
 
-    fn readiness(&self) -> Result<(), String> {
+    pub(super) fn readiness(&self) -> Result<(), String> {
         self.ready.clone()?;
         let broken = self.components.iter().find(|part| part.status == Status::Unhealthy);
         match broken {
@@ -196,7 +196,7 @@ impl Report {
         }
     }
 
-    fn component(&self, name: &str) -> Option<&Component> {
+    pub(super) fn component(&self, name: &str) -> Option<&Component> {
         self.components.iter().find(|part| part.name == name)
     }
 
@@ -226,7 +226,7 @@ fn rounded(ms: f64) -> f64 {
 }
 
 /// `2026-01-02T13:45:45.078727`: UTC, microseconds.
-fn timestamp(now: OffsetDateTime) -> String {
+pub(super) fn timestamp(now: OffsetDateTime) -> String {
     let (date, time) = (now.date(), now.time());
     format!(
         "{:04}-{:02}-{:02}T{:02}:{:02}:{:02}.{:06}",

@@ -1,14 +1,18 @@
-//! Searches, health and metrics over HTTP. Knows no other room: what answers is handed to it as closures.
+//! Searches, health, metrics and the page over HTTP. Knows no other room: what answers is handed to it as closures.
 
+mod access;
 mod api;
 pub mod failover;
 pub mod health;
 mod http;
 mod keys;
 mod limits;
+mod openapi;
+mod page;
 mod problem;
 mod search;
 mod socket;
+pub mod status;
 mod tls;
 
 use std::fmt;
@@ -36,8 +40,12 @@ pub struct Service {
     pub pipeline: String,
     /// Makes a search; `None` in a process without the role `serve`.
     pub search: Option<Arc<SearchFn>>,
+    /// Fields that searches may filter by.
+    pub filters: Vec<String>,
     /// How this process is now. Must not wait: it is called on every health request.
     pub health: Arc<dyn Fn() -> health::Report + Send + Sync>,
+    /// What the status shows beside that. Must not wait either.
+    pub state: Arc<dyn Fn() -> status::State + Send + Sync>,
     /// The metrics in Prometheus's text format.
     pub metrics: Arc<dyn Fn() -> String + Send + Sync>,
 }

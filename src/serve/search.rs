@@ -10,15 +10,15 @@ use super::problem::{Problem, shown};
 use crate::event::Row;
 
 /// Most results a search can ask for.
-const LIMIT_MAX: u64 = 100;
+pub(super) const LIMIT_MAX: u64 = 100;
 /// Results where the search names no number.
-const LIMIT_DEFAULT: usize = 5;
+pub(super) const LIMIT_DEFAULT: usize = 5;
 /// Longest query, in characters: eight times what the model reads of it.
-const QUERY_CHARS_MAX: usize = 4096;
+pub(super) const QUERY_CHARS_MAX: usize = 4096;
 /// Most filters of one search: more than a payload has fields worth filtering by.
 const FILTERS_MAX: usize = 16;
 /// Longest name and longest text value of a filter, in characters.
-const FILTER_CHARS_MAX: usize = 1024;
+pub(super) const FILTER_CHARS_MAX: usize = 1024;
 
 /// A search, checked.
 #[derive(Clone, Debug, PartialEq)]

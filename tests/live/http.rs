@@ -4,9 +4,11 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
+use crate::qdrant_run::Pair;
 use crate::support::http::Http;
 use crate::support::postgres::PASSWORD;
 use crate::support::process::wait_until;
+use crate::support::qdrant::Qdrant;
 use crate::support::site::Site;
 use crate::support::table;
 
@@ -222,4 +224,68 @@ fn with_keys_only_who_has_one_may_search() {
     let found = site.vecsync.run(&["search", "anything", "--json"]);
     assert_eq!(found.code, Some(0), "{found:?}");
     assert!(!site.log().contains("canary-api-key") && !refused.body.contains("canary"), "{}", site.log());
+}
+
+#[test]
+fn the_access_log_is_there_where_it_is_named_and_has_no_key() {
+    let mut site = Site::prepare();
+    site.set("VECSYNC_API_KEYS", "canary-api-key-one");
+    let lines = |site: &mut Site, filter: &str, count: usize| {
+        site.set("VECSYNC_LOG", filter);
+        let said = site.log().len();
+        site.vecsync.start();
+        wait_until("vecsync to answer", SOON, || site.http.get("/health/live").map_err(|error| error.to_string()));
+        assert_eq!(site.get("/search?q=canary-text").status, 401);
+        assert_eq!(site.get("/canary-path").status, 401);
+        let found = site.vecsync.run(&["search", "canary-text"]);
+        assert_ne!(found.code, None, "{found:?}");
+        assert_eq!(site.terminate().code, Some(0));
+        let lines: Vec<String> =
+            site.log()[said..].lines().filter(|line| line.contains("vecsync::access")).map(str::to_owned).collect();
+        assert!(lines.len() >= count && (count > 0 || lines.is_empty()), "{lines:#?}");
+        assert!(!lines.concat().contains("canary-api-key"), "{lines:#?}");
+        lines
+    };
+    let named = lines(&mut site, "info,vecsync::access=info", 4);
+    for parts in [
+        ["method=GET", r#"path="/search""#, "status=401", "took_ms=", "bytes=", "request_id="],
+        ["method=GET", r#"path="/canary-path""#, "status=401", "took_ms=", "bytes=", "request_id="],
+    ] {
+        assert!(named.iter().any(|line| parts.iter().all(|part| line.contains(part))), "{named:#?}");
+    }
+    assert!(!named.concat().contains("canary-text"), "{named:#?}");
+    let asked = lines(&mut site, "info,vecsync::access=debug", 4);
+    assert!(asked.iter().any(|line| line.contains(r#"query="canary-text""#)), "{asked:#?}");
+    lines(&mut site, "debug", 0);
+}
+
+#[test]
+fn the_state_has_both_stores_the_last_changes_and_who_answers() {
+    let mut pair = Pair::prepare(Qdrant::own(), 30);
+    pair.site.vecsync.start_ready();
+    let state = wait_until("a change in both stores, and Qdrant to be asked", SOON, || {
+        let state = pair.site.get("/status/").json();
+        let reached = state["changes"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .any(|change| change["latency_ms"].as_object().is_some_and(|stores| stores.len() == 2));
+        if reached && state["served_by"] == "qdrant" && state["faults"] == json!([]) {
+            Ok(state)
+        } else {
+            Err(state.to_string())
+        }
+    });
+    let changes = state["changes"].as_array().unwrap();
+    assert!(changes.len() == 20 && changes.iter().all(|change| change["op"] == "upsert"), "{state}");
+    assert!(changes[0]["title"].as_str().is_some_and(|title| title.starts_with("Question ")), "{state}");
+    let store =
+        |state: &Value, place: usize| (state["stores"][place]["name"].clone(), state["stores"][place]["rows"].clone());
+    assert_eq!((store(&state, 0), store(&state, 1)), ((json!("qdrant"), Value::Null), (json!("local"), json!(30))));
+    pair.qdrant.kill();
+    wait_until("the mirror to be asked", SOON, || {
+        let state = pair.site.get("/status").json();
+        let is_told = state["faults"][0]["component"] == "qdrant" && state["stores"][0]["status"] == "unhealthy";
+        if is_told && state["served_by"] == "local" { Ok(()) } else { Err(state.to_string()) }
+    });
 }

@@ -15,6 +15,8 @@ mod kafka;
 mod kafka_login;
 mod kafka_topics;
 mod large;
+mod openapi;
+mod page;
 mod qdrant_commands;
 mod qdrant_generations;
 mod qdrant_migrate;

@@ -22,6 +22,7 @@ use tokio_rustls::rustls::{ClientConfig, RootCertStore};
 use vecsync::client::{self, ClientError, Query};
 use vecsync::config::Secret;
 use vecsync::serve::health::{Component, LOCAL, Report, Status};
+use vecsync::serve::status::State;
 use vecsync::serve::{
     FilterValue, Keys, Limits, SearchAnswer, SearchError, SearchRequest, SearchResult, ServeError, Service, Settings,
     Tls, run,
@@ -31,14 +32,14 @@ use vecsync::shutdown::Shutdown;
 /// Far above what any step takes, far below what a test may hang.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-struct Server {
+pub(crate) struct Server {
     address: SocketAddr,
     shutdown: Shutdown,
     task: JoinHandle<Result<(), ServeError>>,
 }
 
 impl Server {
-    async fn start(service: Service, settings: Settings) -> Self {
+    pub(crate) async fn start(service: Service, settings: Settings) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("an address");
         let shutdown = Shutdown::new();
@@ -46,22 +47,22 @@ impl Server {
         Server { address, shutdown, task }
     }
 
-    async fn plain() -> Self {
+    pub(crate) async fn plain() -> Self {
         Server::start(service(one_result), settings(Limits::default())).await
     }
 
-    async fn connect(&self) -> TcpStream {
+    pub(crate) async fn connect(&self) -> TcpStream {
         TcpStream::connect(self.address).await.expect("connect")
     }
 
     /// Sends bytes on a connection of its own and reads one answer.
-    async fn send(&self, request: impl AsRef<[u8]>) -> Reply {
+    pub(crate) async fn send(&self, request: impl AsRef<[u8]>) -> Reply {
         let mut stream = self.connect().await;
         stream.write_all(request.as_ref()).await.expect("send");
         Reply::read(&mut stream).await
     }
 
-    async fn get(&self, path: &str) -> Reply {
+    pub(crate) async fn get(&self, path: &str) -> Reply {
         self.send(format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n")).await
     }
 
@@ -69,7 +70,7 @@ impl Server {
         self.send(post_request(body)).await
     }
 
-    async fn stop(self) {
+    pub(crate) async fn stop(self) {
         self.shutdown.raise();
         within(self.task).await.expect("no panic").expect("no error");
     }
@@ -81,8 +82,8 @@ fn post_request(body: &str) -> String {
 }
 
 #[derive(Debug)]
-struct Reply {
-    status: u16,
+pub(crate) struct Reply {
+    pub(crate) status: u16,
     head: String,
     body: Vec<u8>,
 }
@@ -113,19 +114,19 @@ impl Reply {
         Some(reply)
     }
 
-    fn header(&self, name: &str) -> Option<&str> {
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
         self.head
             .lines()
             .filter_map(|line| line.split_once(": "))
             .find_map(|(key, value)| key.eq_ignore_ascii_case(name).then_some(value))
     }
 
-    fn json(&self) -> Value {
+    pub(crate) fn json(&self) -> Value {
         serde_json::from_slice(&self.body).expect("JSON")
     }
 
     #[track_caller]
-    fn is_problem(&self, status: u16, detail: &str) -> &Self {
+    pub(crate) fn is_problem(&self, status: u16, detail: &str) -> &Self {
         let body = self.json();
         assert_eq!((self.status, body["status"].as_u64()), (status, Some(status.into())), "{body}");
         assert_eq!(self.header("content-type"), Some("application/problem+json"));
@@ -140,7 +141,7 @@ async fn within<T>(work: impl Future<Output = T>) -> T {
     timeout(PATIENCE, work).await.expect("done in time")
 }
 
-fn service<F>(search: impl Fn(SearchRequest) -> F + Send + Sync + 'static) -> Service
+pub(crate) fn service<F>(search: impl Fn(SearchRequest) -> F + Send + Sync + 'static) -> Service
 where
     F: Future<Output = Result<SearchAnswer, SearchError>> + Send + 'static,
 {
@@ -150,11 +151,13 @@ where
         pipeline: "faq".into(),
         search: Some(Arc::new(boxed)),
         health: Arc::new(health),
+        filters: vec!["category".into()],
+        state: Arc::new(State::default),
         metrics: Arc::new(|| "vecsync_build_info 1\n".into()),
     }
 }
 
-fn settings(limits: Limits) -> Settings {
+pub(crate) fn settings(limits: Limits) -> Settings {
     Settings { keys: Keys::default(), tls: None, search_deadline: Duration::from_secs(5), limits }
 }
 
@@ -177,7 +180,7 @@ fn answer(results: Vec<SearchResult>) -> SearchAnswer {
 }
 
 /// One result whose passage tells the request.
-async fn one_result(request: SearchRequest) -> Result<SearchAnswer, SearchError> {
+pub(crate) async fn one_result(request: SearchRequest) -> Result<SearchAnswer, SearchError> {
     let payload = json!({"id": 7, "question": "How?"}).as_object().cloned().expect("an object");
     let filter: Vec<String> = request
         .filter

@@ -6,3 +6,4 @@ mod embedding;
 mod embedding_log;
 mod house;
 mod http;
+mod http_page;

@@ -46,7 +46,7 @@ impl Http {
         self.request("POST", path, &body.to_string())
     }
 
-    fn request(&mut self, method: &str, path: &str, body: &str) -> io::Result<Answer> {
+    pub fn request(&mut self, method: &str, path: &str, body: &str) -> io::Result<Answer> {
         let reused = self.stream.is_some();
         let answer = self.exchange(method, path, body);
         match answer {

@@ -1,6 +1,7 @@
 //! What live tests and benchmarks stand on: real servers, the real binary, waiting, chance. Tests nothing itself.
 #![allow(dead_code, reason = "each target uses a part of it")]
 
+pub mod browser;
 pub mod connect;
 pub mod dice;
 pub mod disk;

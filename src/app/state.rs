@@ -1,0 +1,65 @@
+//! What the status page shows beside health: the stores side by side, who would answer a search, the last changes.
+
+use super::LOCAL;
+use super::serving::Shared;
+use crate::clock::now_ms;
+use crate::config::Document;
+use crate::index::primary::STORE;
+use crate::serve::status::{State, Store};
+
+impl Shared {
+    /// How the stores are. Waits for nothing.
+    pub fn state(&self) -> State {
+        let mut stores = vec![];
+        if let Some(qdrant) = &self.qdrant {
+            stores.push(Store {
+                name: STORE,
+                rows: None,
+                points: qdrant.primary.state().points,
+                staleness_ms: self.staleness_ms(STORE),
+                lag_records: self.arrivals.lag(STORE),
+            });
+        }
+        if let Some(mirror) = self.mirror() {
+            stores.push(Store {
+                name: LOCAL,
+                rows: Some(mirror.rows()),
+                points: Some(mirror.points()),
+                staleness_ms: self.staleness_ms(LOCAL),
+                lag_records: self.arrivals.lag(LOCAL),
+            });
+        }
+        State {
+            served_by: self.would_answer(),
+            title_field: self.arrivals.title_field().cloned(),
+            stores,
+            changes: self.arrivals.last(),
+        }
+    }
+
+    /// The store that a search made now would be answered by, if all goes well.
+    fn would_answer(&self) -> Option<&'static str> {
+        if !self.serves {
+            return None;
+        }
+        if self.stand_in().is_some() {
+            return Some(LOCAL);
+        }
+        // As a search does it: a mirror that lacks rows does not answer in the place of a store that can be asked.
+        let asked = self.qdrant.as_ref().filter(|qdrant| qdrant.failover.check().is_ok() || !self.is_local_whole());
+        let primary = asked.and_then(|qdrant| qdrant.primary.searchable());
+        let mirror = || self.mirror().filter(|mirror| mirror.is_open());
+        primary.map(|_| STORE).or_else(|| mirror().map(|_| LOCAL))
+    }
+
+    fn staleness_ms(&self, store: &str) -> Option<u64> {
+        let as_of_ms = self.standing(store).as_of_ms?;
+        Some(u64::try_from(now_ms() - as_of_ms).unwrap_or(0))
+    }
+}
+
+/// The column of the payload that is the title as it stands; `None`: there is no title, or it is made of more than one.
+pub(super) fn title_field(document: &Document) -> Option<String> {
+    let column = document.title.as_deref()?.trim().strip_prefix("{{")?.strip_suffix("}}")?.trim();
+    document.payload.iter().find(|field| *field == column).cloned()
+}
