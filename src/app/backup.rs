@@ -201,8 +201,8 @@ async fn make(sources: &Sources, dir: &Path, passed: Passed) -> Result<Report, B
     let since = Instant::now();
     let refused = |what: String| BackupError::Refused { dir: dir.to_owned(), what };
     let is_filled_anew = sources.generations.current().lost.or_else(|| {
-        let earlier = sources.generations.earlier()?;
-        Some(format!("revision {} answers until that of revision {} is whole", earlier.revision, sources.revision))
+        let earlier = sources.generations.earlier_revision()?;
+        Some(format!("revision {earlier} stays until that of revision {} is whole", sources.revision))
     });
     if let Some(reason) = is_filled_anew {
         return Err(refused(format!("the mirror is being filled anew, try again when it is whole: {reason}")));

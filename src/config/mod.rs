@@ -109,7 +109,10 @@ impl Config {
         }
         let config = match (settings, database, pipeline) {
             (Some(settings), Some(database), Some(pipeline)) => {
-                let Settings { data_dir, topics, kafka, qdrant, model, server, log, .. } = settings;
+                let Settings { data_dir, topics, kafka, mut qdrant, model, server, log, .. } = settings;
+                if let (Some(qdrant), Some(collection)) = (&mut qdrant, &pipeline.collection) {
+                    qdrant.collection.clone_from(collection);
+                }
                 Some(Config { roles, database, pipeline, data_dir, topics, kafka, qdrant, model, server, log })
             }
             _ => None,
@@ -184,6 +187,8 @@ pub struct Pipeline {
     pub document: Document,
     /// Fields of the payload that searches may filter by.
     pub filters: Vec<String>,
+    /// The alias in Qdrant; `None`: the one of `QDRANT_COLLECTION_NAME`.
+    pub collection: Option<String>,
 }
 
 /// `[source]` of a pipeline file.

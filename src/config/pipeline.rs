@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use super::fields::{Fields, Section};
 use super::problems::{Problem, Problems};
+use super::qdrant::{COLLECTION_WANTED, is_collection};
 use super::{Document, Pipeline, Source};
 
 /// Says what is wrong with a document's templates, one `document.text: …` each.
@@ -109,14 +110,16 @@ pub fn parse(file: &str, text: &str, check_templates: CheckTemplates<'_>) -> Res
     let name = name(&mut fields, &root);
     let source = source(&mut fields, &root, name.as_deref().unwrap_or_default());
     let document = document(&mut fields, &root);
-    let filters = filters(&mut fields, &root, document.as_ref());
+    let index = index(&mut fields, &root, document.as_ref());
     if let Some(document) = &document {
         for problem in check_templates(document) {
             fields.refuse_elsewhere(&problem);
         }
     }
-    let pipeline = match (name, source, document, filters) {
-        (Some(name), Some(source), Some(document), Some(filters)) => Some(Pipeline { name, source, document, filters }),
+    let pipeline = match (name, source, document, index) {
+        (Some(name), Some(source), Some(document), Some((filters, collection))) => {
+            Some(Pipeline { name, source, document, filters, collection })
+        }
         _ => None,
     };
     fields.problems.or(pipeline)
@@ -235,18 +238,32 @@ fn document<'t>(fields: &mut Fields<'t>, root: &Section<'_, 't>) -> Option<Docum
     })
 }
 
-fn filters<'t>(fields: &mut Fields<'t>, root: &Section<'_, 't>, document: Option<&Document>) -> Option<Vec<String>> {
+/// Fields that searches may filter by, and the collection, if one is named.
+fn index<'t>(
+    fields: &mut Fields<'t>,
+    root: &Section<'_, 't>,
+    document: Option<&Document>,
+) -> Option<(Vec<String>, Option<String>)> {
     let section = fields.section(root, "index", &["filters", "collection"]);
-    fields.refuse_unsupported(&section, &["collection"]);
+    let collection = match section.has("collection") {
+        true => {
+            let name = fields.text(&section, "collection")?;
+            if !is_collection(name) {
+                fields.refuse(&section, "collection", COLLECTION_WANTED);
+            }
+            Some(name.to_owned())
+        }
+        false => None,
+    };
     if !section.has("filters") {
-        return Some(Vec::new());
+        return Some((vec![], collection));
     }
     let filters = fields.texts(&section, "filters")?;
     for filter in document.iter().flat_map(|document| filters.iter().filter(|name| !document.payload.contains(name))) {
         let what = format!("{filter:?} is not in document.payload; searches filter by what is in the payload");
         fields.refuse(&section, "filters", &what);
     }
-    Some(filters)
+    Some((filters, collection))
 }
 
 fn is_lower_digit_or_underscore(c: char) -> bool {
@@ -363,8 +380,18 @@ filters = ["category"]
                     overlap_tokens: 32,
                 },
                 filters: vec!["category".into()],
+                collection: None,
             }
         );
+    }
+
+    #[test]
+    fn a_collection_has_a_name_that_an_alias_can_have() {
+        let with = |name: &str| GOOD.replace("[index]", &format!("[index]\ncollection = {name}"));
+        let pipeline = parse("p.toml", &with("\"questions\""), &|_| vec![]).expect("it is good");
+        assert_eq!(pipeline.collection.as_deref(), Some("questions"));
+        check(&with("\"a__2\""), &["index.collection = \"a__2\": wanted a name"]);
+        check(&with("7"), &["index.collection = 7: wanted text in quotes"]);
     }
 
     #[test]
@@ -434,8 +461,6 @@ filters = "category"
 
     #[test]
     fn what_has_no_effect_yet_is_refused() {
-        let text = GOOD.replace("[index]", "[index]\ncollection = \"c\"");
-        check(&text, &["index.collection = \"c\": is not supported"]);
         let text = GOOD.replace("[document]", "query = \"q\"\nwatch = []\n[document]");
         check(&text, &["source.query", "source.watch"]);
     }

@@ -29,6 +29,10 @@ const COLLECTION_BYTES_MAX: usize = 200;
 /// What Qdrant refuses in the name of a collection.
 const COLLECTION_FORBIDDEN: &[char] = &['<', '>', ':', '"', '/', '\\', '|', '?', '*', '\0', '\u{1f}'];
 
+/// What the name of a collection has to be.
+pub(super) const COLLECTION_WANTED: &str = "wanted a name of at most 200 bytes that does not begin with a dot, ends with no \
+                                            __number, and has none of <>:\"/\\|?*";
+
 /// The Qdrant that is the primary store, if one is.
 pub(super) fn read(environment: &Environment) -> Result<Option<Qdrant>, Problems> {
     let mut reader = Reader { environment, problems: Problems::new() };
@@ -51,11 +55,7 @@ pub(super) fn read(environment: &Environment) -> Result<Option<Qdrant>, Problems
     }
     let tls = reader.checked(TLS, "wanted true or false", |text| text.parse::<bool>().ok());
     let timeout = reader.whole(TIMEOUT, 1..=TIMEOUT_S_MAX);
-    let collection = reader.checked(
-        COLLECTION,
-        "wanted a name of at most 200 bytes that does not begin with a dot, ends with no __number, and has none of <>:\"/\\|?*",
-        |text| is_collection(text).then(|| text.to_owned()),
-    );
+    let collection = reader.checked(COLLECTION, COLLECTION_WANTED, |text| is_collection(text).then(|| text.to_owned()));
     let api_key = given(environment, API_KEY);
     if api_key.is_some_and(|key| !key.bytes().all(|byte| (0x21..0x7f).contains(&byte))) {
         // A secret: not shown.
@@ -108,7 +108,7 @@ fn host(text: &str) -> Option<String> {
     fits.then(|| text.to_owned())
 }
 
-fn is_collection(text: &str) -> bool {
+pub(super) fn is_collection(text: &str) -> bool {
     let is_generation = text.rsplit_once("__").is_some_and(|(_, number)| number.parse::<u32>().is_ok());
     !text.is_empty()
         && text.len() <= COLLECTION_BYTES_MAX

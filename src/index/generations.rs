@@ -189,6 +189,11 @@ impl Generations {
         self.naming().earlier.clone()
     }
 
+    /// The revision of the one that is named until the current one is whole, whether it can be asked or not.
+    pub fn earlier_revision(&self) -> Option<String> {
+        self.naming().before.as_ref().map(|before| before.revision.clone())
+    }
+
     /// Whether the current one has held the whole table at some moment, and was not emptied since.
     pub fn is_whole(&self) -> bool {
         self.naming().ours.whole

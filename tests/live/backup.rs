@@ -423,12 +423,19 @@ fn a_restore_that_is_killed_can_be_made_again() {
     backup(&pair.site.vecsync, "backup");
     assert_eq!(pair.site.vecsync.terminate().code, Some(0));
     let (mut dice, mut again) = (Dice::new(41), 0);
-    for _ in 0..8 {
+    // It is killed as soon as one of these is to be seen, or a moment later.
+    for seen in ["restoring", "restore.json", "mirror"].iter().cycle().take(9) {
         lose_data(&pair.site.vecsync);
         lose_qdrant(&pair);
         let mut command = pair.site.vecsync.spawn(&["restore", &pair.site.vecsync.path("backup")]);
-        // The moment of the kill is the dice's.
-        std::thread::sleep(Duration::from_millis(20 + dice.below(800) as u64));
+        wait_until("the restore to come so far", COMMAND, || {
+            let is_seen = entries(&pair.site.vecsync.path("data")).iter().any(|name| name == seen);
+            match is_seen || command.try_wait().unwrap().is_some() {
+                true => Ok(()),
+                false => Err(format!("{seen} is not there")),
+            }
+        });
+        std::thread::sleep(Duration::from_millis(dice.below(40) as u64));
         command.kill().unwrap();
         if command.wait().unwrap().code() != Some(0) {
             again += 1;

@@ -9,6 +9,7 @@ use tokio_rustls::rustls;
 use crate::qdrant_run::{Pair, SOON};
 use crate::support::process::{free_port, wait_until};
 use crate::support::qdrant::Qdrant;
+use crate::support::vecsync::PIPELINE;
 use crate::writer::Writer;
 
 const CAUGHT_UP: Duration = Duration::from_secs(120);
@@ -21,6 +22,15 @@ fn init(pair: &Pair, flags: &[&str], code: i32, words: &[&str]) {
     for word in words {
         assert!(said.contains(word), "init {flags:?}: {word:?} is not in {said}");
     }
+}
+
+#[test]
+fn a_pipeline_file_names_its_own_collection() {
+    let pair = Pair::prepare(Qdrant::own(), 0);
+    let own = pair.qdrant.name("own");
+    pair.site.vecsync.write_pipeline(&PIPELINE.replace("[index]", &format!("[index]\ncollection = \"{own}\"")));
+    init(&pair, &[], 0, &["is made", &format!("{own}__1")]);
+    assert_eq!(pair.collections(), [""; 0], "QDRANT_COLLECTION_NAME is for pipelines that name none");
 }
 
 #[test]
