@@ -244,7 +244,7 @@ fn killed_at_any_moment_qdrant_equals_the_table() {
     let mut pair = Pair::prepare(Qdrant::own(), 100);
     pair.site.vecsync.start_ready();
     let writer = Writer::start(&pair.site.postgres, 11, Duration::from_millis(5));
-    let rounds = std::env::var("VECSYNC_TEST_ROUNDS").map_or(10, |text| text.parse().expect("a number of rounds"));
+    let rounds = std::env::var("VECSYNC_TEST_ROUNDS").map_or(50, |text| text.parse().expect("a number of rounds"));
     for round in 0..rounds {
         writer.wait_for_more(20 + round % 10 * 7);
         pair.site.vecsync.kill();
