@@ -70,6 +70,15 @@ pub enum AppError {
         /// What the system said.
         source: io::Error,
     },
+    /// A restore was broken off there.
+    #[error(
+        "use VECSYNC_DATA_DIR {path}: a restore was broken off there; run it again, or remove restore.json and the folder \
+         restoring to begin without what it would bring"
+    )]
+    Restoring {
+        /// The folder.
+        path: PathBuf,
+    },
     /// The address is taken or not ours.
     #[error("listen on VECSYNC_LISTEN {address}: {remedy}")]
     Listen {
@@ -141,6 +150,9 @@ pub async fn run(config: Config) -> Result<(), AppError> {
     process::raise_file_limit();
     process::keep_large_blocks();
     make_data_dir(&config)?;
+    if backup::is_broken_off(&config.data_dir) {
+        return Err(AppError::Restoring { path: config.data_dir });
+    }
     let listener = listen(&config).await?;
     let server_settings = serve::Settings::load(&config.server)?;
     let document = Document::compile(&config.pipeline.document)?;

@@ -21,6 +21,7 @@ use tokio::task::spawn_blocking;
 
 pub use self::manifest::Manifest;
 use self::manifest::{FORMAT, LOG, LogHeld, LogKind, LogPart, MIRROR, MirrorPart, QDRANT, QdrantPart};
+pub(super) use self::restore::is_broken_off;
 pub use self::restore::{Only, restore};
 use super::{AppError, embedded_settings, mirror_settings, open_log, qdrant_settings, revision_of};
 use crate::archive::{ArchiveError, FileInfo, Pace, Writer, ensure_room, files};

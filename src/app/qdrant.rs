@@ -52,6 +52,8 @@ struct Tracked {
     is_asked: bool,
     positions: Offsets,
     freshness: Freshness,
+    /// Records of `vectors` that it lacks.
+    lag: u64,
 }
 
 /// How far a store is with regard to the source.
@@ -79,10 +81,19 @@ impl Qdrant {
         }
     }
 
-    /// Brings the freshness up to what is written. `is_local_loaded`: whether the mirror has held the whole table.
-    pub fn follow(&self, log: &Log, revision: &str, is_local_loaded: bool) -> Result<(), LogError> {
-        let Some(taken) = self.primary.state().taken else { return Ok(()) };
+    /// Brings the freshness up to what is written. `is_local_loaded`: whether the mirror has held the whole table; `local` are
+    /// its positions.
+    pub fn follow(&self, log: &Log, revision: &str, is_local_loaded: bool, local: &Offsets) -> Result<(), LogError> {
+        let state = self.primary.state();
+        let is_away = state.fault.is_some() || state.sink_fault.is_some();
+        let Some(taken) = state.taken else { return Ok(()) };
         let mut tracked = self.tracked();
+        // Who writes counts while it writes; while it cannot, the mirror knows what has come.
+        let behind_local = local.iter().zip(&taken.positions).map(|(local, has)| local.saturating_sub(*has)).sum();
+        tracked.lag = taken.lag.max(if is_away { behind_local } else { 0 });
+        if is_away {
+            self.metrics.sink_lag(STORE, tracked.lag);
+        }
         let is_another = tracked.generation != taken.generation
             || taken.positions.iter().zip(&tracked.positions).any(|(now, before)| now < before);
         match log {
@@ -243,11 +254,12 @@ impl Qdrant {
         }
         component.details.insert("collection".into(), collection);
         if let Some(taken) = &state.taken {
-            if component.status == Status::Healthy && taken.lag > LATE {
+            let lag = self.tracked().lag;
+            if component.status == Status::Healthy && lag > LATE {
                 component.status = Status::Degraded;
-                component.error = Some(format!("it lacks {} records", taken.lag));
+                component.error = Some(format!("it lacks {lag} records"));
             }
-            component.details.insert("sink".into(), json!({"generation": taken.generation, "lag_records": taken.lag}));
+            component.details.insert("sink".into(), json!({"generation": taken.generation, "lag_records": lag}));
         }
         let staleness_ms = standing.as_of_ms.map(|as_of_ms| (now_ms() - as_of_ms).max(0));
         component.details.insert("staleness_ms".into(), json!(staleness_ms));

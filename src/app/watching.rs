@@ -76,7 +76,7 @@ impl Watching {
             self.follow(&stored, went_back)?;
             if let Some(qdrant) = &self.shared.qdrant {
                 let is_local_loaded = self.shared.freshness().is_loaded();
-                qdrant.follow(&self.log, &self.revision, is_local_loaded)?;
+                qdrant.follow(&self.log, &self.revision, is_local_loaded, &last.1)?;
             }
             if let Some(stand_in) = self.shared.stand_in() {
                 stand_in.follow(&self.log)?;

@@ -439,6 +439,11 @@ fn a_restore_that_is_killed_can_be_made_again() {
         command.kill().unwrap();
         if command.wait().unwrap().code() != Some(0) {
             again += 1;
+            if entries(&pair.site.vecsync.path("data")).iter().any(|name| name.starts_with("restor")) {
+                let refused = pair.site.vecsync.run(&["run"]);
+                assert_eq!(refused.code, Some(1), "{refused:?}");
+                assert!(refused.stderr.contains("a restore was broken off there"), "{refused:?}");
+            }
             let ended = pair.site.vecsync.run_within(&["restore", &pair.site.vecsync.path("backup")], COMMAND);
             assert_eq!(ended.code, Some(0), "{ended:?}");
         }

@@ -225,6 +225,14 @@ fn qdrant_may_be_away_as_long_as_it_likes() {
         }
         pair.expect_served_by("local", SOON);
         writer.wait_for_more(100);
+        let vecsync = &mut pair.site.vecsync;
+        wait_until("what Qdrant lacks to be known", SOON, || {
+            let lag = &health(vecsync).1["sink"]["lag_records"];
+            match vecsync.metric("vecsync_sink_lag_records", "qdrant") {
+                Some(lacks) if lacks >= 20.0 && lag.as_u64() >= Some(20) => Ok(()),
+                lacks => Err(format!("{lacks:?}, health says {lag}")),
+            }
+        });
         match harm {
             "KILL" => pair.qdrant.restart(),
             _ => pair.qdrant.signal("CONT"),

@@ -61,6 +61,11 @@ struct Restore<'a> {
     parts: Vec<PartReport>,
 }
 
+/// Whether a restore into this data directory has begun and not come to its end.
+pub fn is_broken_off(data_dir: &Path) -> bool {
+    data_dir.join(STATE).exists() || data_dir.join(BUILDING).exists()
+}
+
 /// Restores a backup to what is configured.
 pub async fn restore(config: &Config, dir: &Path, only: Option<Only>, passed: Passed) -> Result<Report, BackupError> {
     let since = Instant::now();
