@@ -63,7 +63,7 @@ pub fn replay() -> Figures {
     let said = site.vecsync.run_within(&["replay", "--topic", "vectors", "--into", "new", "--json"], LIMIT);
     assert_eq!(said.code, Some(0), "{}", said.stderr);
     let seconds = begun.elapsed().as_secs_f64();
-    let points = said.stdout.parse::<Value>().expect("JSON")["qdrant"]["points"].as_f64();
+    let points = said.stdout.parse::<Value>().expect("JSON")["qdrant"]["difference"]["points"].as_f64();
     assert_eq!(points, Some(REPLAYED as f64), "{}", said.stdout);
     vec![
         ("points_per_s", REPLAYED as f64 / seconds),
