@@ -9,10 +9,10 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use measure::report::Report;
-use measure::{backfill, failover, freshness, kafka, qdrant, scan, search};
+use measure::{backfill, capture, failover, freshness, kafka, qdrant, scan, search};
 use support::kafka::Kafka;
 
-const USAGE: &str = "usage: [freshness|backfill|search|idle|scan|qdrant|failover|kafka|replay|all]… [--model fp32|int8|both] [--json FILE] [--no-docs]";
+const USAGE: &str = "usage: [freshness|backfill|search|idle|scan|capture|qdrant|failover|kafka|replay|all]… [--model fp32|int8|both] [--json FILE] [--no-docs]";
 
 /// What is measured.
 #[derive(Debug, Default)]
@@ -22,6 +22,7 @@ struct Wanted {
     search: bool,
     idle: bool,
     scan: bool,
+    capture: bool,
     qdrant: bool,
     failover: bool,
     kafka: bool,
@@ -61,6 +62,13 @@ fn main() -> ExitCode {
     if wanted.scan {
         // Which model made the vectors does not matter.
         report.add("int8", "scan", scan::search("int8"));
+    }
+    if wanted.capture {
+        // Capture does not run the model.
+        report.add("int8", "capture stream", capture::decode());
+        report.add("int8", "capture copy", capture::copy());
+        report.add("int8", "capture transaction", capture::transaction());
+        report.add("int8", "capture beside", capture::beside());
     }
     if wanted.qdrant {
         // The vectors are drawn by chance.
@@ -104,6 +112,7 @@ impl Wanted {
                 "search" => &mut wanted.search,
                 "idle" => &mut wanted.idle,
                 "scan" => &mut wanted.scan,
+                "capture" => &mut wanted.capture,
                 "qdrant" => &mut wanted.qdrant,
                 "failover" => &mut wanted.failover,
                 "kafka" => {
@@ -136,8 +145,9 @@ impl Wanted {
             (*part, any) = (true, true);
         }
         if !any {
-            let Wanted { freshness, backfill, search, idle, scan, qdrant, failover, kafka, replay, .. } = &mut wanted;
-            for part in [freshness, backfill, search, idle, scan, qdrant, failover, kafka, replay] {
+            let Wanted { freshness, backfill, search, idle, scan, capture, qdrant, failover, kafka, replay, .. } =
+                &mut wanted;
+            for part in [freshness, backfill, search, idle, scan, capture, qdrant, failover, kafka, replay] {
                 *part = true;
             }
         }

@@ -57,7 +57,7 @@ const TOMBSTONE_RETENTION: Duration = Duration::from_secs(24 * 60 * 60);
 /// Requests that wait for capture: a person makes them one at a time.
 const REQUESTS_WAITING: usize = 1;
 /// The name of the store beside the process, in metrics and answers.
-const LOCAL: &str = "local";
+const LOCAL: &str = index::mirror::STORE;
 
 /// vecsync cannot start or go on.
 #[derive(Debug, thiserror::Error)]

@@ -58,6 +58,7 @@ fn describe() {
         ("vecsync_texts_split_total", "Texts that needed more than one window"),
         ("vecsync_titles_cut_total", "Titles too long to stand whole in front of their windows"),
         ("vecsync_store_requests_total", "Requests to a store"),
+        ("vecsync_store_connections_total", "Connections made to a store, and openings of its folder, by result"),
         ("vecsync_queries_total", "Searches answered"),
         ("vecsync_fallbacks_total", "Searches answered by the mirror in Qdrant's place, by reason"),
         ("vecsync_dead_letters_total", "Records put aside, by reason"),
@@ -193,6 +194,13 @@ impl PipelineMetrics {
             .increment(1);
         histogram!("vecsync_store_request_duration_seconds", "pipeline" => self.label(), "store" => store, "operation" => operation)
             .record(took);
+    }
+
+    /// A connection to a store came about, or the opening of its folder, or it did not.
+    pub fn store_connection(&self, store: &'static str, ok: bool) {
+        let result = if ok { "ok" } else { "error" };
+        counter!("vecsync_store_connections_total", "pipeline" => self.label(), "store" => store, "result" => result)
+            .increment(1);
     }
 
     /// A search was answered by the mirror in Qdrant's place.

@@ -2,6 +2,7 @@
 
 pub mod backfill;
 pub mod bare;
+pub mod capture;
 pub mod failover;
 pub mod freshness;
 pub mod kafka;

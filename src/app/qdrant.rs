@@ -214,6 +214,11 @@ impl Qdrant {
         local.await.map(|hits| (hits, LOCAL))
     }
 
+    /// Records of `vectors` that it lacks, as far as they are known here, also while it is away; `None`: it is not written to.
+    pub fn lag(&self) -> Option<u64> {
+        self.primary.state().taken.map(|_| self.tracked().lag)
+    }
+
     /// How it is, for health.
     pub fn component(&self) -> Component {
         let (state, standing) = (self.primary.state(), self.standing());

@@ -13,6 +13,7 @@ use crate::capture::{self, Phase};
 use crate::clock::now_ms;
 use crate::embed::{EmbedError, Embedder};
 use crate::freshness::Freshness;
+use crate::index::mirror::Begun;
 use crate::index::primary::STORE;
 use crate::index::{self, Arrivals, Filter, Generations, Hit, Mirror, MirrorError};
 use crate::retry::Chain;
@@ -104,14 +105,20 @@ impl Shared {
             };
             return Ok(self.answer(vec![], store, self.standing(store)));
         };
-        let local = self.search_locally(mirror, query.clone(), request.limit, request.min_score, filter.clone());
-        let (hits, served_by) = match &self.qdrant {
+        let local =
+            |mirror| self.search_locally(mirror, query.clone(), request.limit, request.min_score, filter.clone());
+        let (mut hits, mut served_by) = match &self.qdrant {
             Some(qdrant) => {
                 let wanted = (request.limit, request.min_score);
-                qdrant.search(&query, wanted, &filter, local, self.is_local_whole()).await?
+                let is_local_whole = self.is_local_whole();
+                qdrant.search(&query, wanted, &filter, local(mirror.clone()), is_local_whole).await?
             }
-            None => (local.await?, LOCAL),
+            None => (local(mirror.clone()).await?, LOCAL),
         };
+        // While both are being filled for the first time, the other one may have come further.
+        if hits.is_empty() && served_by != LOCAL && !self.standing(served_by).is_loaded {
+            (hits, served_by) = (local(mirror).await?, LOCAL);
+        }
         let results = results(hits);
         let standing = self.standing(served_by);
         if results.is_empty() && !standing.is_loaded {
@@ -131,14 +138,22 @@ impl Shared {
         min_score: f32,
         filter: Filter,
     ) -> Result<Vec<Hit>, SearchError> {
-        let search = async |mirror: Mirror| {
+        // Another thread means two switches: a short search that reads no disk is made here, and otherwise as much of it.
+        let begun = mirror.begin_search(&query, limit, min_score, &filter);
+        if let Some(Begun::Done(hits)) = begun {
+            return Ok(hits);
+        }
+        let search = async |mirror: Mirror, begun: Option<Begun>| {
             let (query, filter) = (query.clone(), filter.clone());
-            let scan = move || mirror.search(&query, limit, min_score, &filter);
-            spawn_blocking(scan).await.map_err(|error| SearchError::Internal(error.to_string()))
+            let search = move || match begun {
+                Some(Begun::Found(search)) => mirror.finish_search(search),
+                _ => mirror.search(&query, limit, min_score, &filter),
+            };
+            spawn_blocking(search).await.map_err(|error| SearchError::Internal(error.to_string()))
         };
-        let found = match (search(mirror).await?, self.mirror()) {
+        let found = match (search(mirror, begun).await?, self.mirror()) {
             // Another generation has taken its place meanwhile.
-            (Err(MirrorError::Closed { .. }), Some(current)) => search(current).await?,
+            (Err(MirrorError::Closed { .. }), Some(current)) => search(current, None).await?,
             (found, _) => found,
         };
         found

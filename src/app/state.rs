@@ -17,7 +17,7 @@ impl Shared {
                 rows: None,
                 points: qdrant.primary.state().points,
                 staleness_ms: self.staleness_ms(STORE),
-                lag_records: self.arrivals.lag(STORE),
+                lag_records: qdrant.lag(),
             });
         }
         if let Some(mirror) = self.mirror() {

@@ -35,16 +35,32 @@ struct Call {
     members: Vec<usize>,
 }
 
-#[derive(Default)]
 struct Queue {
     state: Mutex<State>,
-    changed: Condvar,
+    /// Threads that take rows wait here.
+    for_rows: Condvar,
+    /// The one that takes queries alone.
+    for_queries: Condvar,
+    /// How many queries are embedded at the same time: more of them than cores only take turns.
+    queries_at_once: usize,
+}
+
+/// A call on a thread.
+struct Turn {
+    call: Call,
+    is_query: bool,
 }
 
 #[derive(Default)]
 struct State {
     rows: VecDeque<Call>,
     queries: VecDeque<Call>,
+    /// Queries that are being embedded.
+    queries_running: usize,
+    /// Threads that wait for rows.
+    idle: usize,
+    /// The thread for queries alone waits, and was not woken yet.
+    is_query_idle: bool,
     closed: bool,
 }
 
@@ -69,7 +85,7 @@ pub struct Inference {
 impl Inference {
     /// Starts a thread for each model. A call with rows holds at most `budget` tokens, padding included; 0: one text a call.
     pub fn start(rows: Vec<Model>, query: Model, budget: usize) -> io::Result<Inference> {
-        let queue = Arc::new(Queue::default());
+        let queue = Arc::new(Queue::new(rows.len()));
         // Made before the first thread, so that those already started are joined if a later one cannot be.
         let mut inference = Inference { queue: Arc::clone(&queue), threads: vec![], for_rows: rows.len(), budget };
         let rows = rows.into_iter().map(|model| (model, Takes::RowsFirst));
@@ -132,8 +148,7 @@ impl Inference {
             let members = call.into_iter().map(|position| members[position]).collect();
             Call { job: Arc::clone(&job), members }
         });
-        enqueue(&mut self.queue.lock(), calls.collect());
-        self.queue.changed.notify_all();
+        self.queue.add(|state| enqueue(state, calls.collect()));
         // The last of the calls replies, whatever becomes of it.
         finished.await.unwrap_or_else(|_| vec![Err(EmbedError::Stopped); texts_count])
     }
@@ -143,7 +158,8 @@ impl Drop for Inference {
     /// Ends the threads after the calls that they are in.
     fn drop(&mut self) {
         self.queue.lock().closed = true;
-        self.queue.changed.notify_all();
+        self.queue.for_rows.notify_all();
+        self.queue.for_queries.notify_all();
         for thread in self.threads.drain(..) {
             if thread.join().is_err() {
                 tracing::error!("a thread that ran the model panicked");
@@ -157,21 +173,67 @@ impl Queue {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn new(for_rows: usize) -> Self {
+        let (rows, queries) = (Condvar::new(), Condvar::new());
+        Queue { state: Mutex::default(), for_rows: rows, for_queries: queries, queries_at_once: for_rows.max(1) }
+    }
+
+    fn add(&self, enqueue: impl FnOnce(&mut State)) {
+        let mut state = self.lock();
+        enqueue(&mut state);
+        self.wake(&mut state);
+    }
+
+    /// Wakes as many threads as have something to do. A query that comes alone has always the same one, whose core is warm.
+    fn wake(&self, state: &mut State) {
+        let mut queries = state.queries.len().min(self.queries_at_once.saturating_sub(state.queries_running));
+        if queries > 0 && std::mem::take(&mut state.is_query_idle) {
+            self.for_queries.notify_one();
+            queries -= 1;
+        }
+        for _ in 0..(state.rows.len() + queries).min(state.idle) {
+            self.for_rows.notify_one();
+        }
+    }
+
+    fn has_query(&self, state: &State) -> bool {
+        !state.queries.is_empty() && state.queries_running < self.queries_at_once
+    }
+
     /// Waits for a call; none when the queue is closed.
-    fn next(&self, takes: Takes) -> Option<Call> {
+    fn next(&self, takes: Takes) -> Option<Turn> {
         let mut state = self.lock();
         loop {
             if state.closed {
                 return None;
             }
-            let row = match takes {
-                Takes::RowsFirst => state.rows.pop_front(),
-                Takes::Queries => None,
-            };
-            if let Some(call) = row.or_else(|| state.queries.pop_front()) {
-                return Some(call);
+            if matches!(takes, Takes::RowsFirst)
+                && let Some(call) = state.rows.pop_front()
+            {
+                // A query that would have had its turn on this thread has it on the other.
+                self.wake(&mut state);
+                return Some(Turn { call, is_query: false });
             }
-            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+            if self.has_query(&state)
+                && let Some(call) = state.queries.pop_front()
+            {
+                state.queries_running += 1;
+                return Some(Turn { call, is_query: true });
+            }
+            state = match takes {
+                Takes::RowsFirst => {
+                    state.idle += 1;
+                    let mut state = self.for_rows.wait(state).unwrap_or_else(PoisonError::into_inner);
+                    state.idle -= 1;
+                    state
+                }
+                Takes::Queries => {
+                    state.is_query_idle = true;
+                    let mut state = self.for_queries.wait(state).unwrap_or_else(PoisonError::into_inner);
+                    state.is_query_idle = false;
+                    state
+                }
+            };
         }
     }
 }
@@ -210,12 +272,15 @@ impl Drop for Call {
 }
 
 fn serve(mut model: Model, queue: &Queue, takes: Takes) {
-    while let Some(call) = queue.next(takes) {
-        if call.job.is_given_up() {
-            continue;
+    while let Some(Turn { call, is_query }) = queue.next(takes) {
+        if !call.job.is_given_up() {
+            let results = run(&mut model, &call);
+            call.job.note(call.members.iter().copied().zip(results));
         }
-        let results = run(&mut model, &call);
-        call.job.note(call.members.iter().copied().zip(results));
+        if is_query {
+            // Whoever waits for this one's place is this thread, at its next turn, or woken by it.
+            queue.lock().queries_running -= 1;
+        }
     }
 }
 

@@ -90,7 +90,8 @@ impl Arrivals {
                 continue;
             }
             let order_ms = event.commit_ts_ms.unwrap_or(now_ms);
-            let mut place = seen.last.partition_point(|(before_ms, _)| *before_ms <= order_ms);
+            // Of more rows of one commit than are kept, the first stay: the other store's share may be on its way.
+            let mut place = seen.last.partition_point(|(before_ms, _)| *before_ms < order_ms);
             if seen.last.len() == ARRIVALS_MAX {
                 if place == 0 {
                     continue;
@@ -172,7 +173,8 @@ mod tests {
 
     fn upsert(arrivals: &Arrivals, id: usize, payload: &Value) -> Option<Told> {
         let windows = vec![Window::new(&[], "the  answer".into())];
-        let row = EmbeddedRow { payload: payload.to_string(), windows, commit_ts_ms: 5, ..EmbeddedRow::default() };
+        let commit_ts_ms = if id < 30 { 4 } else { 5 };
+        let row = EmbeddedRow { payload: payload.to_string(), windows, commit_ts_ms, ..EmbeddedRow::default() };
         arrivals.told(&VectorEvent::Upsert { key: key(id), row })
     }
 
@@ -186,16 +188,25 @@ mod tests {
         arrivals.reached("qdrant", told());
         let last = arrivals.last();
         assert_eq!(last.len(), ARRIVALS_MAX);
-        assert_eq!((&last[0].id, last[0].title.as_deref()), (&Some(json!(49)), Some("q 49")));
+        assert_eq!((&last[0].id, last[0].title.as_deref()), (&Some(json!(30)), Some("q 30")));
         assert!(last[0].reached.keys().eq(["local", "qdrant"].iter()), "{last:?}");
         let delete = VectorEvent::Delete { key: key(49), version: Version(9), commit_ts_ms: None };
         arrivals.reached("local", arrivals.told(&delete).into_iter().collect());
         assert_eq!((arrivals.last()[0].op, &arrivals.last()[0].title, arrivals.last().len()), ("delete", &None, 20));
         // Another store takes what is older than all of these.
         let before = arrivals.last();
-        let old = VectorEvent::Delete { key: key(9), version: Version(1), commit_ts_ms: Some(4) };
+        let old = VectorEvent::Delete { key: key(9), version: Version(1), commit_ts_ms: Some(3) };
         arrivals.reached("qdrant", arrivals.told(&old).into_iter().collect());
         assert_eq!(arrivals.last(), before);
+    }
+
+    #[test]
+    fn of_a_large_commit_those_are_kept_that_both_stores_show() {
+        let arrivals = Arrivals::default();
+        let told = || (30..90).filter_map(|id| upsert(&arrivals, id, &json!({}))).collect();
+        arrivals.reached("qdrant", told());
+        arrivals.reached("local", told());
+        assert_eq!(arrivals.last().iter().map(|arrival| arrival.reached.len()).collect::<Vec<_>>(), [2; ARRIVALS_MAX]);
     }
 
     #[test]

@@ -10,6 +10,7 @@ mod load;
 mod pending;
 pub mod reading;
 mod record;
+mod search;
 mod store;
 #[cfg(test)]
 mod tests;
@@ -27,14 +28,19 @@ pub use self::error::MirrorError;
 use self::load::Loaded;
 pub use self::pending::Prepared;
 use self::pending::{Pending, Step, TRANSACTION_RECORDS_MAX, parse_payload};
-use self::record::{Damage, MirrorState, Record, Stored, place_key};
+use self::record::{Damage, MirrorState, Record, Stored};
+use self::search::Recent;
+pub use self::search::{Begun, Search};
 use self::store::{FolderLock, Store, guarded, shown};
 pub use self::transfer::{TransferError, Transferred};
-use super::filter::{self, Filter};
-use super::matrix::{Found, Matrix, rank};
+use super::matrix::Matrix;
 use super::scan::{DIMENSION, Vector};
 use crate::event::{Row, RowKey, VectorEvent, Version};
+use crate::metrics::PipelineMetrics;
 use crate::topic::{Offsets, Partition};
+
+/// The mirror in the metrics' label `store`, and in answers.
+pub const STORE: &str = "local";
 
 /// What a mirror is made for.
 #[derive(Clone, Debug)]
@@ -71,6 +77,8 @@ struct Inner {
     faulty: AtomicBool,
     fault: Notify,
     lock: Mutex<Option<FolderLock>>,
+    recent: Recent,
+    metrics: PipelineMetrics,
 }
 
 /// What a batch did.
@@ -138,8 +146,10 @@ impl Mirror {
         settings: MirrorSettings,
         load: impl FnOnce(&MirrorSettings) -> Result<Loaded, MirrorError>,
     ) -> Result<Mirror, MirrorError> {
-        let lock = FolderLock::take(&settings.dir)?;
-        let loaded = load(&settings)?;
+        let taken = FolderLock::take(&settings.dir).and_then(|lock| Ok((lock, load(&settings)?)));
+        let metrics = PipelineMetrics::new(&settings.pipeline);
+        metrics.store_connection(STORE, taken.is_ok());
+        let (lock, loaded) = taken?;
         Ok(Mirror(Arc::new(Inner {
             positions: RwLock::new(loaded.state.positions.clone()),
             as_of_ms: RwLock::new(loaded.state.as_of_ms()),
@@ -150,6 +160,8 @@ impl Mirror {
             faulty: AtomicBool::new(false),
             fault: Notify::new(),
             lock: Mutex::new(Some(lock)),
+            recent: Recent::new(),
+            metrics,
             settings,
         })))
     }
@@ -213,20 +225,6 @@ impl Mirror {
             }
             told.await;
         }
-    }
-
-    /// The best `limit` rows by the score of their best window, at least `min_score`: by falling score, equal scores by
-    /// key. `query` has `DIMENSION` numbers. Takes the time of a scan (milliseconds at 100,000 windows) and may read
-    /// the disk: call it on a blocking thread.
-    pub fn search(
-        &self,
-        query: &[f32],
-        limit: usize,
-        min_score: f32,
-        filter: &Filter,
-    ) -> Result<Vec<Hit>, MirrorError> {
-        let vector = Vector::new(query).ok_or(MirrorError::Query { found: query.len() })?;
-        self.0.search(&vector, limit, min_score, filter)
     }
 
     /// A row's payload, if it is held. May read the disk: call it on a blocking thread.
@@ -302,7 +300,7 @@ impl Mirror {
     pub(super) fn damage_row(&self, key: &RowKey) {
         let place = read(&self.0.matrix).get(key).expect("a row").place;
         let mut batch = sled::Batch::default();
-        batch.insert(&place_key(place), b"not what was stored");
+        batch.insert(&record::place_key(place), b"not what was stored");
         self.0.with_store(|store| store.write(batch)).expect("written");
     }
 
@@ -461,77 +459,6 @@ impl Inner {
         }
     }
 
-    fn search(&self, query: &Vector, limit: usize, min_score: f32, filter: &Filter) -> Result<Vec<Hit>, MirrorError> {
-        let found = read(&self.matrix)
-            .search(query, limit, min_score, filter)
-            .map_err(|field| MirrorError::Field { field: field.0, known: self.settings.filters.clone() })?;
-        let fetched = self.with_store(|store| {
-            found.into_iter().map(|found| self.fetch(store, found, query, min_score, filter)).collect()
-        });
-        let hits: Vec<Option<Hit>> = fetched.inspect_err(|error| {
-            if error.is_fault() {
-                self.mark_faulty();
-            }
-        })?;
-        let mut hits: Vec<Hit> = hits.into_iter().flatten().collect();
-        hits.sort_by(|a, b| rank((a.score, &a.key), (b.score, &b.key)));
-        Ok(hits)
-    }
-
-    /// Reads the row that was found. Where a writer has replaced it since, the new row is judged instead, so that score,
-    /// passage and payload are of one version.
-    fn fetch(
-        &self,
-        store: &Store,
-        found: Found,
-        query: &Vector,
-        min_score: f32,
-        filter: &Filter,
-    ) -> Result<Option<Hit>, MirrorError> {
-        let record = match self.at(store, found.place)? {
-            Some(record) if record.key == *found.key => Some(record),
-            _ => self.latest(store, &found.key)?,
-        };
-        let Some(Record { version, body: Stored::Live(mut row), .. }) = record else { return Ok(None) };
-        let payload = parse_payload(&row.payload).map_err(|why| self.damaged(Damage(why)))?;
-        let (mut window, mut score) = (found.window, found.score);
-        if version != found.version {
-            let vectors = row.windows.iter().filter_map(|window| Vector::from_le_bytes(&window.vector_bytes));
-            let scores = vectors.map(|vector| read(&self.matrix).score(&vector, query)).enumerate();
-            // The later of equal windows is the greater for `max_by`: count down, so that the first one wins.
-            let best = scores.max_by(|a, b| a.1.total_cmp(&b.1).then(b.0.cmp(&a.0)));
-            let Some((best, best_score)) = best else { return Ok(None) };
-            if best_score < min_score || !filter::passes(filter, &payload) {
-                return Ok(None);
-            }
-            (window, score) = (best, best_score);
-        }
-        if window >= row.windows.len() {
-            return Err(self.damaged(Damage("a row with fewer windows than were loaded".to_owned())));
-        }
-        let passage = row.windows.swap_remove(window).passage;
-        Ok(Some(Hit { key: RowKey::clone(&found.key), score, passage, payload, version }))
-    }
-
-    /// The record at a place, unless it has been replaced.
-    fn at(&self, store: &Store, place: u64) -> Result<Option<Record>, MirrorError> {
-        let bytes = store.get(&place_key(place))?;
-        bytes
-            .map(|bytes| Record::decode(place, &bytes).map(|(record, _)| record))
-            .transpose()
-            .map_err(|e| self.damaged(e))
-    }
-
-    /// The record of a key. Waits for a write that is being shown.
-    fn latest(&self, store: &Store, key: &RowKey) -> Result<Option<Record>, MirrorError> {
-        let _level = read(&self.ahead);
-        let Some(place) = read(&self.matrix).get(key).map(|document| document.place) else { return Ok(None) };
-        match self.at(store, place)? {
-            Some(record) if record.key == *key => Ok(Some(record)),
-            _ => Err(self.damaged(Damage(format!("record {place} is not there")))),
-        }
-    }
-
     fn damaged(&self, what: Damage) -> MirrorError {
         MirrorError::Damaged { path: shown(&self.settings.dir), what: what.0 }
     }
@@ -542,7 +469,9 @@ impl Inner {
             // On a full disk the folder could be closed but not opened: rather keep it for the searches.
             store::ensure_room(&self.settings.dir)?;
             self.close_store()?;
-            self.adopt(&mut writer, Loaded::open_or_rebuild(&self.settings)?);
+            let loaded = Loaded::open_or_rebuild(&self.settings);
+            self.metrics.store_connection(STORE, loaded.is_ok());
+            self.adopt(&mut writer, loaded?);
         }
         Ok(())
     }
@@ -568,6 +497,7 @@ impl Inner {
     fn adopt(&self, writer: &mut MirrorState, loaded: Loaded) {
         let old = std::mem::replace(&mut *write(&self.matrix), loaded.matrix);
         *write(&self.store) = Some(loaded.store);
+        self.recent.clear();
         self.publish(&loaded.state);
         *writer = loaded.state;
         self.faulty.store(false, Ordering::Release);

@@ -110,7 +110,7 @@ struct Inner {
 impl QdrantStore {
     /// Prepares a connection; makes none. Called inside of a runtime.
     pub fn new(settings: QdrantSettings) -> Result<QdrantStore, QdrantError> {
-        Ok(QdrantStore::over(Link::new(&settings.server, settings.collection.clone())?, settings))
+        Ok(QdrantStore::over(Link::new(&settings)?, settings))
     }
 
     fn over(link: Link, settings: QdrantSettings) -> QdrantStore {

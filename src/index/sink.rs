@@ -8,7 +8,7 @@ use tokio::task::{JoinError, spawn_blocking};
 
 use super::arrivals::Arrivals;
 use super::batch::{Counts, Working, decode, lag, next};
-use super::mirror::{Mirror, MirrorError, Prepared};
+use super::mirror::{Mirror, MirrorError, Prepared, STORE};
 use crate::clock::now_ms;
 use crate::metrics::PipelineMetrics;
 use crate::retry::{Chain, Retry};
@@ -27,8 +27,6 @@ const PRUNE_EVERY: Duration = Duration::from_secs(3600);
 /// Tombstones are kept this long. The mirror has one reader, which reads in order, so an older upsert can come after a
 /// delete only when positions go back; then the log's own tombstones, which are younger, come with it.
 const TOMBSTONES_KEPT: Duration = Duration::from_secs(7 * 24 * 3600);
-/// The mirror in the metrics' label `store`.
-const STORE: &str = "local";
 
 /// The sink cannot go on; trying again would not help.
 #[derive(Debug, thiserror::Error)]

@@ -15,6 +15,7 @@ mod kafka;
 mod kafka_login;
 mod kafka_topics;
 mod large;
+mod load;
 mod openapi;
 mod page;
 mod qdrant_commands;

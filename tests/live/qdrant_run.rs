@@ -228,9 +228,11 @@ fn qdrant_may_be_away_as_long_as_it_likes() {
         let vecsync = &mut pair.site.vecsync;
         wait_until("what Qdrant lacks to be known", SOON, || {
             let lag = &health(vecsync).1["sink"]["lag_records"];
+            let state = vecsync.get("/status").json();
+            let shown = state["stores"][0]["lag_records"].as_u64();
             match vecsync.metric("vecsync_sink_lag_records", "qdrant") {
-                Some(lacks) if lacks >= 20.0 && lag.as_u64() >= Some(20) => Ok(()),
-                lacks => Err(format!("{lacks:?}, health says {lag}")),
+                Some(lacks) if lacks >= 20.0 && lag.as_u64() >= Some(20) && shown >= Some(20) => Ok(()),
+                lacks => Err(format!("{lacks:?}, health says {lag}, the status {shown:?}")),
             }
         });
         match harm {

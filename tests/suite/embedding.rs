@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
+use std::time::Duration;
 
 use bytes::Bytes;
 use serde_json::{Value, json};
@@ -102,6 +103,29 @@ async fn the_same_text_gives_the_same_vector_whatever_is_beside_it() {
         let (ids, _) = embedder.tokens().truncated(text, 256).expect("tokens");
         let row = embedder.embed(vec![ids]).await.pop().expect("one").expect("a vector");
         assert_eq!(embedder.query(text).await.expect("a vector").vector, row, "{precision:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn queries_and_rows_in_any_mix_are_all_embedded() {
+    let embedder = embedder(Precision::Int8);
+    // More at the same time than there are threads, and pauses in which all of them fall asleep.
+    for round in 0..12 {
+        let queries = (0..round % 7).map(|n| {
+            let embedder = embedder.clone();
+            tokio::spawn(async move { embedder.query(&format!("query {round} {n}")).await.map(|_| 1) })
+        });
+        let rows = (0..round % 5).map(|n| {
+            let embedder = embedder.clone();
+            let texts = (0..=n).map(|text| vec![101, 7592 + round + text, 102]).collect();
+            tokio::spawn(async move { embedder.embed(texts).await.into_iter().map(|row| row.map(|_| 1)).sum() })
+        });
+        let wanted = round % 7 + (0..round % 5).map(|n| n + 1).sum::<u32>();
+        let all = futures_util::future::join_all(queries.chain(rows).collect::<Vec<_>>());
+        let done = tokio::time::timeout(Duration::from_secs(60), all).await.expect("none is forgotten");
+        let done: Vec<Result<u32, EmbedError>> =
+            done.into_iter().map(|task| task.expect("it does not panic")).collect();
+        assert_eq!(done.into_iter().map(|count| count.expect("a vector")).sum::<u32>(), wanted);
     }
 }
 

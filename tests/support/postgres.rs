@@ -257,7 +257,8 @@ fn run(command: &mut Command, input: &str) {
 }
 
 /// A program of the server. It refuses to run as root, so then it runs as another user.
-fn server_program(name: &str) -> Command {
+/// A program of PostgreSQL's, as the user whom the servers run as.
+pub fn server_program(name: &str) -> Command {
     let mut command = Command::new(programs().join(name));
     command.current_dir("/").env_clear().env("TZ", "UTC").env("LC_ALL", "C.UTF-8");
     if let Some((user, group)) = owner() {

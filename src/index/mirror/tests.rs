@@ -11,7 +11,7 @@ use serde_json::json;
 use super::*;
 use crate::event::EmbeddedRow;
 use crate::event::Window;
-use crate::index::FilterValue;
+use crate::index::{Filter, FilterValue};
 
 const PARTITIONS: Partition = 4;
 
@@ -274,7 +274,15 @@ async fn searches_during_writes_see_whole_rows() {
         tokio::task::spawn_blocking(move || {
             let mut searches = 0_u64;
             while !done.load(Ordering::Acquire) || searches == 0 {
-                let hits = mirror.search(&vector(searches), 100, -2.0, &Filter::none()).expect("a search");
+                // By turns at once, and as a server does it: from memory as far as it goes.
+                let query = vector(searches);
+                let begun = mirror.begin_search(&query, 100, -2.0, &Filter::none()).filter(|_| searches % 2 == 1);
+                let hits = match begun {
+                    Some(Begun::Done(hits)) => Ok(hits),
+                    Some(Begun::Found(search)) => mirror.finish_search(search),
+                    None => mirror.search(&query, 100, -2.0, &Filter::none()),
+                };
+                let hits = hits.expect("a search");
                 assert_eq!(hits.len(), 40);
                 for hit in hits {
                     let text = format!("row {} version {} ", hit.key.id(), hit.version.0);
@@ -292,6 +300,37 @@ async fn searches_during_writes_see_whole_rows() {
     }
     done.store(true, Ordering::Release);
     assert!(searcher.await.expect("the searcher ends") > 0);
+}
+
+#[tokio::test]
+async fn what_was_read_is_kept_and_never_answers_for_what_has_taken_its_place() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let mirror = open(dir.path());
+    let (query, any) = (vector(1), Filter::none());
+    let in_memory = || match mirror.begin_search(&query, 100, -2.0, &any).expect("nobody writes") {
+        Begun::Done(hits) => Some(hits),
+        Begun::Found(_) => None,
+    };
+    mirror.apply((0..8).map(|id| (partition(id), id / 4, upsert(id, 1))).collect()).await.expect("applied");
+    assert_eq!(in_memory(), None, "nothing was read yet");
+    let whole = mirror.search(&query, 100, -2.0, &any).expect("a search");
+    assert_eq!(in_memory(), Some(whole));
+    // The same version again, with other words: how a row is mended. Then everything anew, with the same places.
+    let mended = |words: &str| {
+        let VectorEvent::Upsert { key, row } = upsert(3, 1) else { unreachable!("it is one") };
+        let payload = json!({ "id": 3, "category": "c0", "words": words }).to_string();
+        VectorEvent::Upsert { key, row: EmbeddedRow { payload, ..row } }
+    };
+    for words in ["mended", "mended again"] {
+        mirror.apply(vec![(partition(3), 10, mended(words))]).await.expect("applied");
+        assert_eq!(in_memory(), None, "it is another row than was read");
+        let hits = mirror.search(&query, 100, -2.0, &any).expect("a search");
+        let row = hits.iter().find(|hit| hit.key == key(3)).expect("it is found");
+        assert_eq!(row.payload["words"], json!(words));
+        assert_eq!(in_memory(), Some(hits));
+        mirror.reset("for the test").await.expect("reset");
+        assert_eq!(in_memory(), Some(vec![]));
+    }
 }
 
 #[tokio::test]
@@ -527,7 +566,7 @@ async fn a_lost_row_is_noticed_though_every_checksum_is_right() {
     mirror.apply((0..8).map(|id| (partition(id), id / 4, upsert(id, 1 + id))).collect()).await.expect("applied");
     let mut batch = sled::Batch::default();
     let place = read(&mirror.0.matrix).get(&key(3)).expect("a row").place;
-    batch.remove(&place_key(place));
+    batch.remove(&record::place_key(place));
     mirror.0.with_store(|store| store.write(batch)).expect("written");
     mirror.close().await;
     let mirror = open(dir.path());

@@ -56,7 +56,7 @@ pub struct Look {
 impl QdrantGenerations {
     /// Prepares a connection; makes none. Called inside of a runtime. `settings.collection` is the alias.
     pub fn new(settings: QdrantSettings) -> Result<Self, QdrantError> {
-        let link = Link::new(&settings.server, settings.collection.clone())?;
+        let link = Link::new(&settings)?;
         Ok(QdrantGenerations { link, settings })
     }
 

@@ -3,9 +3,11 @@
 //! The official client's stubs are used, not the client around them: that one copies each request before it sends it, and
 //! repeats on its own what timed out.
 
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
+use hyper_util::client::legacy::connect::HttpConnector;
 use qdrant_client::qdrant::collections_client::CollectionsClient;
 use qdrant_client::qdrant::points_client::PointsClient;
 use qdrant_client::qdrant::qdrant_client::QdrantClient;
@@ -13,13 +15,16 @@ use qdrant_client::qdrant::{HealthCheckRequest, PointsOperationResponse, UpdateS
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::service::Interceptor;
 use tonic::service::interceptor::InterceptedService;
-use tonic::transport::{Channel, ClientTlsConfig, Endpoint};
+use tonic::transport::{Channel, ClientTlsConfig, Endpoint, Uri};
 use tonic::{Request, Response, Status};
+use tower_service::Service;
 
+use super::QdrantSettings;
 use super::error::QdrantError;
-use crate::config::Qdrant as Server;
+use crate::index::primary::STORE;
+use crate::metrics::PipelineMetrics;
 
-/// How long a connection may take to come about.
+/// How long a connection may take to come about; with TLS twice as long.
 const CONNECT: Duration = Duration::from_secs(5);
 /// A connection is asked whether it lives so often, and is given up after so long without an answer.
 const KEEP_ALIVE_EVERY: Duration = Duration::from_secs(10);
@@ -55,20 +60,57 @@ impl Interceptor for Key {
     }
 }
 
+/// Makes connections and counts them.
+struct Connector {
+    connect: HttpConnector,
+    metrics: PipelineMetrics,
+}
+
+impl Connector {
+    fn new(pipeline: &str) -> Self {
+        let mut connect = HttpConnector::new();
+        // The scheme is the channel's business, which puts TLS around what this gives.
+        connect.enforce_http(false);
+        connect.set_nodelay(true);
+        connect.set_connect_timeout(Some(CONNECT));
+        Connector { connect, metrics: PipelineMetrics::new(pipeline) }
+    }
+}
+
+impl Service<Uri> for Connector {
+    type Response = <HttpConnector as Service<Uri>>::Response;
+    type Error = <HttpConnector as Service<Uri>>::Error;
+    type Future = BoxFuture<'static, Result<Self::Response, Self::Error>>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        <HttpConnector as Service<Uri>>::poll_ready(&mut self.connect, context)
+    }
+
+    fn call(&mut self, uri: Uri) -> Self::Future {
+        let (connected, metrics) = (self.connect.call(uri), self.metrics.clone());
+        Box::pin(async move {
+            let connected = connected.await;
+            metrics.store_connection(STORE, connected.is_ok());
+            connected
+        })
+    }
+}
+
 impl Link {
-    /// Prepares a connection; makes none. Called inside of a runtime.
-    pub(super) fn new(server: &Server, name: String) -> Result<Link, QdrantError> {
+    /// Prepares a connection for what the settings name; makes none. Called inside of a runtime.
+    pub(super) fn new(settings: &QdrantSettings) -> Result<Link, QdrantError> {
+        let (server, name) = (&settings.server, settings.collection.clone());
         let url = server.url();
         let endpoint = || -> Result<Endpoint, tonic::transport::Error> {
             let endpoint = Endpoint::from_shared(url.clone())?
-                .connect_timeout(CONNECT)
-                .tcp_nodelay(true)
+                .connect_timeout(2 * CONNECT)
                 .http2_keep_alive_interval(KEEP_ALIVE_EVERY)
                 .keep_alive_timeout(KEEP_ALIVE_PATIENCE)
                 .keep_alive_while_idle(true);
             if server.tls { endpoint.tls_config(ClientTlsConfig::new().with_native_roots()) } else { Ok(endpoint) }
         };
-        let channel = endpoint().map_err(|source| QdrantError::Address { url: url.clone(), source })?.connect_lazy();
+        let endpoint = endpoint().map_err(|source| QdrantError::Address { url: url.clone(), source })?;
+        let channel = endpoint.connect_with_connector_lazy(Connector::new(&settings.pipeline));
         // The settings let only those keys through that a header can carry.
         let mut key: Option<MetadataValue<Ascii>> = server.api_key.as_ref().and_then(|key| key.expose().parse().ok());
         if let Some(key) = &mut key {
