@@ -1,6 +1,6 @@
 # Entry points. The work is in setup/; nothing is decided here.
 .DEFAULT_GOAL := help
-.PHONY: help run setup build test bench pictures fmt lint audit clean
+.PHONY: help run setup build test fuzz bench pictures fmt lint audit clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
@@ -16,6 +16,9 @@ build: ## build the release binary
 
 test: ## format, lints, tests, licences, alert rules, scripts
 	@setup/test.sh
+
+fuzz: ## feed damaged bytes to what reads the replication connection, TIME=60 seconds a target
+	@setup/fuzz.sh $(TIME)
 
 bench: ## measure freshness, backfill and search; ARGS are handed on
 	@setup/bench.sh $(ARGS)

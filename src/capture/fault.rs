@@ -98,6 +98,10 @@ pub fn remedy(code: &str, message: &str) -> Option<&'static str> {
             "add a line for this user, database and address to pg_hba.conf (logical replication uses the database's \
              line, not a `replication` one) and reload, or change sslmode if it asks for encryption"
         }
+        "28000" if says("channel binding") => {
+            "somebody between vecsync and PostgreSQL shows another certificate than the server's: use sslmode=verify-full \
+             to be sure who it is; a proxy of your own that ends TLS needs channel_binding=disable"
+        }
         "28000" => "check the user in DATABASE_URL and that it may log in",
         "3D000" => "create the database, or name another in DATABASE_URL",
         "53300" if says("max_wal_senders") => "raise max_wal_senders and restart PostgreSQL",
@@ -261,6 +265,10 @@ impl ConnectFault {
                 "check that the server speaks TLS 1.2 or 1.3 with a certificate of X.509 version 3"
             }
             ConnectFault::NoPassword => "put the password into DATABASE_URL",
+            ConnectFault::Authentication(what) if what.contains("channel") => {
+                "channel_binding=require needs TLS (sslmode=require or stricter), scram-sha-256 in pg_hba.conf and a \
+                 certificate that is not signed by Ed25519; or leave it out"
+            }
             ConnectFault::Authentication(_) => "use scram-sha-256 or md5 in pg_hba.conf, and check the password",
             ConnectFault::Server(error) => return error.remedy(),
             ConnectFault::SessionAttrs(_) => "wait for the failover to end, or name the right host in DATABASE_URL",
@@ -468,6 +476,7 @@ mod tests {
             ("42704", "replication slot \"s\" does not exist", "vecsync sync"),
             ("42501", "must be superuser or replication role to start walsender", "ALTER ROLE"),
             ("42501", "permission denied to start WAL sender", "ALTER ROLE"),
+            ("28000", "SCRAM channel binding check failed", "verify-full"),
             ("42704", "unrecognized configuration parameter \"x\"", "PostgreSQL 14"),
         ] {
             let said = remedy(code, message).unwrap_or("nothing");

@@ -52,7 +52,8 @@ impl Link {
             }
             let missing = wire::missing_bytes(&self.incoming);
             self.grown |= missing > READ_BYTES;
-            self.incoming.reserve(missing.max(READ_BYTES));
+            // A length is only said: memory grows with what has come, at most to its double.
+            self.incoming.reserve(missing.min(self.incoming.len()).max(READ_BYTES));
             let read = self.socket.read_buf(&mut self.incoming).await;
             match read.map_err(|source| StreamError::Network { doing: "read", source })? {
                 0 => return Err(StreamError::Closed),
@@ -123,5 +124,14 @@ mod tests {
         assert!(matches!(link.next().await, Ok(ServerFrame::CopyData(body)) if body.len() == 1));
         assert!(link.incoming.capacity() <= 2 * READ_BYTES, "{}", link.incoming.capacity());
         drop(writer.await.expect("a writer"));
+    }
+
+    #[tokio::test]
+    async fn memory_is_taken_for_what_comes_and_not_for_what_is_said_to_come() {
+        let (mut link, mut peer) = pair();
+        peer.write_all(&[&[b'd'][..], &(1u32 << 30).to_be_bytes(), &[7; 5_000]].concat()).await.expect("written");
+        let waiting = tokio::time::timeout(std::time::Duration::from_millis(20), link.next()).await;
+        assert!(waiting.is_err() && link.incoming.len() == 5_005);
+        assert!(link.incoming.capacity() <= 2 * READ_BYTES + 5_005, "{}", link.incoming.capacity());
     }
 }

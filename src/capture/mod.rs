@@ -200,7 +200,7 @@ pub enum CaptureError {
     #[error("publication {0} was changed while it was read from: the table is read again")]
     PublicationChanged(String),
     /// The source does not answer.
-    #[error("ask the source how far it is: no answer for {} s", .0.as_secs())]
+    #[error("ask the source: no answer for {} s", .0.as_secs())]
     Silent(Duration),
     /// Going on could lose changes.
     #[error("{0}{remedy}", remedy = .0.remedy())]

@@ -20,6 +20,10 @@ const KEYS_PER_QUERY: usize = 500;
 const VISIBLE_POLL: Duration = Duration::from_millis(1);
 const VISIBLE_PATIENCE: Duration = Duration::from_secs(30);
 
+/// How long the rows of one query may take: large ones, or a table that somebody has locked. Then the connection counts
+/// as broken, and the transaction is sent again.
+const ROWS_PATIENCE: Duration = Duration::from_secs(60);
+
 /// Columns could not be completed. Nothing was published: the transaction is sent again.
 #[derive(Debug, thiserror::Error)]
 pub enum ReselectError {
@@ -32,6 +36,9 @@ pub enum ReselectError {
         .0.as_secs()
     )]
     NotVisible(Duration),
+    /// The connection is dead, or the table is locked.
+    #[error("read the rows by key: no answer for {} s; is the table locked?", .0.as_secs())]
+    Silent(Duration),
 }
 
 /// Makes every event ready, in order. An update whose row is gone by now is left out: its delete follows in
@@ -60,7 +67,8 @@ pub async fn complete(client: &Client, table: &Table, events: Vec<Pending>) -> R
     until_visible(client, xids, VISIBLE_PATIENCE).await?;
     let mut found = HashMap::new();
     for keys in wanted.chunks(KEYS_PER_QUERY) {
-        found.extend(select(client, table, &columns, None, keys).await?);
+        let read = tokio::time::timeout(ROWS_PATIENCE, select(client, table, &columns, None, keys)).await;
+        found.extend(read.map_err(|_| ReselectError::Silent(ROWS_PATIENCE))??);
     }
     Ok(events.into_iter().filter_map(|event| completed(event, &found)).collect())
 }

@@ -1,5 +1,6 @@
 //! One connection's life: start, stream, snapshot beside it, feedback on its own clock, until it breaks or shutdown.
 
+mod patience;
 mod republish;
 
 use std::collections::HashSet;
@@ -25,6 +26,7 @@ use crate::metrics::Stage;
 use crate::retry::Retry;
 use crate::shutdown::Shutdown;
 use crate::topic::{CaptureState, Offsets, Outgoing, SnapshotMarker};
+use patience::{PROBE_PATIENCE, Pace, START_PATIENCE, answered, with_feedback};
 use republish::Republish;
 pub(super) use republish::key_text;
 
@@ -40,14 +42,8 @@ const KEYS_PER_PAGE: usize = 1_000;
 const UNSEEN_MAX: usize = 10_000;
 /// How often the source is asked how far it is.
 const PROBE_EVERY: Duration = Duration::from_secs(1);
-/// How long the source may take to say so before the connection counts as broken.
-const PROBE_PATIENCE: Duration = Duration::from_secs(10);
-/// How long the stream may bring nothing although it is asked every second: a connection that is dead on one side.
-const STREAM_PATIENCE: Duration = Duration::from_secs(60);
 /// How often the log is told that it is current while nothing changes.
 const HEARTBEAT_WHEN_IDLE: Duration = Duration::from_secs(5);
-/// Feedback interval where the server has no time-out.
-const FEEDBACK_WITHOUT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Runs one session. `Ok` means shutdown.
 pub(super) async fn run(
@@ -62,7 +58,7 @@ pub(super) async fn run(
         () = shutdown.raised() => return Ok(()),
         started = start(capture) => started?,
     };
-    let Started { sql, table, publication, stream, state, database, identity, feedback_every, unseen } = started;
+    let Started { sql, table, publication, stream, state, database, identity, pace, unseen } = started;
     tracing::info!(slot = capture.source.slot, from = %state.confirm, "streaming {}.{}", table.schema, table.name);
 
     let template = Source {
@@ -81,7 +77,7 @@ pub(super) async fn run(
     };
     let mut sequencer = Sequencer::new(template, table.clone(), state.position, state.confirm);
     sequencer.add_unseen(unseen);
-    let mut feedback = interval(feedback_every);
+    let mut feedback = interval(pace.feedback_every);
     feedback.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut session = Session {
         capture,
@@ -94,6 +90,7 @@ pub(super) async fn run(
         sequencer,
         state,
         feedback,
+        stream_patience: pace.stream_patience,
         probe: None,
         snapshot: None,
         republish: None,
@@ -134,7 +131,7 @@ struct Started {
     database: String,
     /// The publication as it is at the start.
     identity: String,
-    feedback_every: Duration,
+    pace: Pace,
     /// Transactions that an earlier session may have been sent and that are not visible yet.
     unseen: HashSet<u32>,
 }
@@ -142,20 +139,18 @@ struct Started {
 /// Connects, checks and begins the stream.
 async fn start(capture: &Capture) -> Result<Started, CaptureError> {
     let sql = super::sql::connect(&capture.database).await?;
-    let (table, publication) = inspect(capture, &sql).await?;
+    let (table, publication) = answered(START_PATIENCE, inspect(capture, &sql)).await?;
     let mut replication = ReplicationConnection::connect(&capture.database).await?;
     let name = &capture.source.slot;
     let seen = capture.log.capture_state().await?;
-    let (server, _) = identify(&mut replication).await?;
-    let slot = slot_facts(&sql, name).await?;
+    let (server, _, slot) = server_and_slot(&mut replication, &sql, name).await?;
     if let Start::Standby { pid } = progress::decide(seen.as_ref(), server, name, slot.as_ref()) {
         return Err(CaptureError::Standby { slot: name.clone(), pid });
     }
     // Nobody streams, so nobody who is at work is fenced. What the last one wrote until now counts, and it may have
     // made the slot, too: the server is asked after the record was read, and so is never behind it by right.
     let record = capture.log.take_over().await?;
-    let (server, database) = identify(&mut replication).await?;
-    let slot = slot_facts(&sql, name).await?;
+    let (server, database, slot) = server_and_slot(&mut replication, &sql, name).await?;
     let state = match progress::decide(record.as_ref(), server, name, slot.as_ref()) {
         Start::Stream(state) => state,
         Start::CreateSlot => create_slot(capture, &sql, &mut replication, server).await?,
@@ -166,7 +161,8 @@ async fn start(capture: &Capture) -> Result<Started, CaptureError> {
         Start::Standby { pid } => return Err(CaptureError::Standby { slot: capture.source.slot.clone(), pid }),
         Start::Refuse(refusal) => return Err(CaptureError::Refused(refusal)),
     };
-    let identity = publication::identity(&sql, &table, &capture.source.publication).await?;
+    let identity = publication::identity(&sql, &table, &capture.source.publication);
+    let identity = answered(START_PATIENCE, identity).await?;
     let captured = captured(&table, &publication, &identity);
     if state.snapshot == SnapshotMarker::Complete && state.captured != captured {
         tracing::warn!(was = state.captured, is = captured, "what is captured has changed: the table is read again");
@@ -175,22 +171,22 @@ async fn start(capture: &Capture) -> Result<Started, CaptureError> {
     if record.as_ref() != Some(&state) {
         capture.log.append_changes(vec![], &state).await?;
     }
-    let feedback_every = feedback_interval(&mut replication).await?;
-    let unseen = running(&sql).await?;
-    let (slot, publication_name) = (&capture.source.slot, &capture.source.publication);
-    let stream = replication.start_replication(slot, state.confirm, publication_name).await?;
-    Ok(Started { sql, table, publication, stream, state, database, identity, feedback_every, unseen })
+    let pace = answered(START_PATIENCE, Pace::of(&mut replication)).await?;
+    let unseen = answered(START_PATIENCE, running(&sql)).await?;
+    let stream = replication.start_replication(name, state.confirm, &capture.source.publication);
+    let stream = answered(START_PATIENCE, stream).await?;
+    Ok(Started { sql, table, publication, stream, state, database, identity, pace, unseen })
 }
 
 /// Forgets the position so that the next session takes a whole snapshot, with a slot that begins now.
 pub(super) async fn reset(capture: &Capture) -> Result<(), CaptureError> {
     let sql = super::sql::connect(&capture.database).await?;
     // The slot decodes with the publication as it was at each moment, so the publication must be there first.
-    inspect(capture, &sql).await?;
+    answered(START_PATIENCE, inspect(capture, &sql)).await?;
     let mut replication = ReplicationConnection::connect(&capture.database).await?;
-    let (server, _) = identify(&mut replication).await?;
     let name = &capture.source.slot;
-    match slot_facts(&sql, name).await? {
+    let (server, _, slot) = server_and_slot(&mut replication, &sql, name).await?;
+    match slot {
         Some(SlotFacts { active_pid: Some(pid), .. }) => {
             return Err(CaptureError::Standby { slot: name.clone(), pid });
         }
@@ -205,11 +201,16 @@ pub(super) async fn reset(capture: &Capture) -> Result<(), CaptureError> {
     create_slot(capture, &sql, &mut replication, server).await.map(|_| ())
 }
 
-/// The server as it is now, and the database.
-async fn identify(replication: &mut ReplicationConnection) -> Result<(Server, String), CaptureError> {
-    let system = replication.identify_system().await?;
+/// The server as it is now, the database, and then the slot.
+async fn server_and_slot(
+    replication: &mut ReplicationConnection,
+    sql: &Sql,
+    slot: &str,
+) -> Result<(Server, String, Option<SlotFacts>), CaptureError> {
+    let system = answered(START_PATIENCE, replication.identify_system()).await?;
     let server = Server { system_id: system.system_id, timeline: system.timeline, flushed: system.flushed };
-    Ok((server, system.database))
+    let slot = answered(START_PATIENCE, slot_facts(sql, slot)).await?;
+    Ok((server, system.database, slot))
 }
 
 struct Session<'a> {
@@ -224,6 +225,8 @@ struct Session<'a> {
     /// What the log has recorded.
     state: CaptureState,
     feedback: Interval,
+    /// How long the stream may bring nothing although it is asked.
+    stream_patience: Duration,
     /// Until the stream has reached this, what it shows may be older than the moment.
     probe: Option<(Lsn, i64)>,
     snapshot: Option<Snapshot>,
@@ -231,7 +234,7 @@ struct Session<'a> {
     republish: Option<Republish>,
     /// The log was current once: what breaks now is a new fault, not the last one again.
     settled: bool,
-    /// When the stream last brought something.
+    /// When the stream last brought something, or had nothing to bring.
     heard: Instant,
     /// Whether anything was appended since the last heartbeat.
     changed: bool,
@@ -303,13 +306,17 @@ impl Session<'_> {
                 Next::Feedback => self.record_and_confirm().await?,
                 Next::Probe => {
                     let reached = self.ask_source().await?;
-                    let (lsn, _) = *self.probe.get_or_insert(reached);
+                    self.probe.get_or_insert(reached);
+                    let (lsn, _) = reached;
                     if self.sequencer.received() < lsn.max(self.awaited()) {
-                        if self.heard.elapsed() > STREAM_PATIENCE {
-                            return Err(CaptureError::Silent(STREAM_PATIENCE));
+                        if self.heard.elapsed() > self.stream_patience {
+                            return Err(CaptureError::Silent(self.stream_patience));
                         }
                         // The server answers with how far it has sent.
                         self.stream.send_status(self.state.confirm, true).await?;
+                    } else {
+                        // Nothing is missing, so its silence says nothing.
+                        self.heard = Instant::now();
                     }
                     if self.sequencer.confirmable() > self.state.confirm {
                         self.record_and_confirm().await?;
@@ -344,7 +351,8 @@ impl Session<'_> {
                         // What was collected so far has the old shape.
                         self.append().await?;
                         self.give_up_republish("the table has another shape now; try again");
-                        (self.table, self.publication) = inspect(self.capture, &self.sql).await?;
+                        (self.table, self.publication) =
+                            answered(START_PATIENCE, inspect(self.capture, &self.sql)).await?;
                         self.sequencer.set_table(self.table.clone());
                     }
                 }
@@ -411,11 +419,20 @@ impl Session<'_> {
     async fn record_and_confirm(&mut self) -> Result<(), CaptureError> {
         let confirm = self.sequencer.confirmable();
         if confirm > self.state.confirm && self.sequencer.waiting().1 == 0 {
-            let state = CaptureState { confirm, ..self.state.clone() };
-            self.capture.log.append_changes(vec![], &state).await?;
-            self.state = state;
+            self.record(vec![], CaptureState { confirm, ..self.state.clone() }).await?;
         }
         self.stream.send_status(self.state.confirm, false).await?;
+        Ok(())
+    }
+
+    /// Hands the log what is no event of the stream, and where capture stands. However long the log takes, feedback
+    /// goes on.
+    async fn record(&mut self, records: Vec<Outgoing>, state: CaptureState) -> Result<(), CaptureError> {
+        let log = &self.capture.log;
+        let work = async { log.append_changes(records, &state).await.map_err(CaptureError::from) };
+        with_feedback(&mut self.stream, &mut self.feedback, self.state.confirm, work).await?;
+        self.heard = Instant::now();
+        self.state = state;
         Ok(())
     }
 
@@ -431,11 +448,10 @@ impl Session<'_> {
             let identity = publication::identity(sql, &self.table, &source.publication).await?;
             Ok::<_, CaptureError>((progress, running, identity))
         };
-        let answered = tokio::time::timeout(PROBE_PATIENCE, asked).await;
-        let ((flushed, slot), running, identity) = answered.map_err(|_| CaptureError::Silent(PROBE_PATIENCE))??;
+        let ((flushed, slot), running, identity) = answered(PROBE_PATIENCE, asked).await?;
         if identity != self.identity {
             let state = CaptureState { snapshot: SnapshotMarker::Wanted, ..self.state.clone() };
-            self.capture.log.append_changes(vec![], &state).await?;
+            self.record(vec![], state).await?;
             return Err(CaptureError::PublicationChanged(source.publication.clone()));
         }
         if let Some(running) = running {
@@ -469,7 +485,7 @@ impl Session<'_> {
             return Ok(());
         }
         let record = ChangeEvent::Heartbeat { as_of_ms }.to_record(now_ms());
-        self.capture.log.append_changes(vec![Outgoing::Everywhere(record)], &self.state).await?;
+        self.record(vec![Outgoing::Everywhere(record)], self.state.clone()).await?;
         (self.changed, self.heartbeat) = (false, Some(Instant::now()));
         Ok(())
     }
@@ -549,9 +565,7 @@ impl Session<'_> {
             }
         }
         self.sequencer.forget_snapshot();
-        let state = CaptureState { snapshot: SnapshotMarker::Complete, ..self.state.clone() };
-        self.capture.log.append_changes(vec![], &state).await?;
-        self.state = state;
+        self.record(vec![], CaptureState { snapshot: SnapshotMarker::Complete, ..self.state.clone() }).await?;
         let ends = self.capture.log.changes_ends();
         self.status.send_modify(|status| {
             status.snapshot.complete = true;
@@ -563,9 +577,7 @@ impl Session<'_> {
 
     async fn resync(&mut self) -> Result<(), CaptureError> {
         self.abandon_snapshot().await;
-        let state = CaptureState { snapshot: SnapshotMarker::Wanted, ..self.state.clone() };
-        self.capture.log.append_changes(vec![], &state).await?;
-        self.state = state;
+        self.record(vec![], CaptureState { snapshot: SnapshotMarker::Wanted, ..self.state.clone() }).await?;
         self.begin_snapshot().await
     }
 
@@ -576,26 +588,6 @@ impl Session<'_> {
             let _ = snapshot.reader.await;
         }
     }
-}
-
-/// Does what takes its time while feedback goes on, with what is durable already. The work is finished even when the
-/// connection breaks: what it has handed to the log is written without it too, and the next session must see it.
-async fn with_feedback<T>(
-    stream: &mut ReplicationStream,
-    feedback: &mut Interval,
-    confirmed: Lsn,
-    work: impl Future<Output = Result<T, CaptureError>>,
-) -> Result<T, CaptureError> {
-    let mut work = std::pin::pin!(work);
-    let mut broken = None;
-    let done = loop {
-        tokio::select! {
-            biased;
-            done = &mut work => break done?,
-            _ = feedback.tick(), if broken.is_none() => broken = stream.send_status(confirmed, false).await.err(),
-        }
-    };
-    broken.map_or(Ok(done), |error| Err(error.into()))
 }
 
 /// The snapshot, if its next piece may be taken: rows wait until the stream has passed its point.
@@ -659,17 +651,6 @@ fn captured(table: &Table, publication: &Publication, identity: &str) -> String 
         "publication": identity,
     })
     .to_string()
-}
-
-/// A third of the server's time-out, so that two feedbacks may be lost.
-async fn feedback_interval(replication: &mut ReplicationConnection) -> Result<Duration, CaptureError> {
-    let sql = "SELECT setting::bigint FROM pg_settings WHERE name = 'wal_sender_timeout'";
-    let rows = replication.query(sql).await?;
-    let timeout_ms = rows.first().and_then(|row| row.first()?.as_ref()?.parse::<u64>().ok()).unwrap_or(0);
-    Ok(match timeout_ms {
-        0 => FEEDBACK_WITHOUT_TIMEOUT,
-        ms => Duration::from_millis((ms / 3).max(1)),
-    })
 }
 
 fn count(capture: &Capture, events: &[ChangeEvent]) {

@@ -1,15 +1,16 @@
 //! Creates a replication slot, reads what the server says about it and about its own position. Streams nothing.
 
+use std::io;
 use std::time::Duration;
 
 use tokio_postgres::types::PgLsn;
 use tokio_postgres::{Client, Row};
 
 use super::catalog::CatalogError;
-use super::connection::{CommandError, CreatedSlot, ExportSnapshot, ReplicationConnection};
+use super::connection::{CommandError, CreatedSlot, ExportSnapshot, ReplicationConnection, StreamError};
 use crate::event::Lsn;
 
-/// How long to wait for a slot before saying what it waits for.
+/// How long to wait for a slot before saying what it waits for, and for an answer to the question what that is.
 const CREATE_PATIENCE: Duration = Duration::from_secs(5);
 
 /// A logical replication slot as the server has it now.
@@ -41,11 +42,38 @@ pub async fn create(
     temporary: bool,
     snapshot: ExportSnapshot,
 ) -> Result<CreatedSlot, CommandError> {
+    let pid = replication.backend_pid();
     let mut create = std::pin::pin!(replication.create_slot(name, temporary, snapshot));
+    let mut gone = false;
     loop {
-        match tokio::time::timeout(CREATE_PATIENCE, &mut create).await {
-            Ok(created) => return created,
-            Err(_) => say_what_it_waits_for(watcher, name).await,
+        if let Ok(created) = tokio::time::timeout(CREATE_PATIENCE, &mut create).await {
+            return created;
+        }
+        let looked = tokio::time::timeout(CREATE_PATIENCE, look(watcher, name, pid)).await;
+        // Done there, and no word of it here twice in a row: a connection that is dead without saying so.
+        match looked {
+            Ok(true) => gone = false,
+            Ok(false) | Err(_) if gone => {
+                let fault = StreamError::Network { doing: "read", source: io::ErrorKind::TimedOut.into() };
+                return Err(CommandError { command: format!("create replication slot {name}"), fault });
+            }
+            Ok(false) | Err(_) => gone = true,
+        }
+    }
+}
+
+/// Says what the slot waits for; whether the server's process is still at it.
+async fn look(watcher: &Client, name: &str, pid: i32) -> bool {
+    let sql = "SELECT coalesce(bool_or(state = 'active'), false) FROM pg_stat_activity WHERE pid = $1";
+    match watcher.query_one(sql, &[&pid]).await {
+        Ok(row) if row.get::<_, bool>(0) => {
+            say_what_it_waits_for(watcher, name).await;
+            true
+        }
+        Ok(_) => false,
+        Err(error) => {
+            tracing::warn!(%error, "slot {name} waits to be created");
+            false
         }
     }
 }

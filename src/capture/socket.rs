@@ -34,6 +34,10 @@ const LIBRARY_KEEPALIVE_IDLE: Duration = Duration::from_secs(2 * 60 * 60);
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(30);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 const KEEPALIVE_PROBES: u32 = 3;
+/// Keepalive is not at work while something that we sent is not acknowledged, and the system then waits a quarter of an
+/// hour. So long, where the settings do not say.
+#[cfg(target_os = "linux")]
+const UNACKNOWLEDGED: Duration = Duration::from_secs(60);
 
 /// More addresses than this are not tried in one attempt.
 const ADDRESSES_MAX: usize = 32;
@@ -49,6 +53,8 @@ pub struct Target {
     host: String,
     /// `host:port/database`, for messages.
     place: String,
+    /// TLS was tried there and got nowhere, and `sslmode` does not insist on it.
+    plain: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -62,6 +68,8 @@ pub struct Route<'a> {
     database: &'a Database,
     user: String,
     targets: std::vec::IntoIter<Target>,
+    /// The target that was handed out last.
+    tried: Option<Target>,
     error: Option<ConnectError>,
 }
 
@@ -69,7 +77,7 @@ impl<'a> Route<'a> {
     /// Finds the addresses of all hosts.
     pub async fn of(database: &'a Database) -> Result<Self, ConnectError> {
         let user = user(database);
-        let mut route = Route { database, user, targets: Vec::new().into_iter(), error: None };
+        let mut route = Route { database, user, targets: Vec::new().into_iter(), tried: None, error: None };
         if route.user.is_empty() {
             return Err(route.settings("no user is named"));
         }
@@ -98,7 +106,11 @@ impl<'a> Route<'a> {
 
     /// The next address to try.
     pub fn next_target(&mut self) -> Option<Target> {
-        self.targets.next()
+        // Once more without TLS, if the last failure has left it to be tried so.
+        let again = self.tried.take().filter(|target| target.plain);
+        let target = again.or_else(|| self.targets.next())?;
+        self.tried = Some(Target { plain: false, ..target.clone() }).filter(|_| !target.plain);
+        Some(target)
     }
 
     /// Runs one attempt under the time limit of the settings and says where it failed.
@@ -115,9 +127,21 @@ impl<'a> Route<'a> {
 
     /// Notes a failed attempt. As with libpq, another address is tried only where this one may be down; a server that
     /// answered and refused is the answer.
+    ///
+    /// With `sslmode=prefer` a server that has TLS and lets nobody in with it, or cannot do it, is asked without.
     pub fn failed(&mut self, error: ConnectError) -> Result<(), ConnectError> {
+        let by_tls = self.database.ssl_mode == SslMode::Prefer
+            && (matches!(error.fault(), ConnectFault::Handshake(_)) || is_of_pg_hba(&error));
+        let tried = self.tried.as_mut().filter(|target| by_tls && matches!(target.address, Address::Tcp(_)));
+        if let Some(target) = tried {
+            target.plain = true;
+            self.error = Some(error);
+            return Ok(());
+        }
         if !error.is_transient() {
-            return Err(error);
+            // Where neither way is let in, the reason is that of the one which is preferred.
+            let first = self.error.take().filter(|first| is_of_pg_hba(first) && is_of_pg_hba(&error));
+            return Err(first.unwrap_or(error));
         }
         self.error = Some(error);
         Ok(())
@@ -134,6 +158,11 @@ impl<'a> Route<'a> {
     fn settings(&self, fault: &'static str) -> ConnectError {
         ConnectError::new("the host of DATABASE_URL", &self.user, ConnectFault::Settings(fault))
     }
+}
+
+/// Whether the server's pg_hba.conf has no line for us, or none that goes with or without TLS.
+fn is_of_pg_hba(error: &ConnectError) -> bool {
+    matches!(error.fault(), ConnectFault::Server(said) if said.code() == "28000" && said.message.contains("pg_hba.conf"))
 }
 
 /// The user of the settings, else, as libpq has it, the one who runs this process.
@@ -182,11 +211,11 @@ async fn resolve(host: &Named, port: u16, database: &Database) -> Result<Vec<Tar
         Named::Dir(dir) => {
             let path = dir.join(format!(".s.PGSQL.{port}"));
             let place = format!("{}/{name}", path.display());
-            vec![Target { address: Address::Unix(path), host: String::new(), place }]
+            vec![Target { address: Address::Unix(path), host: String::new(), place, plain: false }]
         }
         Named::Address(host, address) => {
             let place = format!("{host}:{port}/{name}");
-            vec![Target { address: Address::Tcp((*address, port).into()), host: host.clone(), place }]
+            vec![Target { address: Address::Tcp((*address, port).into()), host: host.clone(), place, plain: false }]
         }
         Named::Name(host) => {
             let place = format!("{host}:{port}/{name}");
@@ -195,7 +224,12 @@ async fn resolve(host: &Named, port: u16, database: &Database) -> Result<Vec<Tar
             let found = lookup.map_err(|_| failed(ConnectFault::TimedOut(CONNECT_TIMEOUT)))?;
             let found = found.map_err(|error| failed(ConnectFault::Resolve(error)))?;
             found
-                .map(|address| Target { address: Address::Tcp(address), host: host.clone(), place: place.clone() })
+                .map(|address| Target {
+                    address: Address::Tcp(address),
+                    host: host.clone(),
+                    place: place.clone(),
+                    plain: false,
+                })
                 .collect()
         }
     })
@@ -222,7 +256,7 @@ impl Socket {
             }
             Address::Tcp(address) => *address,
         };
-        let connector = tls::connector(database).await?;
+        let connector = if target.plain { None } else { tls::connector(database).await? };
         let stream = TcpStream::connect(address).await.map_err(ConnectFault::Network)?;
         tune(&stream, database).map_err(ConnectFault::Network)?;
         match connector {
@@ -266,9 +300,7 @@ fn tune(stream: &TcpStream, database: &Database) -> io::Result<()> {
         socket.set_tcp_keepalive(&keepalive)?;
     }
     #[cfg(target_os = "linux")]
-    if let Some(timeout) = config.get_tcp_user_timeout() {
-        socket.set_tcp_user_timeout(Some(*timeout))?;
-    }
+    socket.set_tcp_user_timeout(Some(config.get_tcp_user_timeout().copied().unwrap_or(UNACKNOWLEDGED)))?;
     Ok(())
 }
 
@@ -399,6 +431,19 @@ mod tests {
         let database = database("host=127.0.0.1,127.0.0.2,127.0.0.3 port=1,2 user=u");
         let error = Route::of(&database).await.err().expect("settings that do not fit");
         assert!(!error.is_transient() && error.to_string().contains("port"), "{error}");
+    }
+
+    #[cfg(target_os = "linux")]
+    #[tokio::test]
+    async fn a_peer_that_acknowledges_nothing_is_found_out() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        for (more, wanted_ms) in [("", 60_000), (" tcp_user_timeout=5", 5_000)] {
+            let stream = TcpStream::connect(listener.local_addr().expect("an address")).await.expect("connected");
+            tune(&stream, &database(&format!("host=127.0.0.1 user=u{more}"))).expect("tuned");
+            let socket = socket2::SockRef::from(&stream);
+            assert_eq!(socket.tcp_user_timeout().expect("asked"), Some(Duration::from_millis(wanted_ms)));
+            assert!(socket.keepalive().expect("asked"));
+        }
     }
 
     #[tokio::test]

@@ -32,6 +32,8 @@ mod revision;
 mod schema;
 mod servers;
 mod snapshot;
+mod source_faults;
+mod source_tls;
 mod stream;
 mod torture;
 mod verify;

@@ -1,7 +1,14 @@
 //! Tests without other servers: in this process, or of the binary alone; real sockets and files.
 #![allow(clippy::unwrap_used, reason = "a test may stop where it stands")]
 
+#[path = "../support/decoders.rs"]
+mod decoders;
+#[path = "../support/dice.rs"]
+#[allow(dead_code, reason = "this target uses a part of it")]
+mod dice;
+
 mod config;
+mod damage;
 mod embedding;
 mod embedding_log;
 mod house;

@@ -4,7 +4,7 @@ use std::ffi::OsStr;
 use std::fs;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::Write;
-use std::os::unix::fs::{MetadataExt, chown};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -103,6 +103,11 @@ impl Postgres {
         });
     }
 
+    /// With one more setting from its next start on.
+    pub fn set(&mut self, name: &str, value: &str) {
+        self.options.extend(["-c".to_owned(), format!("{name}={value}")]);
+    }
+
     /// A clean stop: sessions are ended, everything is written.
     pub fn stop(&mut self) {
         self.end("INT");
@@ -135,6 +140,17 @@ impl Postgres {
     #[track_caller]
     pub fn execute(&self, sql: &str) {
         self.client().execute(sql);
+    }
+
+    /// Writes a file into its home that belongs to the server's user and is open to nobody else, as its keys must be.
+    pub fn give(&self, name: &str, text: &str) -> PathBuf {
+        let path = self.home.path().join(name);
+        fs::write(&path, text).expect("write a file of the server's");
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).expect("close it to others");
+        if let Some((user, group)) = owner() {
+            chown(&path, Some(user), Some(group)).expect("give the file to the server's user");
+        }
+        path
     }
 
     pub fn log(&self) -> String {
