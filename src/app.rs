@@ -10,6 +10,7 @@ mod letters;
 pub mod migrate;
 mod process;
 mod qdrant;
+pub mod resync;
 mod serving;
 mod stand_in;
 mod state;
@@ -45,6 +46,7 @@ use crate::topic::{EmbedLog, Log, LogError, Offsets, SnapshotMarker, embedded, k
 use backup::{Backups, Sources};
 use commands::Commands;
 use qdrant::Qdrant;
+use resync::Resyncs;
 use serving::Shared;
 use stand_in::StandIn;
 use verify::Verifier;
@@ -218,6 +220,7 @@ pub async fn run(config: Config) -> Result<(), AppError> {
         log_fault: Mutex::new(None),
         embed_fault: Mutex::new(None),
         arrivals: arrivals.clone(),
+        partitions: config.topics.partitions,
         serves: does(Role::Serve),
     });
 
@@ -226,6 +229,18 @@ pub async fn run(config: Config) -> Result<(), AppError> {
         let capture = capture_of(&config, database, Arc::clone(&check_columns), &log, &pipeline_metrics);
         spawn(&mut tasks, "capture", capture::run(capture, status_sender, requests, shutdown.clone()));
     }
+    let resyncs = Resyncs::new(resync::Parts {
+        captures: request_sender.clone(),
+        shared: Arc::clone(&shared),
+        log: log.clone(),
+        revision: revision.clone(),
+        metrics: pipeline_metrics.clone(),
+        embeds: does(Role::Embed),
+        database: config.database.clone(),
+        source: config.pipeline.source.clone(),
+        check_columns: Arc::clone(&check_columns),
+        busy: tokio::sync::Mutex::default(),
+    });
     let verifier = Verifier::new(verify::Parts {
         database: config.database.clone(),
         source: config.pipeline.source.clone(),
@@ -240,6 +255,7 @@ pub async fn run(config: Config) -> Result<(), AppError> {
     });
     let commands = Commands {
         log: log.clone(),
+        resyncs,
         captures: request_sender,
         replays: replay_sender,
         drills: qdrant.as_ref().map(|qdrant| (qdrant.failover.clone(), Arc::clone(&shared))),
@@ -356,7 +372,7 @@ pub async fn run(config: Config) -> Result<(), AppError> {
 }
 
 /// Prepares a resync for the next `run` on this data directory. None may be running on it.
-pub async fn prepare_resync(config: Config) -> Result<(), AppError> {
+pub async fn prepare_resync(config: Config, wanted: capture::Wanted) -> Result<(), AppError> {
     if config.pipeline.source.topic.is_some() {
         return Err(AppError::Foreign(foreign::NO_SYNC));
     }
@@ -367,7 +383,7 @@ pub async fn prepare_resync(config: Config) -> Result<(), AppError> {
     let log = open_log(&config).await?;
     let metrics = PipelineMetrics::new(&config.pipeline.name);
     let capture = capture_of(&config, database, Arc::new(|_| vec![]), &log, &metrics);
-    let prepared = capture::prepare_resync(&capture).await;
+    let prepared = capture::prepare_resync(&capture, wanted).await;
     log.close().await?;
     Ok(prepared?)
 }

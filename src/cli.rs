@@ -36,8 +36,8 @@ pub enum Command {
     Check(Check),
     /// Search through a running vecsync
     Search(Search),
-    /// Read the whole table again and bring the index in step with it
-    Sync,
+    /// Read the whole table again and bring the index in step with it, while searches go on
+    Sync(Sync),
     /// Fill the index of a running vecsync again from the log, while it goes on answering
     Replay {
         /// What to read again: vectors costs no embedding, changes renders and embeds every row anew
@@ -133,6 +133,26 @@ pub struct Check {
     /// Say how long each took
     #[arg(long)]
     pub verbose: bool,
+}
+
+/// `vecsync sync`.
+#[derive(Clone, Copy, Debug, clap::Args)]
+pub struct Sync {
+    /// Embed texts again that did not change, too
+    #[arg(long)]
+    pub force: bool,
+    /// Only count what it would insert, update, delete and leave as it is; write nothing
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Rows that are read and written to the log at a time, 1 to 10000
+    #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub batch_size: u32,
+    /// Only print how many rows the table, the log and the stores have, and how far they are behind
+    #[arg(long, conflicts_with_all = ["force", "dry_run"])]
+    pub stats_only: bool,
+    /// Print one JSON document
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// `vecsync search`.
@@ -238,6 +258,16 @@ mod tests {
     }
 
     #[test]
+    fn sync_takes_a_hundred_rows_at_a_time_unless_told_otherwise() {
+        let Command::Sync(sync) = parse(&["sync"]).expect("valid") else { panic!("another") };
+        assert_eq!((sync.batch_size, sync.force, sync.dry_run, sync.stats_only), (100, false, false, false));
+        let Command::Sync(sync) = parse(&["sync", "--force", "--batch-size", "7"]).expect("valid") else {
+            panic!("another")
+        };
+        assert_eq!((sync.batch_size, sync.force), (7, true));
+    }
+
+    #[test]
     fn verify_repairs_when_it_is_told_to() {
         let flags = |words: &[&str]| match parse(&[&["verify"], words].concat()).expect("valid") {
             Command::Verify { repair, json } => (repair, json),
@@ -269,7 +299,9 @@ mod tests {
             &["search"],
             &["run", "--role", "cook"],
             &["pipeline", "check"],
-            &["sync", "--force"],
+            &["sync", "--stats-only", "--dry-run"],
+            &["sync", "--batch-size", "0"],
+            &["sync", "all"],
             &["verify", "all"],
             &["replay", "--topic", "dead-letter"],
             &["replay", "--into", "old"],

@@ -7,6 +7,7 @@ mod drill;
 pub mod init;
 pub mod migrate;
 pub mod replay;
+pub mod sync;
 pub mod verify;
 
 use std::fmt::Write;
@@ -14,11 +15,9 @@ use std::io::IsTerminal;
 
 use serde_json::Value;
 
-use crate::app::{self, AppError};
 use crate::client::{self, ClientError, Query};
+use crate::config::Secret;
 use crate::config::settings::Settings;
-use crate::config::{Config, Secret};
-use crate::control::{self, ControlError, Request};
 
 /// `vecsync search`: what to print.
 pub async fn search(settings: &Settings, query: &Query, as_json: bool) -> Result<String, ClientError> {
@@ -48,21 +47,6 @@ pub async fn status(settings: &Settings, as_json: bool) -> Result<String, Client
         lines.push('\n');
     }
     Ok(lines)
-}
-
-/// `vecsync sync`, where a vecsync runs on this data directory. `None`: there is none.
-pub async fn resync(settings: &Settings) -> Result<Option<&'static str>, ControlError> {
-    match control::call(&settings.data_dir, Request::Sync, |_, _| ()).await {
-        Ok(_) => Ok(Some("The resync has begun; `vecsync status` shows how far it is.\n")),
-        Err(ControlError::NotRunning { .. }) => Ok(None),
-        Err(error) => Err(error),
-    }
-}
-
-/// `vecsync sync`, where none runs.
-pub async fn prepare_resync(config: Config) -> Result<&'static str, AppError> {
-    app::prepare_resync(config).await?;
-    Ok("No vecsync runs on this data directory; the resync will be made when `vecsync run` starts.\n")
 }
 
 fn key(settings: &Settings) -> Option<&Secret> {

@@ -34,8 +34,22 @@ const REQUEST_PATIENCE: Duration = Duration::from_secs(5);
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "command", rename_all = "snake_case", deny_unknown_fields)]
 pub enum Request {
-    /// Bring the index back to the table.
-    Sync,
+    /// Bring the log back to the table; done when all of it is there.
+    Sync {
+        /// Whether texts that did not change are embedded again, too.
+        force: bool,
+        /// Rows of a batch.
+        batch_rows: u32,
+    },
+    /// Wait until the stores hold all that was committed before a moment, and say what was done so far.
+    Arrive {
+        /// The moment, milliseconds since the Unix epoch; none: no waiting.
+        as_of_ms: Option<i64>,
+    },
+    /// Count the rows of the table and of the log.
+    SourceStats,
+    /// Count the rows of the stores.
+    StoreStats,
     /// List the dead letters.
     DeadLetters,
     /// Show one with its bytes.
@@ -83,12 +97,15 @@ impl Request {
     /// Who can do it.
     fn door(&self) -> Door {
         match self {
-            Request::Sync
+            Request::Sync { .. }
+            | Request::SourceStats
             | Request::DeadLetters
             | Request::DeadLetter { .. }
             | Request::RetryDeadLetters { .. }
             | Request::Republish { .. } => Door::Capture,
             Request::Replay { .. }
+            | Request::Arrive { .. }
+            | Request::StoreStats
             | Request::Recreate
             | Request::Verify { .. }
             | Request::Drill { .. }
@@ -354,7 +371,7 @@ mod tests {
     }
 
     async fn refused_by_nobody(data_dir: &Path) {
-        let refused = call(data_dir, Request::Sync, |_, _| ()).await.expect_err("nobody listens");
+        let refused = call(data_dir, Request::SourceStats, |_, _| ()).await.expect_err("nobody listens");
         assert!(matches!(refused, ControlError::NotRunning { .. }), "{refused}");
     }
 
@@ -370,7 +387,7 @@ mod tests {
             assert_eq!(mode & 0o777, 0o600);
             let shutdown = Shutdown::new();
             let server = tokio::spawn(run(listener, answering(reply.clone()), shutdown.clone()));
-            let answered = call(dir.path(), Request::Sync, |_, _| ()).await.map_err(|error| error.to_string());
+            let answered = call(dir.path(), Request::SourceStats, |_, _| ()).await.map_err(|error| error.to_string());
             let wanted = match reply {
                 Reply::Done(value) => Ok(value),
                 Reply::Failed(reason) => Err(reason),
@@ -391,7 +408,7 @@ mod tests {
         let listener = bind(&deep, Door::Capture).expect("a socket");
         let shutdown = Shutdown::new();
         let server = tokio::spawn(run(listener, answering(Reply::Done(Value::Null)), shutdown.clone()));
-        assert_eq!(call(&deep, Request::Sync, |_, _| ()).await.expect("an answer"), Value::Null);
+        assert_eq!(call(&deep, Request::SourceStats, |_, _| ()).await.expect("an answer"), Value::Null);
         shutdown.raise();
         server.await.expect("it ends");
     }

@@ -122,6 +122,10 @@ const COMMIT_HEADER: &str = "vecsync.commit_ts_ms";
 /// Header of a record in `changes` without its row, which was too large: the bytes that it would have had, decimal.
 const TOO_LARGE_HEADER: &str = "vecsync.too-large";
 
+/// Header of a record in `changes` whose texts are embedded again although they may be known: the number of the resync that
+/// was forced, decimal.
+const ANEW_HEADER: &str = "vecsync.embed-anew";
+
 /// One record of a topic, before it has a place in it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Record {
@@ -144,6 +148,17 @@ impl Record {
     /// Bytes of key and value.
     pub fn bytes(&self) -> usize {
         self.key.len() + self.value.as_ref().map_or(0, Bytes::len)
+    }
+
+    /// With the number of the resync for which its texts are embedded again, if there is one.
+    pub fn to_embed_anew(mut self, number: Option<u64>) -> Record {
+        self.headers.extend(number.map(|number| number_header(ANEW_HEADER, number)));
+        self
+    }
+
+    /// The number of the resync for which its texts are embedded again.
+    pub fn embed_anew(&self) -> Option<u64> {
+        self.header_number(ANEW_HEADER)
     }
 
     /// A header's value.

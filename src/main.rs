@@ -10,10 +10,12 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Parser;
-use cli::{Check, Cli, Command, DeadLetters, Init, Pipeline};
+use cli::{Check, Cli, Command, DeadLetters, Init, Pipeline, Sync};
 use serde_json::Value;
+use vecsync::capture::Wanted;
 use vecsync::client::Query;
 use vecsync::commands::dead_letters as letters;
+use vecsync::commands::sync;
 use vecsync::commands::verify::Found;
 use vecsync::config::environment::Environment;
 use vecsync::config::problems::{Problem, Problems};
@@ -88,17 +90,7 @@ fn dispatch(command: Command) -> Result<(), Failure> {
             };
             print(&to_end(&settings.log, commands::search(&settings, &query, search.json))?)
         }
-        Command::Sync => {
-            let settings = Settings::read(&environment)?;
-            let answer = match to_end(&settings.log, commands::resync(&settings))? {
-                Some(answer) => answer,
-                None => {
-                    let config = Config::load(&environment, &[], &check_templates)?;
-                    block_on(commands::prepare_resync(config))?
-                }
-            };
-            print(answer)
-        }
+        Command::Sync(wanted) => resync(&environment, wanted),
         Command::Status { json } => {
             let settings = Settings::read(&environment)?;
             print(&to_end(&settings.log, commands::status(&settings, json))?)
@@ -145,6 +137,25 @@ fn dispatch(command: Command) -> Result<(), Failure> {
 fn run(environment: &Environment, roles: &[Role]) -> Result<(), Failure> {
     let config = Config::load(environment, roles, &check_templates)?;
     to_end(&config.log.clone(), app::run(config))
+}
+
+fn resync(environment: &Environment, wanted: Sync) -> Result<(), Failure> {
+    let Sync { force, dry_run, batch_size, stats_only, json } = wanted;
+    let settings = Settings::read(environment)?;
+    let wanted = Wanted { force, batch_rows: batch_size };
+    let said = to_end(&settings.log, async {
+        match (dry_run, stats_only) {
+            (true, _) => sync::dry_run(&settings, json).await.map(Some),
+            (_, true) => sync::stats(&settings, json).await.map(Some),
+            _ => sync::sync(&settings, wanted, json).await,
+        }
+    })?;
+    let Some(said) = said else {
+        let config = Config::load(environment, &[], &check_templates)?;
+        return print(&block_on(sync::prepare(config, wanted, json))?);
+    };
+    print(&said.text)?;
+    said.failed.map_or(Ok(()), |failed| Err(Failure::Error(Box::new(failed))))
 }
 
 fn check(environment: &Environment, wanted: Check) -> Result<(), Failure> {

@@ -1,9 +1,12 @@
 //! Every metric vecsync has: name, unit, labels, buckets, and the one registry. No label carries a key, a text or an LSN.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
+use serde::{Deserialize, Serialize};
 
 /// Latencies from a local search (0.5 ms) to an outage's edge (60 s).
 const SECONDS: &[f64] =
@@ -104,12 +107,32 @@ impl Stage {
 #[derive(Clone, Debug)]
 pub struct PipelineMetrics {
     pipeline: String,
+    tally: Arc<Tally>,
+}
+
+/// What a command says of a time that it has seen the beginning and the end of.
+#[derive(Debug, Default)]
+struct Tally {
+    computed: AtomicU64,
+    cached: AtomicU64,
+    changed: AtomicU64,
+}
+
+/// What was done since the process started.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Done {
+    /// Texts whose vector was computed.
+    pub computed: u64,
+    /// Texts whose vector was known.
+    pub cached: u64,
+    /// Rows of the mirror that came to say something else, or were new.
+    pub changed: u64,
 }
 
 impl PipelineMetrics {
     /// Metrics with the label `pipeline`.
     pub fn new(pipeline: &str) -> Self {
-        PipelineMetrics { pipeline: pipeline.to_owned() }
+        PipelineMetrics { pipeline: pipeline.to_owned(), tally: Arc::default() }
     }
 
     fn label(&self) -> String {
@@ -139,9 +162,23 @@ impl PipelineMetrics {
 
     /// Texts whose vector was computed, and texts whose vector was known.
     pub fn embeddings(&self, computed: u64, cached: u64) {
+        self.tally.computed.fetch_add(computed, Ordering::Relaxed);
+        self.tally.cached.fetch_add(cached, Ordering::Relaxed);
         for (result, count) in [("computed", computed), ("cached", cached)] {
             counter!("vecsync_embeddings_total", "pipeline" => self.label(), "result" => result).increment(count);
         }
+    }
+
+    /// So many rows of the mirror say something else than before, or are new.
+    pub fn rows_changed(&self, count: u64) {
+        self.tally.changed.fetch_add(count, Ordering::Relaxed);
+    }
+
+    /// What was done so far.
+    pub fn done(&self) -> Done {
+        let of = |count: &AtomicU64| count.load(Ordering::Relaxed);
+        let Tally { computed, cached, changed } = &*self.tally;
+        Done { computed: of(computed), cached: of(cached), changed: of(changed) }
     }
 
     /// `count` texts needed more than one window.

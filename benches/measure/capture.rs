@@ -206,7 +206,8 @@ async fn read(database: &Database) -> f64 {
     let client = sql::connect(database).await.expect("connect");
     let table = catalog::load(&client, "public", "faq_faq").await.expect("the table");
     let publication = publication::preflight(&client, &table, PUBLICATION).await.expect("the publication");
-    let plan = Plan { database: database.clone(), table: table.clone(), publication, slot: "bench".to_owned() };
+    let plan =
+        Plan { database: database.clone(), table: table.clone(), publication, slot: "bench".to_owned(), batch_rows: 0 };
     let (sender, mut pieces) = mpsc::channel(4);
     let reader = tokio::spawn(snapshot::run(plan, sender));
     let mut sequencer = Sequencer::new(template(), table, Position::default(), Lsn(0));

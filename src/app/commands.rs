@@ -10,6 +10,7 @@ use tokio::time::timeout;
 use super::backup::Backups;
 use super::failover::Failover;
 use super::letters;
+use super::resync::Resyncs;
 use super::serving::Shared;
 use super::verify::Verifier;
 use crate::capture::{self, REPUBLISH_KEYS_MAX, Republished};
@@ -30,6 +31,7 @@ const STOPPED: &str = "vecsync stopped meanwhile; run it again";
 #[derive(Clone)]
 pub(super) struct Commands {
     pub log: Log,
+    pub resyncs: Resyncs,
     pub captures: mpsc::Sender<capture::Request>,
     pub replays: mpsc::Sender<ReplayRequest>,
     /// Qdrant, where this process writes to it.
@@ -51,10 +53,15 @@ impl Commands {
 
     async fn answer(self, request: Request, passed: Passed) -> Reply {
         match request {
-            Request::Sync => match self.resync().await {
-                Ok(()) => Reply::Done(Value::Null),
-                Err(reason) => Reply::Failed(format!("the resync did not begin: {reason}")),
-            },
+            Request::Sync { force, batch_rows } => {
+                match self.resyncs.resync(capture::Wanted { force, batch_rows }, &passed).await {
+                    Ok(resynced) => Reply::Done(json!(resynced)),
+                    Err(reason) => Reply::Failed(reason),
+                }
+            }
+            Request::Arrive { as_of_ms } => Reply::Done(json!(self.resyncs.arrive(as_of_ms, &passed).await)),
+            Request::SourceStats => Reply::Done(json!(self.resyncs.source_stats().await)),
+            Request::StoreStats => Reply::Done(json!(self.resyncs.store_stats())),
             Request::RetryDeadLetters { ids } => letters::retry(&self.log, &self.captures, ids).await,
             Request::Replay { topic, into } => match self.replay(topic, into, passed).await {
                 Ok(replayed) => Reply::Done(replayed),
@@ -95,13 +102,6 @@ impl Commands {
             },
             reading => letters::answer(&self.log, reading).await,
         }
-    }
-
-    async fn resync(&self) -> Result<(), String> {
-        let (done, answered) = oneshot::channel();
-        let ended = || "capture has ended".to_owned();
-        self.captures.send(capture::Request::Resync(done)).await.map_err(|_| ended())?;
-        answered.await.map_err(|_| ended())?
     }
 
     async fn republish(&self, keys: &[String]) -> Result<Vec<(String, Republished)>, String> {

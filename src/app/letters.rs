@@ -27,7 +27,10 @@ pub(super) async fn answer(log: &Log, request: Request) -> Reply {
     let answered = match request {
         Request::DeadLetters => list(log).await,
         Request::DeadLetter { id } => show(log, id).await,
-        Request::Sync
+        Request::Sync { .. }
+        | Request::Arrive { .. }
+        | Request::SourceStats
+        | Request::StoreStats
         | Request::RetryDeadLetters { .. }
         | Request::Replay { .. }
         | Request::Recreate

@@ -40,6 +40,8 @@ pub(super) struct Shared {
     pub embed_fault: Mutex<Option<String>>,
     /// What reached the stores lately.
     pub arrivals: Arrivals,
+    /// Of each topic.
+    pub partitions: u16,
     pub serves: bool,
 }
 

@@ -220,7 +220,11 @@ impl Parts {
             // All that the rows showed was committed before this moment.
             let read_ms = now_ms() + if self.captures.is_some() { 0 } else { CLOCKS_APART_MS };
             let as_of_ms = |store: &str| self.shared.standing(store).as_of_ms;
-            join_all(sides.iter_mut().map(|side| side.settle(&wanted, read_ms, as_of_ms))).await;
+            let refuses = |status: &tokio::sync::watch::Receiver<capture::Status>| {
+                matches!(status.borrow().phase, capture::Phase::Refused(_))
+            };
+            let is_cut_off = || self.shared.status.as_ref().is_some_and(refuses);
+            join_all(sides.iter_mut().map(|side| side.settle(&wanted, read_ms, as_of_ms, is_cut_off))).await;
         }
         Ok(())
     }

@@ -44,8 +44,16 @@ pub type ColumnCheck = Arc<dyn Fn(&[&str]) -> Vec<String> + Send + Sync>;
 
 /// SQLSTATE `undefined_object`.
 const UNDEFINED_OBJECT: &str = "42704";
+/// SQLSTATE of a lock that was not got in `lock_timeout`.
+const LOCK_NOT_AVAILABLE: &str = "55P03";
 /// SQLSTATE of a slot that is there already.
 const DUPLICATE_OBJECT: &str = "42710";
+
+/// SQLSTATE `internal_error`, and what the server says, in no other language, of a change whose table it does not find: a slot
+/// that was made while somebody truncated the table can meet one, and then never gets past it (seen on 15.18).
+const UNDECODABLE: (&str, &str) = ("XX000", "could not map filenode");
+/// Sessions in a row that end with that before it is taken for what it is.
+const UNDECODABLE_MAX: u32 = 3;
 
 /// How often one that stands by looks whether the slot is free.
 const STANDBY_LOOK: Duration = Duration::from_secs(1);
@@ -76,6 +84,32 @@ pub struct Status {
     pub current: Option<Current>,
     /// The snapshot.
     pub snapshot: SnapshotProgress,
+    /// The last snapshot that this process has brought to its end.
+    pub finished: Finished,
+}
+
+/// A snapshot that is complete.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Finished {
+    /// Which one of this process, from 1; 0: none yet.
+    pub number: u64,
+    /// Rows that were read.
+    pub rows: u64,
+    /// Of them those of which a live event was newer.
+    pub superseded: u64,
+    /// Rows that the log had and the table has not.
+    pub gone: u64,
+    /// When, milliseconds since the Unix epoch.
+    pub at_ms: i64,
+}
+
+/// How the table is to be read again.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Wanted {
+    /// Whether texts that did not change are embedded again, too.
+    pub force: bool,
+    /// Rows of a batch; 0: as many as it takes by itself.
+    pub batch_rows: u32,
 }
 
 /// What capture is doing.
@@ -121,8 +155,8 @@ pub struct SnapshotProgress {
 /// What capture is asked to do beside following the table. Who asked may have given up.
 #[derive(Debug)]
 pub enum Request {
-    /// To bring the log back to the table; answered when it has begun.
-    Resync(oneshot::Sender<Result<(), String>>),
+    /// To bring the log back to the table; answered when it has begun, or when one that had begun serves as well.
+    Resync(Wanted, oneshot::Sender<Result<(), String>>),
     /// To read the rows of these keys and publish them again, with new versions; answered when that is durable, key by
     /// key. At most [`REPUBLISH_KEYS_MAX`] at a time.
     Republish(Vec<RowKey>, oneshot::Sender<Result<Vec<(RowKey, Republished)>, String>>),
@@ -242,6 +276,19 @@ impl CaptureError {
         self
     }
 
+    /// Whether the server cannot decode a change.
+    fn is_undecodable(&self) -> bool {
+        let CaptureError::Stream(error) = self else { return false };
+        error.code() == Some(UNDECODABLE.0) && Chain(error).to_string().contains(UNDECODABLE.1)
+    }
+
+    /// Whether somebody else has had a lock on the table for too long. With the session its snapshot ends, which may be what
+    /// they wait for: so the next attempt is the first of a new fault.
+    fn is_of_a_lock(&self) -> bool {
+        let CaptureError::Reselect { source: reselect::ReselectError::Query(error), .. } = self else { return false };
+        error.code().is_some_and(|code| code.code() == LOCK_NOT_AVAILABLE)
+    }
+
     /// Whether settings or the database must be changed by a person.
     pub fn is_for_a_person(&self) -> bool {
         self.outcome() == Outcome::Configuration
@@ -279,8 +326,8 @@ impl CaptureError {
 }
 
 /// Prepares a resync for the next start: the log must be open, no vecsync may run on it.
-pub async fn prepare_resync(capture: &Capture) -> Result<(), CaptureError> {
-    session::reset(capture).await
+pub async fn prepare_resync(capture: &Capture, wanted: Wanted) -> Result<(), CaptureError> {
+    session::reset(capture, wanted).await
 }
 
 /// Follows the table until shutdown. Passing faults are retried. A fault that only a person can mend ends a
@@ -292,13 +339,25 @@ pub async fn run(
     shutdown: Shutdown,
 ) -> Result<(), CaptureError> {
     let mut retry = Retry::new("capture");
+    let mut undecodable = 0;
     loop {
         let ended = session::run(&capture, &status, &mut requests, &mut retry, &shutdown).await;
         let error = match ended {
             Ok(()) => return Ok(()),
             Err(error) => error,
         };
-        let error = error.refined(&capture.source.publication);
+        let mut error = error.refined(&capture.source.publication);
+        undecodable = if error.is_undecodable() { undecodable + 1 } else { 0 };
+        if undecodable == UNDECODABLE_MAX {
+            let (slot, reason) = (capture.source.slot.clone(), Chain(&error).to_string());
+            undecodable = 0;
+            error = match renew(&capture).await {
+                // The next session begins with it.
+                Ok(true) => error,
+                Ok(false) => CaptureError::Refused(Refusal::SlotUndecodable { slot, reason }),
+                Err(fault) => fault,
+            };
+        }
         let fault = Chain(&error).to_string();
         match error.outcome() {
             Outcome::Fatal => return Err(error),
@@ -315,14 +374,17 @@ pub async fn run(
                     biased;
                     () = shutdown.raised() => return Ok(()),
                     () = tokio::time::sleep(STANDBY_LOOK) => {}
-                    Some(request) = requests.recv() => answer(&capture, request, &fault).await,
+                    Some(request) = requests.recv() => answer(&capture, &status, request, &fault).await,
                 }
             }
             Outcome::Passing | Outcome::Configuration => {
+                if error.is_of_a_lock() {
+                    retry.reset();
+                }
                 status.send_modify(|status| status.phase = Phase::Retrying(fault.clone()));
                 tokio::select! {
                     again = retry.wait(&fault, &shutdown) => if !again { return Ok(()) },
-                    Some(request) = requests.recv() => answer(&capture, request, &fault).await,
+                    Some(request) = requests.recv() => answer(&capture, &status, request, &fault).await,
                 }
             }
             Outcome::Resync => {
@@ -331,11 +393,21 @@ pub async fn run(
                 tokio::select! {
                     biased;
                     () = shutdown.raised() => return Ok(()),
-                    Some(request) = requests.recv() => answer(&capture, request, &fault).await,
+                    Some(request) = requests.recv() => answer(&capture, &status, request, &fault).await,
                 }
             }
         }
     }
+}
+
+/// Makes a slot anew that cannot be decoded, where the table is to be read anyway: what it skips, the snapshot brings. Says
+/// whether that is so.
+async fn renew(capture: &Capture) -> Result<bool, CaptureError> {
+    let state = capture.log.capture_state().await?;
+    let Some(state) = state.filter(|state| state.snapshot == SnapshotMarker::Wanted) else { return Ok(false) };
+    tracing::warn!(slot = capture.source.slot, "the server cannot decode what the slot has to pass: it is made anew");
+    session::reset(capture, Wanted { force: false, batch_rows: state.resync.batch_rows }).await?;
+    Ok(true)
 }
 
 /// Whether the log has something to serve, as far as it can be asked.
@@ -346,12 +418,14 @@ async fn is_loaded(capture: &Capture) -> bool {
 }
 
 /// Takes up a request while no session runs, because of `fault`.
-async fn answer(capture: &Capture, request: Request, fault: &str) {
+async fn answer(capture: &Capture, status: &watch::Sender<Status>, request: Request, fault: &str) {
     match request {
-        Request::Resync(done) => {
-            let begun = session::reset(capture).await.map_err(|error| Chain(&error).to_string());
-            if let Err(fault) = &begun {
-                tracing::error!("resync: {fault}");
+        Request::Resync(wanted, done) => {
+            let begun = session::reset(capture, wanted).await.map_err(|error| Chain(&error).to_string());
+            match &begun {
+                // What was refused is mended: who waits for the snapshot must not take it for refused again.
+                Ok(()) => status.send_modify(|status| status.phase = Phase::Starting),
+                Err(fault) => tracing::error!("resync: {fault}"),
             }
             let _ = done.send(begun);
         }

@@ -1,7 +1,7 @@
 //! Decides how capture starts, from what the log records and what the server shows. No I/O.
 
 use crate::event::{Lsn, Position};
-use crate::topic::{CaptureState, SnapshotMarker};
+use crate::topic::{CaptureState, Resync, SnapshotMarker};
 
 /// The output plugin that vecsync reads.
 pub const PLUGIN: &str = "pgoutput";
@@ -101,6 +101,14 @@ pub enum Refusal {
         /// The publication.
         publication: String,
     },
+    /// The server cannot decode what the slot has to pass.
+    #[error("the server cannot decode the changes that replication slot {slot} has to pass: {reason}")]
+    SlotUndecodable {
+        /// The slot.
+        slot: String,
+        /// What the server says.
+        reason: String,
+    },
     /// Somebody else's slot.
     #[error(
         "replication slot {slot} belongs to the plugin {plugin}, vecsync needs pgoutput: name another slot in the pipeline file"
@@ -123,6 +131,7 @@ impl Refusal {
             | Refusal::SlotAhead { .. }
             | Refusal::ServerBehind { .. }
             | Refusal::OtherSystem { .. }
+            | Refusal::SlotUndecodable { .. }
             | Refusal::PublicationMissing { .. } => {
                 ": run `vecsync sync` to bring the index back to the table; searches go on meanwhile"
             }
@@ -169,7 +178,7 @@ pub fn decide(record: Option<&CaptureState>, server: Server, slot_name: &str, sl
     if record.timeline != server.timeline {
         // A failover that carried the slot along. Positions of one timeline say nothing about another's: what the old
         // one had past the fork is gone, so the table is read again.
-        return Start::Stream(fresh(server, slot.confirmed));
+        return Start::Stream(CaptureState { resync: record.resync, ..fresh(server, slot.confirmed) });
     }
     Start::Stream(record.clone())
 }
@@ -183,6 +192,7 @@ pub fn fresh(server: Server, confirmed: Lsn) -> CaptureState {
         confirm: confirmed,
         snapshot: SnapshotMarker::Wanted,
         captured: String::new(),
+        resync: Resync::default(),
     }
 }
 
@@ -207,6 +217,7 @@ mod tests {
             confirm: Lsn(520),
             snapshot: SnapshotMarker::Complete,
             captured: "faq".into(),
+            resync: Default::default(),
         }
     }
 

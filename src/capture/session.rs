@@ -1,5 +1,6 @@
 //! One connection's life: start, stream, snapshot beside it, feedback on its own clock, until it breaks or shutdown.
 
+mod load;
 mod patience;
 mod republish;
 
@@ -7,8 +8,8 @@ use std::collections::HashSet;
 use std::time::Duration;
 
 use serde_json::json;
+use tokio::sync::mpsc::error::TryRecvError;
 use tokio::sync::{mpsc, watch};
-use tokio::task::JoinHandle;
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval};
 
 use super::catalog::{self, CatalogError, Table};
@@ -17,15 +18,18 @@ use super::connection::{ExportSnapshot, Frame, ReplicationConnection, Replicatio
 use super::progress::{self, Refusal, Server, SlotFacts, Start};
 use super::publication::{self, Publication};
 use super::sequencer::{Sequencer, Step};
-use super::snapshot::{self, Piece};
+use super::snapshot::Piece;
 use super::sql::Sql;
-use super::{Capture, CaptureError, Current, Phase, Request, SnapshotProgress, Status, pgoutput, reselect, slot};
+use super::{
+    Capture, CaptureError, Current, Phase, Request, SnapshotProgress, Status, Wanted, pgoutput, reselect, slot,
+};
 use crate::clock::now_ms;
-use crate::event::{ChangeEvent, Lsn, Op, RowKey, Source};
+use crate::event::{ChangeEvent, Lsn, Op, Source};
 use crate::metrics::Stage;
 use crate::retry::Retry;
 use crate::shutdown::Shutdown;
-use crate::topic::{CaptureState, Offsets, Outgoing, SnapshotMarker};
+use crate::topic::{CaptureState, Outgoing, Resync, SnapshotMarker};
+use load::{Snapshot, noted, open_snapshot};
 use patience::{PROBE_PATIENCE, Pace, START_PATIENCE, answered, with_feedback};
 use republish::Republish;
 pub(super) use republish::key_text;
@@ -34,16 +38,15 @@ pub(super) use republish::key_text;
 const EVENTS_PER_APPEND: usize = 2_000;
 /// Bytes of one append, for wide rows.
 const BYTES_PER_APPEND: usize = 4 << 20;
-/// Pieces of the snapshot that wait to be appended; each is bounded itself.
-const PIECES_WAITING: usize = 4;
-/// Keys of one page when the log is searched for rows that are gone.
-const KEYS_PER_PAGE: usize = 1_000;
 /// Streamed transactions beyond which those that others see are forgotten, at the next probe.
 const UNSEEN_MAX: usize = 10_000;
 /// How often the source is asked how far it is.
 const PROBE_EVERY: Duration = Duration::from_secs(1);
 /// How often the log is told that it is current while nothing changes.
 const HEARTBEAT_WHEN_IDLE: Duration = Duration::from_secs(5);
+/// How long a lock is waited for that somebody else has on the table. Whoever truncates or alters it waits for the readers of
+/// a snapshot, and these for the session that takes their rows: it must not wait behind them without end.
+const LOCK_PATIENCE: &str = "SET lock_timeout = '1s'";
 
 /// Runs one session. `Ok` means shutdown.
 pub(super) async fn run(
@@ -139,6 +142,7 @@ struct Started {
 /// Connects, checks and begins the stream.
 async fn start(capture: &Capture) -> Result<Started, CaptureError> {
     let sql = super::sql::connect(&capture.database).await?;
+    sql.batch_execute(LOCK_PATIENCE).await.map_err(|source| CatalogError::query("set lock_timeout", source))?;
     let (table, publication) = answered(START_PATIENCE, inspect(capture, &sql)).await?;
     let mut replication = ReplicationConnection::connect(&capture.database).await?;
     let name = &capture.source.slot;
@@ -153,10 +157,10 @@ async fn start(capture: &Capture) -> Result<Started, CaptureError> {
     let (server, database, slot) = server_and_slot(&mut replication, &sql, name).await?;
     let state = match progress::decide(record.as_ref(), server, name, slot.as_ref()) {
         Start::Stream(state) => state,
-        Start::CreateSlot => create_slot(capture, &sql, &mut replication, server).await?,
+        Start::CreateSlot => create_slot(capture, &sql, &mut replication, server, Resync::default()).await?,
         Start::ReplaceSlot => {
             drop_slot(&sql, name).await?;
-            create_slot(capture, &sql, &mut replication, server).await?
+            create_slot(capture, &sql, &mut replication, server, Resync::default()).await?
         }
         Start::Standby { pid } => return Err(CaptureError::Standby { slot: capture.source.slot.clone(), pid }),
         Start::Refuse(refusal) => return Err(CaptureError::Refused(refusal)),
@@ -179,7 +183,7 @@ async fn start(capture: &Capture) -> Result<Started, CaptureError> {
 }
 
 /// Forgets the position so that the next session takes a whole snapshot, with a slot that begins now.
-pub(super) async fn reset(capture: &Capture) -> Result<(), CaptureError> {
+pub(super) async fn reset(capture: &Capture, wanted: Wanted) -> Result<(), CaptureError> {
     let sql = super::sql::connect(&capture.database).await?;
     // The slot decodes with the publication as it was at each moment, so the publication must be there first.
     answered(START_PATIENCE, inspect(capture, &sql)).await?;
@@ -197,8 +201,8 @@ pub(super) async fn reset(capture: &Capture) -> Result<(), CaptureError> {
         Some(_) => drop_slot(&sql, name).await?,
         None => {}
     }
-    capture.log.take_over().await?;
-    create_slot(capture, &sql, &mut replication, server).await.map(|_| ())
+    let before = capture.log.take_over().await?.map(|state| state.resync).unwrap_or_default();
+    create_slot(capture, &sql, &mut replication, server, noted(before, wanted)).await.map(|_| ())
 }
 
 /// The server as it is now, the database, and then the slot.
@@ -240,15 +244,6 @@ struct Session<'a> {
     changed: bool,
     /// When the last heartbeat was sent.
     heartbeat: Option<Instant>,
-}
-
-struct Snapshot {
-    pieces: mpsc::Receiver<Piece>,
-    reader: JoinHandle<Result<(), snapshot::SnapshotError>>,
-    /// Consistent point and when it was taken.
-    point: Option<(Lsn, i64)>,
-    /// Ends of `changes` before it began: what lies below and was not written again is gone from the table.
-    began: Offsets,
 }
 
 /// What happened next.
@@ -296,10 +291,13 @@ impl Session<'_> {
                 Next::Frame(frame) => {
                     self.heard = Instant::now();
                     self.take_frames(frame).await?;
-                    // A stream that never pauses must not starve the snapshot, which holds a transaction open.
+                    // A stream that never pauses must not starve the snapshot, which holds a transaction open, nor hide that
+                    // it has failed.
                     let waiting = open_snapshot(&mut self.snapshot, self.sequencer.received());
-                    if let Some(Ok(piece)) = waiting.map(|snapshot| snapshot.pieces.try_recv()) {
-                        self.take_piece(Some(piece)).await?;
+                    match waiting.map(|snapshot| snapshot.pieces.try_recv()) {
+                        Some(Ok(piece)) => self.take_piece(Some(piece)).await?,
+                        Some(Err(TryRecvError::Disconnected)) => self.take_piece(None).await?,
+                        Some(Err(TryRecvError::Empty)) | None => {}
                     }
                 }
                 Next::Piece(piece) => self.take_piece(piece).await?,
@@ -323,8 +321,8 @@ impl Session<'_> {
                     }
                     probe_at = Instant::now() + PROBE_EVERY;
                 }
-                Next::Request(Request::Resync(done)) => {
-                    let accepted = self.resync().await;
+                Next::Request(Request::Resync(wanted, done)) => {
+                    let accepted = self.resync(wanted).await;
                     let _ = done.send(accepted.as_ref().map(|_| ()).map_err(ToString::to_string));
                     accepted?;
                 }
@@ -391,11 +389,12 @@ impl Session<'_> {
                 let events = events.map_err(|source| CaptureError::Reselect { table: table.name.clone(), source })?;
                 count(capture, &events);
                 let (now, bytes_max) = (now_ms(), capture.log.record_bytes_max());
+                let anew = Some(state.resync.number).filter(|_| state.resync.forced);
                 let records = events
                     .iter()
                     .map(|event| match event {
                         ChangeEvent::Row { .. } | ChangeEvent::Tombstone { .. } => {
-                            Outgoing::ByKey(event.to_record_within(bytes_max, now))
+                            Outgoing::ByKey(event.to_record_within(bytes_max, now).to_embed_anew(anew))
                         }
                         // What concerns no row of its own.
                         ChangeEvent::Barrier { .. }
@@ -489,110 +488,6 @@ impl Session<'_> {
         (self.changed, self.heartbeat) = (false, Some(Instant::now()));
         Ok(())
     }
-
-    async fn begin_snapshot(&mut self) -> Result<(), CaptureError> {
-        self.sequencer.watch_for_snapshot();
-        let began = self.capture.log.changes_ends();
-        let (sender, pieces) = mpsc::channel(PIECES_WAITING);
-        let plan = snapshot::Plan {
-            database: self.capture.database.clone(),
-            table: self.table.clone(),
-            publication: self.publication.clone(),
-            slot: self.capture.source.slot.clone(),
-        };
-        let expected = self.table.estimated_rows;
-        self.status.send_modify(|status| {
-            let needed = status.snapshot.needed && !status.snapshot.complete;
-            status.snapshot = SnapshotProgress { expected, needed, ..Default::default() };
-        });
-        tracing::info!("snapshot of {}.{} begins", self.table.schema, self.table.name);
-        let reader = tokio::spawn(snapshot::run(plan, sender));
-        self.snapshot = Some(Snapshot { pieces, reader, point: None, began });
-        Ok(())
-    }
-
-    async fn take_piece(&mut self, piece: Option<Piece>) -> Result<(), CaptureError> {
-        let Some(snapshot) = &mut self.snapshot else { return Ok(()) };
-        match piece {
-            Some(Piece::Point { point, taken_ms }) => {
-                snapshot.point = Some((point, taken_ms));
-                // The server answers with how far it has sent, so an idle table need not wait for a keepalive.
-                self.stream.send_status(self.state.confirm, true).await?;
-            }
-            Some(Piece::Expected(rows)) => self.status.send_modify(|status| status.snapshot.expected = rows),
-            Some(Piece::Rows(rows)) => {
-                let (point, taken_ms) = snapshot.point.expect("a point comes before rows");
-                let count = rows.len() as u64;
-                for row in rows {
-                    self.sequencer.offer_snapshot_row(row, point, taken_ms, now_ms());
-                }
-                self.status.send_modify(|status| status.snapshot.rows += count);
-            }
-            Some(Piece::Done) => return self.finish_snapshot().await,
-            None => {
-                let snapshot = self.snapshot.take().expect("matched above");
-                snapshot.reader.await.map_err(snapshot::SnapshotError::Reader)??;
-                return Err(CaptureError::Snapshot(snapshot::SnapshotError::Abandoned));
-            }
-        }
-        Ok(())
-    }
-
-    /// Deletes what the log holds and the snapshot lacks, then marks the snapshot complete.
-    async fn finish_snapshot(&mut self) -> Result<(), CaptureError> {
-        let Some(snapshot) = self.snapshot.take() else { return Ok(()) };
-        let (point, taken_ms) = snapshot.point.expect("a point comes before the end");
-        snapshot.reader.await.map_err(snapshot::SnapshotError::Reader)??;
-        self.append().await?;
-        let mut gone = 0_u64;
-        for (partition, below) in snapshot.began.iter().enumerate() {
-            let mut after: Option<bytes::Bytes> = None;
-            loop {
-                let reading = async {
-                    let page = self.capture.log.live_keys_below(partition as u16, *below, after.clone(), KEYS_PER_PAGE);
-                    page.await.map_err(CaptureError::from)
-                };
-                let confirmed = self.state.confirm;
-                let page = with_feedback(&mut self.stream, &mut self.feedback, confirmed, reading).await?;
-                let Some((_, last)) = page.last() else { break };
-                after = Some(last.clone());
-                for (_, key) in page {
-                    // A key that cannot be read was never a row of ours.
-                    let Ok(key) = RowKey::from_bytes(&key) else { continue };
-                    gone += u64::from(self.sequencer.offer_absent_key(key, point, taken_ms, now_ms()));
-                }
-                self.append().await?;
-            }
-        }
-        self.sequencer.forget_snapshot();
-        self.record(vec![], CaptureState { snapshot: SnapshotMarker::Complete, ..self.state.clone() }).await?;
-        let ends = self.capture.log.changes_ends();
-        self.status.send_modify(|status| {
-            status.snapshot.complete = true;
-            status.snapshot.ends = ends;
-        });
-        tracing::info!(rows = self.status.borrow().snapshot.rows, gone, %point, "snapshot complete");
-        Ok(())
-    }
-
-    async fn resync(&mut self) -> Result<(), CaptureError> {
-        self.abandon_snapshot().await;
-        self.record(vec![], CaptureState { snapshot: SnapshotMarker::Wanted, ..self.state.clone() }).await?;
-        self.begin_snapshot().await
-    }
-
-    async fn abandon_snapshot(&mut self) {
-        if let Some(snapshot) = self.snapshot.take() {
-            drop(snapshot.pieces);
-            snapshot.reader.abort();
-            let _ = snapshot.reader.await;
-        }
-    }
-}
-
-/// The snapshot, if its next piece may be taken: rows wait until the stream has passed its point.
-fn open_snapshot(snapshot: &mut Option<Snapshot>, received: Lsn) -> Option<&mut Snapshot> {
-    snapshot.as_mut().filter(|snapshot| snapshot.point.is_none_or(|(point, _)| received >= point))
 }
 
 /// Reads the table's shape and the publication, and checks the pipeline's columns against both.
@@ -629,11 +524,12 @@ async fn create_slot(
     sql: &Sql,
     replication: &mut ReplicationConnection,
     server: Server,
+    resync: Resync,
 ) -> Result<CaptureState, CaptureError> {
     let name = &capture.source.slot;
     let created = slot::create(replication, sql, name, false, ExportSnapshot::No).await?;
     tracing::info!(slot = name, point = %created.consistent_point, "replication slot created");
-    let state = progress::fresh(server, created.consistent_point);
+    let state = CaptureState { resync, ..progress::fresh(server, created.consistent_point) };
     capture.log.append_changes(vec![], &state).await?;
     Ok(state)
 }

@@ -45,6 +45,8 @@ pub struct Plan {
     pub publication: Publication,
     /// The main slot's name; the temporary slot's is derived from it.
     pub slot: String,
+    /// Rows of one piece; 0: nobody has said.
+    pub batch_rows: u32,
 }
 
 /// A part of the snapshot.
@@ -102,6 +104,9 @@ pub enum SnapshotError {
         /// What is wrong with it.
         source: values::ValueError,
     },
+    /// It was truncated or rewritten between the snapshot's point and the first look at it.
+    #[error("read {0} for the snapshot: it was truncated or rewritten a moment ago; it is read again from the start")]
+    Rewritten(String),
     /// The exported snapshot has no name.
     #[error("create the snapshot's temporary slot: the server exported no snapshot")]
     NotExported,
@@ -130,13 +135,15 @@ pub async fn run(plan: Plan, pieces: mpsc::Sender<Piece>) -> Result<(), Snapshot
     for _ in 0..ranges.readers() {
         // The exported snapshot lives as long as the connection that made the slot: every reader adopts it first.
         let reader = Reader::start(&plan, &snapshot).await?;
-        readers.spawn(reader.run(Arc::clone(&ranges), pieces.clone()));
+        let rows_max = if plan.batch_rows == 0 { ROWS_PER_PIECE } else { plan.batch_rows as usize };
+        readers.spawn(reader.run(Arc::clone(&ranges), rows_max, pieces.clone()));
     }
     // Readers hold the snapshot themselves now; the temporary slot would only hold WAL.
     drop(replication);
     if pages <= PAGES_COUNTED_MAX {
         // Beside the readers: the first rows do not wait for it.
-        send(&pieces, Piece::Expected(count(&watcher, &plan).await?)).await?;
+        let expected = count(&watcher, &plan.table, plan.publication.row_filter.as_deref()).await?;
+        send(&pieces, Piece::Expected(expected)).await?;
     }
     while let Some(ended) = readers.join_next().await {
         ended.map_err(SnapshotError::Reader)??;
@@ -203,7 +210,28 @@ impl Reader {
         };
         sql.batch_execute(&adopt).await.map_err(failed)?;
         let columns = plan.publication.columns_of(&plan.table);
-        Ok(Reader { sql, table: plan.table.clone(), columns, row_filter: plan.publication.row_filter.clone() })
+        let reader =
+            Reader { sql, table: plan.table.clone(), columns, row_filter: plan.publication.row_filter.clone() };
+        reader.hold().await?;
+        Ok(reader)
+    }
+
+    /// Keeps the table from being truncated or rewritten until all is read, and looks whether it was since the snapshot's
+    /// point: its files are new then, and to a snapshot from before they seem to hold no row.
+    async fn hold(&self) -> Result<(), SnapshotError> {
+        let (schema, name) = (escape_identifier(&self.table.schema), escape_identifier(&self.table.name));
+        let lock = format!("LOCK TABLE {schema}.{name} IN ACCESS SHARE MODE");
+        self.sql.batch_execute(&lock).await.map_err(|source| self.failed("lock the table", source))?;
+        // The catalog's rows are the snapshot's, the function looks at what is now.
+        let moved = "
+            SELECT count(*) FROM pg_class c
+            WHERE c.oid IN (SELECT $1::oid UNION ALL SELECT relid::oid FROM pg_partition_tree($1::oid::regclass))
+                  AND c.relfilenode <> coalesce(pg_relation_filenode(c.oid), 0)";
+        let row = self.sql.query_one(moved, &[&self.table.oid]).await;
+        match row.map_err(|source| self.failed("look at the files of the table", source))?.get::<_, i64>(0) {
+            0 => Ok(()),
+            _ => Err(SnapshotError::Rewritten(self.table.name.clone())),
+        }
     }
 
     /// Sees what is committed now.
@@ -220,9 +248,9 @@ impl Reader {
         Ok(reader)
     }
 
-    async fn run(self, ranges: Arc<Ranges>, pieces: mpsc::Sender<Piece>) -> Result<(), SnapshotError> {
+    async fn run(self, ranges: Arc<Ranges>, rows_max: usize, pieces: mpsc::Sender<Piece>) -> Result<(), SnapshotError> {
         let mut piece = Vec::with_capacity(ROWS_OF_FIRST_PIECE);
-        let (mut bytes, mut limit) = (0, ROWS_OF_FIRST_PIECE);
+        let (mut bytes, mut limit) = (0, ROWS_OF_FIRST_PIECE.min(rows_max));
         while let Some(range) = ranges.next() {
             let rows = self.copy(&range).await?;
             pin_mut!(rows);
@@ -232,7 +260,7 @@ impl Reader {
                 bytes += row.bytes;
                 piece.push(row);
                 if piece.len() >= limit || bytes >= BYTES_PER_PIECE {
-                    limit = ROWS_PER_PIECE;
+                    limit = rows_max;
                     bytes = 0;
                     send(&pieces, Piece::Rows(std::mem::take(&mut piece))).await?;
                 }
@@ -295,16 +323,13 @@ async fn pages(client: &Client, table: &Table) -> Result<u32, SnapshotError> {
     Ok(u32::try_from(row.get::<_, i64>(0)).unwrap_or(u32::MAX))
 }
 
-/// How many rows the snapshot is going to have, about: counted outside of it.
-async fn count(client: &Client, plan: &Plan) -> Result<u64, SnapshotError> {
-    let filter = plan.publication.row_filter.as_deref().unwrap_or("true");
-    let (schema, table) = (escape_identifier(&plan.table.schema), escape_identifier(&plan.table.name));
-    let row = client.query_one(&format!("SELECT count(*) FROM {schema}.{table} WHERE {filter}"), &[]).await;
-    let row = row.map_err(|source| SnapshotError::Query {
-        operation: "count the rows",
-        table: plan.table.name.clone(),
-        source,
-    })?;
+/// How many rows the table has now, of those that pass the filter.
+pub(super) async fn count(client: &Client, table: &Table, filter: Option<&str>) -> Result<u64, SnapshotError> {
+    let filter = filter.unwrap_or("true");
+    let (schema, name) = (escape_identifier(&table.schema), escape_identifier(&table.name));
+    let row = client.query_one(&format!("SELECT count(*) FROM {schema}.{name} WHERE {filter}"), &[]).await;
+    let row =
+        row.map_err(|source| SnapshotError::Query { operation: "count the rows", table: table.name.clone(), source })?;
     Ok(u64::try_from(row.get::<_, i64>(0)).unwrap_or(0))
 }
 

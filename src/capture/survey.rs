@@ -12,9 +12,9 @@ use super::catalog::{self, CatalogError, Table};
 use super::fault::is_of_the_values;
 use super::publication::{self, Publication};
 use super::session::key_text;
-use super::snapshot::Reader;
+use super::snapshot::{self, Reader};
 use super::sql::{self, Sql};
-use super::{CaptureError, ColumnCheck, reselect};
+use super::{CaptureError, ColumnCheck, reselect, slot};
 use crate::config::{Database, Source};
 use crate::event::{Row, RowKey};
 
@@ -58,6 +58,19 @@ impl Survey {
     /// How many rows the table has, by the planner's statistics.
     pub fn rows_estimated(&self) -> u64 {
         self.table.estimated_rows
+    }
+
+    /// How many rows it has now, counted.
+    pub async fn count(&self) -> Result<u64, CaptureError> {
+        let filter = self.publication.row_filter.as_deref();
+        Ok(snapshot::count(&self.now, &self.table, filter).await?)
+    }
+
+    /// How many bytes of WAL are not confirmed to this slot; `None`: there is none.
+    pub async fn lag_bytes(&self, slot: &str) -> Result<Option<u64>, CaptureError> {
+        let (flushed, slot) = slot::source_progress(&self.now, slot).await?;
+        let confirmed = slot.and_then(|slot| slot.confirmed_flush);
+        Ok(confirmed.map(|confirmed| flushed.0.saturating_sub(confirmed.0)))
     }
 
     /// Begins to read all rows.

@@ -25,6 +25,8 @@ const LOCK_TRIES: u32 = 25;
 const LOCK_PAUSE: Duration = Duration::from_millis(20);
 /// In the tree of names: which of the trees is filled now.
 const CURRENT: &[u8] = b"current";
+/// In the tree of names: the number of the last resync that was forced; what was embedded before is not here.
+const ANEW: &[u8] = b"anew";
 
 /// The name of an entry: the first 16 bytes of a SHA-256.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -84,6 +86,7 @@ struct Store {
     trees: RwLock<Trees>,
     entries: AtomicU64,
     limit: u64,
+    anew: AtomicU64,
     failed: AtomicBool,
 }
 
@@ -188,6 +191,13 @@ impl Cache {
         }
     }
 
+    /// Forgets all that was kept before the resync of this number was met for the first time. What is kept afterwards
+    /// serves it, however often its records are read, until one of a greater number is met.
+    pub fn begin_anew(&self, number: u64) {
+        let Some(store) = self.usable().filter(|store| store.anew.load(Ordering::Acquire) < number) else { return };
+        store.guard("empty", || store.begin_anew(number));
+    }
+
     /// Writes what is kept to disk. Blocks.
     pub fn flush(&self) {
         if let Some(store) = self.usable() {
@@ -262,6 +272,32 @@ impl Store {
     }
 }
 
+impl Store {
+    /// Drops both trees and begins new ones.
+    fn begin_anew(&self, number: u64) -> sled::Result<()> {
+        let mut trees = self.trees.write().unwrap_or_else(PoisonError::into_inner);
+        // Another batch may have met it meanwhile.
+        if self.anew.load(Ordering::Acquire) >= number {
+            return Ok(());
+        }
+        let current = trees.number + 2;
+        let (newer, older) =
+            (self.database.open_tree(tree_name(current))?, self.database.open_tree(tree_name(current - 1))?);
+        self.names.insert(CURRENT, &current.to_le_bytes())?;
+        let gone = [std::mem::replace(&mut trees.newer, newer), std::mem::replace(&mut trees.older, older)];
+        trees.number = current;
+        self.entries.store(0, Ordering::Relaxed);
+        for tree in gone {
+            self.names.remove(tree.name())?;
+            self.database.drop_tree(tree.name())?;
+        }
+        // Last, so that a crash before it begins anew once more.
+        self.names.insert(ANEW, &number.to_le_bytes())?;
+        self.anew.store(number, Ordering::Release);
+        Ok(())
+    }
+}
+
 struct OpenFault {
     damaged: bool,
     text: String,
@@ -302,6 +338,7 @@ fn try_open(folder: &Path, limit: u64) -> sled::Result<Store> {
         }
     }
     let entries = names.get(&newer)?.as_deref().and_then(read_number).unwrap_or(0);
+    let anew = names.get(ANEW)?.as_deref().and_then(read_number).unwrap_or(0);
     let trees = Trees { number, newer: database.open_tree(newer)?, older: database.open_tree(older)? };
     Ok(Store {
         path: folder.to_owned(),
@@ -309,6 +346,7 @@ fn try_open(folder: &Path, limit: u64) -> sled::Result<Store> {
         trees: RwLock::new(trees),
         entries: AtomicU64::new(entries),
         limit,
+        anew: AtomicU64::new(anew),
         failed: AtomicBool::new(false),
         database,
     })
@@ -424,6 +462,33 @@ mod tests {
         let kept: Vec<u64> = (0..200).filter(|number| cache.vector(&key(*number)).is_some()).collect();
         assert!((20..=42).contains(&kept.len()), "{kept:?}");
         assert!(kept.contains(&199) && !kept.contains(&100), "{kept:?}");
+        let store = cache.0.as_ref().expect("open");
+        assert!(store.database.tree_names().len() <= 4, "old trees stay");
+    }
+
+    #[test]
+    fn what_was_kept_before_a_forced_resync_is_forgotten_once() {
+        let folder = tempfile::tempdir().expect("folder");
+        let path = folder.path().join("embeddings");
+        let keep = |cache: &Cache, number| cache.keep([(key(number), &vector(number))], []);
+        let kept = |cache: &Cache| (1..=4).filter(|number| cache.vector(&key(*number)).is_some()).collect::<Vec<u64>>();
+        let cache = Cache::open(&path);
+        keep(&cache, 1);
+        cache.begin_anew(7);
+        assert_eq!(kept(&cache), [0_u64; 0]);
+        keep(&cache, 2);
+        // Its records are read again, by the next process, too; and some of one before it.
+        cache.begin_anew(7);
+        cache.begin_anew(6);
+        cache.flush();
+        drop(cache);
+        let cache = Cache::open(&path);
+        cache.begin_anew(7);
+        assert_eq!(kept(&cache), [2]);
+        keep(&cache, 3);
+        cache.begin_anew(8);
+        keep(&cache, 4);
+        assert_eq!(kept(&cache), [4]);
         let store = cache.0.as_ref().expect("open");
         assert!(store.database.tree_names().len() <= 4, "old trees stay");
     }

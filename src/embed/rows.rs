@@ -169,6 +169,9 @@ impl Rows {
             let letter = self.dead_letter(record, partition, offset, reason, &Chain(&fault).to_string());
             prepared.put_aside(letter, reason);
         }
+        if let Some(number) = items.iter().filter_map(|item| item.record.embed_anew()).max() {
+            self.cache.begin_anew(number);
+        }
         for item in items {
             prepared.processed.commit_ts_ms = prepared.processed.commit_ts_ms.max(item.commit_ts_ms);
             self.prepare_item(item, &mut prepared);

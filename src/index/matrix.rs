@@ -67,6 +67,8 @@ pub struct Document {
     pub place: u64,
     /// Stands for the stored record in the store's digest.
     pub fingerprint: u64,
+    /// Stands for what the row says, whatever its version.
+    pub content: u64,
     /// Live or deleted.
     pub state: State,
 }
@@ -107,6 +109,8 @@ pub struct Becomes {
     pub place: u64,
     /// Stands for the stored record in the store's digest.
     pub fingerprint: u64,
+    /// Stands for what the row says, whatever its version.
+    pub content: u64,
     /// Its windows, or the time of its tombstone.
     pub body: Body,
 }
@@ -232,6 +236,7 @@ impl Matrix {
             document.partition = becomes.partition;
             document.place = becomes.place;
             document.fingerprint = becomes.fingerprint;
+            document.content = becomes.content;
             document.state = state;
         }
         self.shrink();
@@ -264,6 +269,7 @@ impl Matrix {
             partition: 0,
             place: 0,
             fingerprint: 0,
+            content: 0,
             state: State::Deleted(0),
         });
         let number = match self.free_documents.pop() {
@@ -461,8 +467,14 @@ mod tests {
         let payload = json!({ "category": format!("c{}", id % 3), "n": [id % 4, "x"] });
         let cells = Cells::of(payload.as_object().expect("object"), fields);
         let body = Body::Live(vectors.into_iter().map(Coded::new).collect(), cells);
-        let becomes =
-            Becomes { version: Version(version), partition: (id % 4) as Partition, place: 0, fingerprint: 1, body };
+        let becomes = Becomes {
+            version: Version(version),
+            partition: (id % 4) as Partition,
+            place: 0,
+            fingerprint: 1,
+            content: 0,
+            body,
+        };
         Edit { key: key(id), becomes: Some(becomes) }
     }
 
@@ -509,7 +521,8 @@ mod tests {
                 }
                 1 => {
                     let body = Body::Deleted(1);
-                    let becomes = Becomes { version: Version(step), partition: 0, place: 0, fingerprint: 2, body };
+                    let becomes =
+                        Becomes { version: Version(step), partition: 0, place: 0, fingerprint: 2, content: 0, body };
                     matrix.edit(Edit { key: key(id), becomes: Some(becomes) });
                     model.remove(&id);
                 }

@@ -86,6 +86,8 @@ struct Inner {
 pub struct Applied {
     /// Rows stored.
     pub upserts: u64,
+    /// Of them those that say something else than before, or are new.
+    pub changed: u64,
     /// Tombstones stored.
     pub deletes: u64,
     /// Rows and tombstones that a barrier removed.
@@ -391,18 +393,18 @@ impl Inner {
                 Step::Barrier(version) => {
                     // The barrier and its position first: what a kill leaves below it is purged on the next open.
                     state.barriers[usize::from(partition)] = version.0;
-                    self.commit(state, std::mem::take(&mut pending))?;
+                    applied.changed += self.commit(state, std::mem::take(&mut pending))?;
                     applied.purged += self.purge(state)?;
                 }
             }
             if pending.is_full() {
-                self.commit(state, std::mem::take(&mut pending))?;
+                applied.changed += self.commit(state, std::mem::take(&mut pending))?;
             }
         }
         for (position, upto) in state.positions.iter_mut().zip(upto) {
             *position = (*position).max(*upto);
         }
-        self.commit(state, pending)?;
+        applied.changed += self.commit(state, pending)?;
         Ok(applied)
     }
 
@@ -440,16 +442,17 @@ impl Inner {
         Ok(keys.len() as u64)
     }
 
-    /// Writes the pending records and the state in one transaction and shows them to searches.
-    fn commit(&self, state: &mut MirrorState, pending: Pending) -> Result<(), MirrorError> {
-        let (batch, edits) = pending.into_batch(state, &read(&self.matrix));
+    /// Writes the pending records and the state in one transaction and shows them to searches. Gives how many rows say
+    /// something else than before, or are new.
+    fn commit(&self, state: &mut MirrorState, pending: Pending) -> Result<u64, MirrorError> {
+        let (batch, edits, changed) = pending.into_batch(state, &read(&self.matrix));
         let _ahead = write(&self.ahead);
         self.with_store(|store| store.write(batch))?;
         let mut matrix = write(&self.matrix);
         for edit in edits {
             matrix.edit(edit);
         }
-        Ok(())
+        Ok(changed)
     }
 
     fn with_store<T>(&self, work: impl FnOnce(&Store) -> Result<T, MirrorError>) -> Result<T, MirrorError> {

@@ -8,7 +8,7 @@ use tokio::task::{JoinError, spawn_blocking};
 
 use super::arrivals::Arrivals;
 use super::batch::{Counts, Working, decode, lag, next};
-use super::mirror::{Mirror, MirrorError, Prepared, STORE};
+use super::mirror::{self, Mirror, MirrorError, Prepared, STORE};
 use crate::clock::now_ms;
 use crate::metrics::PipelineMetrics;
 use crate::retry::{Chain, Retry};
@@ -180,7 +180,7 @@ struct Batch {
 
 /// A batch that was applied, or was not, and how long it took.
 struct Applied {
-    result: Result<(), MirrorError>,
+    result: Result<mirror::Applied, MirrorError>,
     took: Duration,
     counts: Counts,
     positions: Offsets,
@@ -297,7 +297,7 @@ impl Sink {
         Box::pin(async move {
             let Batch { events, counts, positions } = batch;
             let since = Instant::now();
-            let result = mirror.apply_upto(events, positions.clone()).await.map(|_| ());
+            let result = mirror.apply_upto(events, positions.clone()).await;
             Applied { result, took: since.elapsed(), counts, positions }
         })
     }
@@ -306,9 +306,10 @@ impl Sink {
     fn applied(&self, applied: Applied) -> Result<(), Fault> {
         let Applied { result, took, mut counts, positions } = applied;
         self.metrics.store_request(STORE, "upsert", result.is_ok(), took);
-        result?;
+        let stored = result?;
         match self.span {
             Span::Follow => {
+                self.metrics.rows_changed(stored.changed);
                 counts.report(&self.metrics);
                 counts.report_latency(&self.metrics, STORE);
                 self.told.arrivals.reached(STORE, std::mem::take(&mut counts.last));

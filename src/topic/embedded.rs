@@ -137,7 +137,7 @@ impl Log {
         self.inner.shared.changes.ends()
     }
 
-    /// Keys of `changes` whose latest record is a row's (no tombstone, no barrier, nothing below a barrier) and stands
+    /// Keys of `changes` whose latest record is a row's (no tombstone, no mark, nothing below a barrier) and stands
     /// below `offset`, each with that record's offset: at most `limit`, in the log's own order, after the key `after`.
     /// Reads the disk; call it on a blocking thread.
     pub fn live_keys_below(
@@ -164,7 +164,8 @@ impl Log {
                 break;
             }
             let (latest, key) = Latest::decode(&place, &value).map_err(|_| shared.damaged("the index of keys"))?;
-            if latest.kind == RecordKind::Live && (barrier..offset).contains(&latest.offset) {
+            let is_row = latest.kind == RecordKind::Live && !Record::is_reserved(&key);
+            if is_row && (barrier..offset).contains(&latest.offset) {
                 keys.push((latest.offset, key));
             }
         }

@@ -63,6 +63,21 @@ pub struct CaptureState {
     /// What was captured: table, key, published columns and rows. Another one needs a snapshot of its own.
     #[serde(default)]
     pub captured: String,
+    /// How that snapshot is to be taken.
+    #[serde(default)]
+    pub resync: Resync,
+}
+
+/// What a person has asked of the snapshot that is wanted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Resync {
+    /// Rows of a batch; 0: nobody has said.
+    pub batch_rows: u32,
+    /// Whether all texts are embedded again that come to be known until it is complete.
+    pub forced: bool,
+    /// The number of the last one that was forced. A later one has a greater number.
+    pub number: u64,
 }
 
 /// The durable marker of the snapshot. An incomplete one is run again from its start.

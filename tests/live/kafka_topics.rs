@@ -125,6 +125,7 @@ async fn what_a_resync_has_just_written_is_not_taken_for_gone() {
         confirm: Lsn::default(),
         snapshot: SnapshotMarker::Wanted,
         captured: String::new(),
+        resync: Default::default(),
     };
     let record = |id| Record {
         key: format!("{{\"id\":{id}}}").into(),

@@ -56,6 +56,7 @@ async fn append(log: &Log, ordinal: u64, records: Vec<Outgoing>) {
         confirm: Lsn(ordinal),
         snapshot: SnapshotMarker::Complete,
         captured: String::new(),
+        resync: Default::default(),
     };
     log.append_changes(records, &state).await.expect("appended");
 }

@@ -74,6 +74,29 @@ impl Postgres {
         Postgres { port: free_port(), home, options, server: None }
     }
 
+    /// A cluster of its own making, with the same database and an empty table, at this port.
+    pub fn another_at(port: u16) -> Self {
+        let home = folder();
+        make_cluster(&home.path().join("data"));
+        let mut postgres = Postgres { port, home, options: vec![], server: None };
+        postgres.launch();
+        postgres
+    }
+
+    /// A copy of its data, while it does not run.
+    pub fn copy_of_data(&self) -> TempDir {
+        assert!(self.server.is_none(), "PostgreSQL runs");
+        let kept = folder();
+        copy(&self.home.path().join("data"), &kept.path().join("data"));
+        kept
+    }
+
+    /// Puts that in the place of its data, while it does not run.
+    pub fn put_back(&mut self, kept: TempDir) {
+        assert!(self.server.is_none(), "PostgreSQL runs");
+        self.home = kept;
+    }
+
     /// Starts it, and waits until it answers.
     #[track_caller]
     pub fn launch(&mut self) {
@@ -242,11 +265,7 @@ fn template() -> &'static Path {
 fn make_template(kept: &Path) {
     let home = folder();
     let data = home.path().join("data");
-    let mut initdb = server_program("initdb");
-    initdb.arg("-D").arg(&data).args(["-U", "postgres", "-E", "UTF8", "--locale=C.UTF-8"]);
-    run(initdb.args(["--auth-local=reject", "--auth-host=scram-sha-256"]), "");
-    single_user(&data, "postgres", ROLES);
-    single_user(&data, DATABASE, TABLE);
+    make_cluster(&data);
     // Renamed when whole. Another test process may have been faster, then its template is as good.
     fs::create_dir_all(kept.parent().expect("it is in a folder")).expect("make the target's folder");
     let copied = kept.with_extension(std::process::id().to_string());
@@ -254,6 +273,14 @@ fn make_template(kept: &Path) {
     if fs::rename(&copied, kept).is_err() {
         fs::remove_dir_all(&copied).expect("remove a template that is not needed");
     }
+}
+
+fn make_cluster(data: &Path) {
+    let mut initdb = server_program("initdb");
+    initdb.arg("-D").arg(data).args(["-U", "postgres", "-E", "UTF8", "--locale=C.UTF-8"]);
+    run(initdb.args(["--auth-local=reject", "--auth-host=scram-sha-256"]), "");
+    single_user(data, "postgres", ROLES);
+    single_user(data, DATABASE, TABLE);
 }
 
 /// Needs no port, no client program and no password.

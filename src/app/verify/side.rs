@@ -104,6 +104,7 @@ impl Side {
         wanted: &HashMap<RowKey, Wanted>,
         read_ms: i64,
         as_of_ms: impl Fn(&str) -> Option<i64>,
+        is_cut_off: impl Fn() -> bool,
     ) {
         let Ok(holder) = &self.holder else { return };
         let keys: Vec<RowKey> = self.suspects.open().cloned().collect();
@@ -115,7 +116,8 @@ impl Side {
             if as_of_ms(self.name).is_some_and(|as_of_ms| as_of_ms > read_ms) {
                 break false;
             }
-            if since.elapsed() > LATE_AFTER {
+            // Nothing comes where capture has refused to go on.
+            if since.elapsed() > LATE_AFTER || is_cut_off() {
                 break true;
             }
             sleep(LOOK_EVERY).await;

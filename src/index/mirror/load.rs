@@ -4,7 +4,7 @@ use crate::event::RowKey;
 use crate::index::matrix::{Becomes, Body, Edit, Matrix};
 use crate::retry::Chain;
 
-use super::pending::{Pending, TRANSACTION_RECORDS_MAX, searchable};
+use super::pending::{Pending, TRANSACTION_RECORDS_MAX, content, searchable};
 use super::record::{Damage, FORMAT, MirrorState, Record, STATE_KEY, Stored, parse_place};
 use super::store::{self, Store, guarded, shown};
 use super::{MirrorError, MirrorSettings, keys_below_barriers};
@@ -76,7 +76,7 @@ impl Loaded {
             for key in keys {
                 pending.forget(RowKey::clone(key));
             }
-            let (batch, edits) = pending.into_batch(&mut self.state, &self.matrix);
+            let (batch, edits, _) = pending.into_batch(&mut self.state, &self.matrix);
             self.store.write(batch)?;
             for edit in edits {
                 self.matrix.edit(edit);
@@ -103,10 +103,11 @@ fn check_origin(state: &MirrorState, settings: &MirrorSettings) -> Result<(), Da
 fn load(key: &[u8], value: &[u8], settings: &MirrorSettings) -> Result<(Edit, u64), Damage> {
     let place = parse_place(key).ok_or_else(|| Damage("a key that is no record's".to_owned()))?;
     let (record, fingerprint) = Record::decode(place, value)?;
+    let content = content(&record.body);
     let body = match record.body {
         Stored::Live(row) => searchable(&row, &settings.filters).map_err(Damage)?,
         Stored::Deleted(at_ms) => Body::Deleted(at_ms),
     };
-    let becomes = Becomes { version: record.version, partition: record.partition, place, fingerprint, body };
+    let becomes = Becomes { version: record.version, partition: record.partition, place, fingerprint, content, body };
     Ok((Edit { key: record.key, becomes: Some(becomes) }, fingerprint))
 }

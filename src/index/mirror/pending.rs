@@ -44,6 +44,7 @@ pub(super) struct Put {
     pub(super) version: Version,
     partition: Partition,
     sealed: Sealed,
+    content: u64,
     body: Body,
 }
 
@@ -51,9 +52,10 @@ impl Prepared {
     /// Makes an event from this place in `vectors` ready; searches may filter by `fields`.
     pub(super) fn new(partition: Partition, offset: u64, event: VectorEvent, fields: &[String]) -> Self {
         let put = |key: RowKey, version, body: Body, stored| {
+            let content = content(&stored);
             let record = Record { key, version, partition, body: stored };
             let sealed = record.seal();
-            Step::Put(record.key, Put { version, partition, sealed, body })
+            Step::Put(record.key, Put { version, partition, sealed, content, body })
         };
         let step = match event {
             VectorEvent::Upsert { key, row } => match searchable(&row, fields) {
@@ -76,6 +78,14 @@ impl Put {
     /// Whether it is a row.
     pub(super) fn is_live(&self) -> bool {
         matches!(self.body, Body::Live(..))
+    }
+}
+
+/// Stands for what a row says: the first 8 bytes of its hash; 0 for a tombstone.
+pub(super) fn content(stored: &Stored) -> u64 {
+    match stored {
+        Stored::Live(row) => row.row_hash.first_chunk().map_or(0, |bytes| u64::from_le_bytes(*bytes)),
+        Stored::Deleted(_) => 0,
     }
 }
 
@@ -119,27 +129,32 @@ impl Pending {
         self.records.len() >= TRANSACTION_RECORDS_MAX || self.bytes >= TRANSACTION_BYTES_MAX
     }
 
-    /// The transaction, the state brought up to date in it, and the same changes for the matrix.
-    pub(super) fn into_batch(self, state: &mut MirrorState, matrix: &Matrix) -> (sled::Batch, Vec<Edit>) {
+    /// The transaction, the state brought up to date in it, the same changes for the matrix, and how many rows say something
+    /// else than before, or are new.
+    pub(super) fn into_batch(self, state: &mut MirrorState, matrix: &Matrix) -> (sled::Batch, Vec<Edit>, u64) {
+        let mut changed = 0;
         let mut batch = sled::Batch::default();
         let mut edits = Vec::with_capacity(self.records.len());
         for (key, put) in self.records {
-            if let Some(old) = matrix.get(&key) {
+            let old = matrix.get(&key);
+            let said = old.filter(|old| old.is_live()).map(|old| old.content);
+            changed += u64::from(put.as_ref().is_some_and(|put| put.is_live() && said != Some(put.content)));
+            if let Some(old) = old {
                 state.records -= 1;
                 state.digest = state.digest.wrapping_sub(old.fingerprint);
                 batch.remove(&place_key(old.place));
             }
-            let becomes = put.map(|Put { version, partition, sealed, body }| {
+            let becomes = put.map(|Put { version, partition, sealed, content, body }| {
                 let (place, fingerprint) = (state.next_place, sealed.fingerprint);
                 batch.insert(&place_key(place), sealed.at(place));
                 state.next_place += 1;
                 state.records += 1;
                 state.digest = state.digest.wrapping_add(fingerprint);
-                Becomes { version, partition, place, fingerprint, body }
+                Becomes { version, partition, place, fingerprint, content, body }
             });
             edits.push(Edit { key, becomes });
         }
         batch.insert(STATE_KEY, state.to_bytes());
-        (batch, edits)
+        (batch, edits, changed)
     }
 }

@@ -446,7 +446,7 @@ async fn a_purge_that_was_killed_goes_on_when_the_mirror_opens() {
         .0
         .write(|inner, state| {
             state.barriers[1] = 20;
-            inner.commit(state, Pending::default())
+            inner.commit(state, Pending::default()).map(drop)
         })
         .expect("written");
     mirror.close().await;

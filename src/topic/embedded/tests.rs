@@ -9,7 +9,7 @@ use std::task::Poll;
 use super::super::partition::partition_of;
 use super::super::{SnapshotMarker, Stored};
 use super::*;
-use crate::event::{BARRIER_KEY, Lsn, Position, Record};
+use crate::event::{BARRIER_KEY, ChangeEvent, Lsn, Position, Record};
 
 const DAY: i64 = 24 * 3600 * 1000;
 
@@ -56,6 +56,7 @@ fn state(ordinal: u64) -> CaptureState {
         confirm: Lsn(99),
         snapshot: SnapshotMarker::Complete,
         captured: "faq".to_owned(),
+        resync: Default::default(),
     }
 }
 
@@ -160,6 +161,10 @@ async fn live_keys_are_paged_and_leave_out_what_is_gone() {
     }
     assert_eq!(paged, all);
     log.append_changes(vec![barrier(), row("new", "1")], &state(3)).await.expect("appended");
+    assert_eq!(log.live_keys_below(0, 100, None, 10).expect("readable"), [(8, Bytes::from("new"))]);
+    // Marks have keys, too, and are no rows.
+    let marks = [ChangeEvent::Replay { id: 1 }, ChangeEvent::Heartbeat { as_of_ms: 1 }];
+    log.append_marks(marks.map(|mark| Outgoing::Everywhere(mark.to_record(0))).into()).await.expect("appended");
     assert_eq!(log.live_keys_below(0, 100, None, 10).expect("readable"), [(8, Bytes::from("new"))]);
 }
 

@@ -382,6 +382,7 @@ mod tests {
                 confirm: event::Lsn(1),
                 snapshot: SnapshotMarker::Complete,
                 captured: String::new(),
+                resync: Default::default(),
             };
             let (mut all, mut next) = (vec![], vec![0; usize::from(PARTITIONS)]);
             for round in 0..300_u64 {
