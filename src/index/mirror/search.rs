@@ -26,7 +26,7 @@ pub enum Begun {
     /// All of it.
     Done(Vec<Hit>),
     /// Rows were found that are to be read.
-    Found(Search),
+    Found(Box<Search>),
 }
 
 /// A search that has found its rows and not read them yet.
@@ -107,16 +107,17 @@ impl Mirror {
         let found = self.0.scan_at_hand(&vector, limit, min_score, filter)?;
         let Some(hits) = found.iter().map(|found| self.0.recent.get(found)).collect() else {
             let filter = filter.clone();
-            return Some(Begun::Found(Search { found, query: vector, min_score, filter, took: begun.elapsed() }));
+            let search = Search { found, query: vector, min_score, filter, took: begun.elapsed() };
+            return Some(Begun::Found(Box::new(search)));
         };
         self.0.metrics.store_request(STORE, "search", true, begun.elapsed());
         Some(Begun::Done(hits))
     }
 
     /// The rest of a search. Reads the disk: call it on a blocking thread.
-    pub fn finish_search(&self, search: Search) -> Result<Vec<Hit>, MirrorError> {
+    pub fn finish_search(&self, search: Box<Search>) -> Result<Vec<Hit>, MirrorError> {
         let begun = Instant::now();
-        let Search { found, query, min_score, filter, took } = search;
+        let Search { found, query, min_score, filter, took } = *search;
         let hits = self.0.fetch_all(found, &query, min_score, &filter);
         self.0.metrics.store_request(STORE, "search", hits.is_ok(), took + begun.elapsed());
         hits
