@@ -137,7 +137,9 @@ fn over_kafka_who_embeds_elsewhere_learns_of_it_by_the_log() {
     let stats = sync(&serve, &["--stats-only"]);
     assert_eq!((&stats["source"], &stats["stores"][0]["rows"]), (&Value::Null, &json!(ROWS)), "{stats}");
     crate::support::table::expect_equal(&mut serve, &cluster.site.sql, CAUGHT_UP);
-    assert_eq!(computed(&mut embed) - before - TEXTS as f64, 65.0, "the markers of the comparison, and nothing else");
+    // The markers of the comparison; their one question by each batch that does not know it yet.
+    let more = computed(&mut embed) - before - TEXTS as f64;
+    assert!((65.0..80.0).contains(&more), "{more} texts more");
     assert_eq!(capture.ended(), None);
 }
 
@@ -164,7 +166,7 @@ fn of_two_at_once_the_second_is_refused_and_a_kill_breaks_off_the_command_and_no
     // Not active: nothing but the log has work with them.
     site.sql.execute(
         "INSERT INTO faq_faq (id, question, answer, category, is_active)
-         SELECT n, 'Q', 'Row ' || n, 'c00', n % 1000 = 0 FROM generate_series(1, 20000) n",
+         SELECT n, 'Q', 'Row ' || n, 'c00', n % 1000 = 0 FROM generate_series(1, 6000) n",
     );
     site.vecsync.start_ready();
     site.expect_equal(CAUGHT_UP);
@@ -179,7 +181,7 @@ fn of_two_at_once_the_second_is_refused_and_a_kill_breaks_off_the_command_and_no
     // Rows that go while it is broken off.
     site.vecsync.kill();
     assert_eq!(first.wait().unwrap().code(), Some(1));
-    site.sql.execute("DELETE FROM faq_faq WHERE id > 10000");
+    site.sql.execute("DELETE FROM faq_faq WHERE id > 3000");
     site.vecsync.start_ready();
     site.vecsync.wait_for_log("snapshot complete", CAUGHT_UP);
     site.expect_equal(CAUGHT_UP);
@@ -194,9 +196,9 @@ fn after_a_resync_under_hard_writing_the_log_ends_with_the_table() {
     let mut dice = Dice::new(5);
     let pace = Pace { sessions: 3, pause: Duration::from_millis(4), truncates: 800, copies: 40 };
     let sessions = Sessions::start(&cluster.site.postgres, 5, pace);
-    for round in 0..5 {
+    for round in 0..4 {
         sessions.wait_for_more(20);
-        let mut syncing = capture.spawn(&["sync", "--batch-size", ["1", "10", "500"][round % 3]]);
+        let mut syncing = capture.spawn(&["sync", "--batch-size", ["5", "50", "500"][round % 3]]);
         if round % 2 == 0 {
             assert_eq!(syncing.wait().unwrap().code(), Some(0), "{}", capture.log());
             continue;
