@@ -2,8 +2,10 @@
 
 mod debezium;
 
+use std::borrow::Cow;
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 
 pub use debezium::is_unavailable;
 
@@ -220,27 +222,27 @@ pub struct Change {
     pub ts_ms: i64,
 }
 
-/// The `source` block of a change.
+/// The `source` block of a change. What all changes of a stream share is shared.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Source {
     /// Version of the program that captured it.
     #[serde(default)]
-    pub version: String,
+    pub version: Arc<str>,
     /// Kind of connector, `postgresql`.
     #[serde(default)]
-    pub connector: String,
+    pub connector: Arc<str>,
     /// The pipeline's name.
     #[serde(default)]
-    pub name: String,
+    pub name: Arc<str>,
     /// Database.
     #[serde(default)]
-    pub db: String,
+    pub db: Arc<str>,
     /// Schema.
     #[serde(default)]
-    pub schema: String,
+    pub schema: Arc<str>,
     /// Table.
     #[serde(default)]
-    pub table: String,
+    pub table: Arc<str>,
     /// The event's own LSN.
     #[serde(default)]
     pub lsn: Option<u64>,
@@ -251,7 +253,7 @@ pub struct Source {
     pub ts_ms: i64,
     /// `true` for a row read by a snapshot, else `false`.
     #[serde(default)]
-    pub snapshot: Option<String>,
+    pub snapshot: Option<Cow<'static, str>>,
     /// Start of the transaction's commit record.
     #[serde(default)]
     pub commit_lsn: Option<Lsn>,
