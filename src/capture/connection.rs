@@ -214,11 +214,15 @@ impl ReplicationConnection {
 /// Rows as text; `None` is NULL.
 pub type Rows = Vec<Vec<Option<String>>>;
 
-fn row(body: &DataRowBody) -> Result<Vec<Option<String>>, StreamError> {
+/// The columns of a row as text; `None` is NULL. How many there are said to be reserves nothing.
+pub fn row(body: &DataRowBody) -> Result<Vec<Option<String>>, StreamError> {
     let malformed = |source| StreamError::Wire(WireError::Malformed { tag: b'D', source });
-    let ranges: Vec<_> = body.ranges().collect().map_err(malformed)?;
     let text = |range| String::from_utf8_lossy(&body.buffer()[range]).into_owned();
-    Ok(ranges.into_iter().map(|range| range.map(text)).collect())
+    let (mut ranges, mut row) = (body.ranges(), vec![]);
+    while let Some(range) = ranges.next().map_err(malformed)? {
+        row.push(range.map(text));
+    }
+    Ok(row)
 }
 
 fn first_row(rows: &Rows) -> Vec<Option<&str>> {

@@ -5,6 +5,7 @@ use bytes::{Bytes, BytesMut};
 use postgres_protocol::message::backend::Message as Backend;
 use tokio_postgres::fallible_iterator::FallibleIterator;
 use vecsync::capture::catalog::{Column, Table};
+use vecsync::capture::connection;
 use vecsync::capture::pgoutput::{self, Message, Old};
 use vecsync::capture::sequencer::{Pending, Sequencer, Step};
 use vecsync::capture::values::ColumnKind;
@@ -86,10 +87,7 @@ fn take(frame: ServerFrame, followed: &mut Option<Sequencer>) -> u8 {
         }
         ServerFrame::Message(message) => {
             match message {
-                Backend::DataRow(body) => {
-                    let ranges: Vec<_> = body.ranges().collect().unwrap_or_default();
-                    ranges.into_iter().flatten().for_each(|range| drop(String::from_utf8_lossy(&body.buffer()[range])));
-                }
+                Backend::DataRow(body) => drop(connection::row(&body)),
                 Backend::AuthenticationSasl(body) => drop(body.mechanisms().collect::<Vec<_>>()),
                 _ => {}
             }
