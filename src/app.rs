@@ -377,6 +377,8 @@ pub async fn prepare_resync(config: Config, wanted: capture::Wanted) -> Result<(
         return Err(AppError::Foreign(foreign::NO_SYNC));
     }
     make_data_dir(&config)?;
+    // Over brokers nothing else keeps one out that starts at this moment.
+    let _alone = control::lock(&config.data_dir, Door::Capture)?;
     let Some(database) = &config.database else {
         return Err(AppError::Task { task: "resync", fault: "DATABASE_URL is not set".into() });
     };
