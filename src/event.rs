@@ -128,6 +128,9 @@ const TOO_LARGE_HEADER: &str = "vecsync.too-large";
 /// was forced, decimal.
 const ANEW_HEADER: &str = "vecsync.embed-anew";
 
+/// Room for a change as JSON, in bytes: the envelope and a short row, so that most need no more.
+const CHANGE_BYTES: usize = 1024;
+
 /// One record of a topic, before it has a place in it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Record {
@@ -339,7 +342,11 @@ struct EnvelopeSource {
 impl ChangeEvent {
     /// Writes the event as a record made at `now_ms`.
     pub fn to_record(&self, now_ms: i64) -> Record {
-        let json = |change: &Change| Bytes::from(serde_json::to_vec(change).expect("a change has string keys only"));
+        let json = |change: &Change| {
+            let mut bytes = Vec::with_capacity(CHANGE_BYTES);
+            serde_json::to_writer(&mut bytes, change).expect("a change has string keys only");
+            Bytes::from(bytes)
+        };
         match self {
             ChangeEvent::Row { key, change } => {
                 Record { key: key.to_bytes(), value: Some(json(change)), headers: vec![], timestamp_ms: now_ms }
