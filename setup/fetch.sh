@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Fetches what pins.txt names and the Debian packages read as data, once, into a cache; builds and starts nothing.
-# usage: fetch.sh [model] [postgres] [faq] [kafka] [debezium] [schemathesis] [checks]
+# usage: fetch.sh [model] [postgres] [postgres-others] [faq] [kafka] [debezium] [schemathesis] [checks]
 set -euo pipefail
 . "$(dirname "$0")/places.sh"
 
@@ -92,13 +92,26 @@ fetch_model() {
 }
 
 fetch_postgres() { # root has Debian's package
-  if [ "$(id -u)" = 0 ] || [ -x "$PG_BIN/postgres" ]; then return; fi
-  local name
-  name=$(basename "$(dirname "$PG_BIN")")
-  download "$name"
-  mkdir "$WORK/unpacked"
-  tar -C "$WORK/unpacked" -xJf "$WORK/member"
-  mv "$WORK/unpacked" "$CACHE/$name"
+  if [ "$(id -u)" != 0 ]; then unpacked_postgres "$(basename "$(dirname "$PG_BIN")")"; fi
+}
+
+fetch_postgres_others() {
+  local version
+  for version in "${PG_OTHERS[@]}"; do unpacked_postgres "postgres-$version"; done
+}
+
+unpacked_postgres() { # unpacked_postgres KEPT-AS: the server's programs in a folder that its user can enter
+  if [ -x "$PG_CACHE/$1/bin/postgres" ]; then return; fi
+  download "$1"
+  # Beside its place, since that may be another disk than the cache's.
+  local made=$PG_CACHE/.$1
+  rm -rf "$made"
+  mkdir -p "$made"
+  tar -C "$made" --no-same-owner -xJf "$WORK/member"
+  chmod -R a+rX "$made"
+  mv "$made" "$PG_CACHE/$1"
+  as_pg_user test -x "$PG_CACHE/$1/bin/postgres" ||
+    die "user $PG_USER cannot enter $PG_CACHE: name another folder with VECSYNC_CACHE_DIR"
 }
 
 unpacked_package() { # unpacked_package NAME: the files of a Debian package in the cache; installs nothing
@@ -180,7 +193,8 @@ fetch_checks() { # promtool and shellcheck run unpacked: installing the first wo
 [ $# -gt 0 ] || set -- model postgres faq
 for what in "$@"; do
   case $what in
+  postgres-others) fetch_postgres_others ;;
   model | postgres | faq | kafka | debezium | schemathesis | checks) "fetch_$what" ;;
-  *) die "fetch.sh: '$what' is none of model, postgres, faq, kafka, debezium, schemathesis, checks" ;;
+  *) die "fetch.sh: '$what' is none of model, postgres, postgres-others, faq, kafka, debezium, schemathesis, checks" ;;
   esac
 done

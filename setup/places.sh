@@ -11,17 +11,21 @@ PINS=$ROOT/setup/pins.txt
 KAFKA=$CACHE/kafka-4.1.0
 DEBEZIUM=$CACHE/debezium-3.5.0.Final
 SCHEMATHESIS=$CACHE/schemathesis-4.32.5
+PG_OTHERS=(14.20.0 17.7.0 18.1.0) # the versions that tests run on besides
 RUST=1.95.0
 CARGO_DENY=0.20.2
 DENY=$CACHE/cargo-deny-$CARGO_DENY/bin/cargo-deny
 
-# Servers never run as root. Root has Debian's PostgreSQL and its user; anyone else has the embedded binaries.
+# Servers never run as root. Root has Debian's PostgreSQL and its user, who cannot enter root's own folders; anyone else
+# has the embedded binaries.
 if [ "$(id -u)" = 0 ]; then
   PG_BIN=/usr/lib/postgresql/15/bin
   PG_USER=postgres
+  PG_CACHE=${VECSYNC_CACHE_DIR:-/var/cache/vecsync}
 else
   PG_BIN=$CACHE/postgres-15.15.0/bin
   PG_USER=$(id -un)
+  PG_CACHE=$CACHE
 fi
 
 # A shell that has not read its profile since rustup came does not know cargo.

@@ -48,6 +48,7 @@ list_debian_packages() {
     need xz-utils "unpacks the embedded PostgreSQL" command -v xz
   fi
   if [ "$FOR_TESTS" = test ]; then
+    if [ "$(id -u)" = 0 ]; then need xz-utils "unpacks other versions of PostgreSQL" command -v xz; fi
     need chromium "the browser that the page is tested in" command -v chromium
     need chromium-driver "drives it" command -v chromedriver
   fi

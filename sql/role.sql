@@ -4,8 +4,8 @@
 --
 -- The role can read this table and stream changes of this database. It cannot write, own anything, read other tables
 -- with SQL, or create the publication: publication.sql does that. REPLICATION is a strong right all the same, since a
--- slot decodes the changes of every table in the database. In pg_hba.conf allow the role this database by name and
--- write no "replication" line for it, so that it cannot copy the whole server.
+-- slot decodes the changes of every table in the database. sql/pg_hba.conf has the lines that let the role into this
+-- database and nothing else.
 SELECT format('CREATE ROLE %I', :'role')
 WHERE NOT EXISTS (SELECT FROM pg_roles WHERE rolname = :'role') \gexec
 

@@ -14,7 +14,7 @@ use vecsync::config::{Database, SslMode, SslRoot};
 use vecsync::event::{Lsn, Position, Source};
 
 use super::Figures;
-use crate::support::postgres::{DATABASE, PASSWORD, Postgres, USER, server_program};
+use crate::support::postgres::{DATABASE, PASSWORD, Postgres, USER, VERSION, server_program};
 use crate::support::process::wait_until;
 use crate::support::site::Site;
 
@@ -46,7 +46,6 @@ pub fn decode() -> Figures {
     eprintln!("capture: {ROWS} rows out of a slot, {ROUNDS} times");
     let postgres = Postgres::start_with(&[("max_wal_size", "8GB")]);
     let sql = postgres.client();
-    sql.execute(&format!("CREATE PUBLICATION {PUBLICATION} FOR TABLE faq_faq"));
     let slots = |kind: &str| (0..ROUNDS).map(|round| format!("{kind}_{round}")).collect::<Vec<_>>();
     for slot in slots("bare").iter().chain(&slots("ours")) {
         sql.execute(&format!("SELECT pg_create_logical_replication_slot('{slot}', 'pgoutput')"));
@@ -71,7 +70,6 @@ pub fn copy() -> Figures {
     eprintln!("capture: a table of {ROWS} rows, {ROUNDS} times");
     let postgres = Postgres::start_with(&[("max_wal_size", "8GB")]);
     let sql = postgres.client();
-    sql.execute(&format!("CREATE PUBLICATION {PUBLICATION} FOR TABLE faq_faq"));
     sql.execute(&insert(ROWS));
     sql.execute("VACUUM ANALYZE faq_faq");
     sql.execute("CHECKPOINT");
@@ -153,7 +151,7 @@ fn recvlogical(postgres: &Postgres, slot: &str, end: &str) -> f64 {
     let port = postgres.port.to_string();
     let publications = format!("publication_names={PUBLICATION}");
     let begun = Instant::now();
-    let status = server_program("pg_recvlogical")
+    let status = server_program(VERSION, "pg_recvlogical")
         .args(["-h", "127.0.0.1", "-p", &port, "-U", USER, "-d", DATABASE, "--slot", slot, "--start", "--endpos", end])
         .args(["-o", "proto_version=1", "-o", &publications, "-f", "/dev/null"])
         .env("PGPASSWORD", PASSWORD)

@@ -41,6 +41,8 @@ pub struct Table {
     pub replica_identity: char,
     /// How many rows it has, by the planner's statistics.
     pub estimated_rows: u64,
+    /// The role may read all of it, not only columns: then by places, too.
+    pub whole: bool,
     /// Its size now, in blocks. A partitioned table's: of all its partitions together.
     pub pages: u32,
 }
@@ -54,8 +56,18 @@ pub struct Column {
     pub kind: ColumnKind,
     /// It cannot be NULL.
     pub not_null: bool,
-    /// It is generated; logical replication before PostgreSQL 18 never sends these.
+    /// It is generated; logical replication sends it only where the publication names it, from PostgreSQL 18 on.
     pub generated: bool,
+    /// Its number, its type, and who wrote them: another form may be another column, or hold values that no event told of.
+    pub form: String,
+}
+
+impl Table {
+    /// What a query reads the rows from that are published under this table's name: not those of tables that inherit.
+    pub fn source(&self) -> String {
+        let only = if self.kind == 'p' { "" } else { "ONLY " };
+        format!("{only}{}.{}", quote_name(&self.schema), quote_name(&self.name))
+    }
 }
 
 /// Reads the table. It has a primary key, and its replica identity gives that key for updates and deletes.
@@ -78,6 +90,9 @@ pub async fn load(client: &Client, schema: &str, table: &str) -> Result<Table, C
     let keys = keys(client, oid).await?;
     let replica_identity = char_of(&found, "identity");
     let key = check_keys(&name, replica_identity, keys)?;
+    if kind == 'p' {
+        check_partitions(client, oid, &key).await?;
+    }
     let pages = found.get::<_, i64>("pages").max(0);
     let (known_rows, known_pages) = (found.get::<_, f64>("known_rows"), found.get::<_, i64>("known_pages"));
     let bytes = pages as f64 * f64::from(found.get::<_, i32>("block_bytes"));
@@ -90,6 +105,7 @@ pub async fn load(client: &Client, schema: &str, table: &str) -> Result<Table, C
         key,
         replica_identity,
         estimated_rows: estimate(known_rows, known_pages, pages, bytes),
+        whole: found.get("whole"),
         pages: u32::try_from(pages).unwrap_or(u32::MAX),
     })
 }
@@ -100,7 +116,7 @@ async fn find(client: &Client, schema: &str, table: &str) -> Result<Option<Row>,
         SELECT c.oid, c.relkind::text AS kind, c.relreplident::text AS identity, c.relpersistence::text AS persistence,
                has_schema_privilege(n.oid, 'USAGE')
                    AND (has_table_privilege(c.oid, 'SELECT') OR has_any_column_privilege(c.oid, 'SELECT')) AS readable,
-               current_user::text AS role, current_setting('block_size')::int AS block_bytes,
+               has_table_privilege(c.oid, 'SELECT') AS whole, current_user::text AS role, current_setting('block_size')::int AS block_bytes,
                size.known_rows, size.known_pages, size.pages
         FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace,
         LATERAL (
@@ -139,7 +155,8 @@ fn kind_name(kind: char) -> &'static str {
 
 async fn columns(client: &Client, oid: u32) -> Result<Vec<Column>, CatalogError> {
     let query = |source| CatalogError::query("read the table's columns", source);
-    let sql = "SELECT attname::text AS name, atttypid AS type, attnotnull AS not_null, attgenerated <> '' AS generated
+    let sql = "SELECT attname::text AS name, atttypid AS type, attnotnull AS not_null, attgenerated <> '' AS generated,
+                      concat_ws(':', attnum, atttypid, atttypmod, xmin) AS form
                FROM pg_attribute WHERE attrelid = $1 AND attnum > 0 AND NOT attisdropped ORDER BY attnum";
     let rows = client.query(sql, &[&oid]).await.map_err(query)?;
     // A true array is the one that its element type names; int2vector and its like only look like one.
@@ -169,8 +186,24 @@ async fn columns(client: &Client, oid: u32) -> Result<Vec<Column>, CatalogError>
         kind: column_kind(row.get("type"), &types, TYPE_DEPTH_MAX),
         not_null: row.get("not_null"),
         generated: row.get("generated"),
+        form: row.get("form"),
     };
     Ok(rows.iter().map(column).collect())
+}
+
+/// Names the table's shape as it is now, for comparing: its name, columns, key and replica identity. None of a change of
+/// it is in the stream before the next row. Cheap enough for every second.
+pub async fn shape(client: &Client, oid: u32) -> Result<String, CatalogError> {
+    let sql = "
+        SELECT concat_ws(' ', n.nspname, c.relname, c.relreplident,
+            (SELECT string_agg(concat_ws(':', attnum, attname, xmin), ',' ORDER BY attnum)
+             FROM pg_attribute WHERE attrelid = c.oid AND attnum > 0 AND NOT attisdropped),
+            (SELECT string_agg(concat_ws(':', indexrelid, indisprimary, indkey), ',' ORDER BY indexrelid)
+             FROM pg_index WHERE indrelid = c.oid AND (indisprimary OR indisreplident)))
+        FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = $1";
+    let row = client.query_opt(sql, &[&oid]).await;
+    let row = row.map_err(|source| CatalogError::query("read the table's shape", source))?;
+    Ok(row.map_or_else(|| "none".to_owned(), |row| row.get(0)))
 }
 
 /// What a type is made of.
@@ -247,6 +280,21 @@ fn check_keys(name: &TableName, replica_identity: char, keys: Keys) -> Result<Ve
         },
         _ => Ok(key),
     }
+}
+
+/// Updates and deletes carry what the replica identity of the partition says that the row is in.
+async fn check_partitions(client: &Client, oid: u32, key: &[String]) -> Result<(), CatalogError> {
+    let sql = "SELECT c.oid, c.relname::text AS name, n.nspname::text AS schema, c.relreplident::text AS identity
+               FROM pg_partition_tree($1::oid::regclass) t JOIN pg_class c ON c.oid = t.relid
+                    JOIN pg_namespace n ON n.oid = c.relnamespace
+               WHERE t.isleaf AND c.relkind = 'r' AND c.relreplident IN ('n', 'i') ORDER BY 2";
+    let rows = client.query(sql, &[&oid]).await;
+    for row in rows.map_err(|source| CatalogError::query("read the table's partitions", source))? {
+        let name = TableName { schema: row.get("schema"), table: row.get("name") };
+        let keys = Keys { primary: Some(key.to_vec()), immediate: true, ..keys(client, row.get("oid")).await? };
+        check_keys(&name, char_of(&row, "identity"), keys)?;
+    }
+    Ok(())
 }
 
 async fn missing(client: &Client, schema: &str, table: &str) -> Result<CatalogError, CatalogError> {

@@ -2,7 +2,7 @@
 
 use tokio_postgres::Client;
 
-use super::catalog::{self, CatalogError, Table};
+use super::catalog::{self, CatalogError, Column, Table, sql_name};
 use super::connection::ReplicationConnection;
 use super::publication::{self, Publication};
 use super::{ColumnCheck, slot, sql};
@@ -50,19 +50,34 @@ pub(super) fn columns(
     publication: Option<&Publication>,
     name: &str,
 ) -> Vec<String> {
-    // Logical replication does not send generated columns.
-    let sent = table.columns.iter().filter(|column| !column.generated);
-    let sent: Vec<&str> = sent.map(|column| column.name.as_str()).collect();
-    let mut problems = check(&sent);
-    if let (true, Some(list)) = (problems.is_empty(), publication.and_then(|publication| publication.columns.as_ref()))
-    {
+    let list = publication.and_then(|publication| publication.columns.as_ref());
+    let sends = |name| list.is_some_and(|list| list.contains(name));
+    let (sent, unsent): (Vec<_>, Vec<_>) =
+        table.columns.iter().partition(|column| !column.generated || sends(&column.name));
+    let mut problems = check(&names(&sent));
+    let generated = unsent.iter().filter(|column| {
+        let with = [names(&sent), vec![column.name.as_str()]].concat();
+        check(&with).len() < problems.len()
+    });
+    let generated: Vec<String> = generated.map(|column| sql_name(&column.name)).collect();
+    if let (true, Some(list)) = (problems.is_empty(), list) {
         let listed: Vec<&str> = list.iter().map(String::as_str).collect();
         problems.extend(check(&listed).into_iter().map(|what| format!("publication {name}: {what}")));
     }
-    if !problems.is_empty() && table.columns.iter().any(|column| column.generated) {
-        problems.push("generated columns do not count: logical replication does not send them".to_owned());
+    if !generated.is_empty() {
+        problems.push(format!(
+            "{} is generated, and publication {name} does not send it: PostgreSQL sends no virtual columns, and stored ones \
+             from version 18 on, after ALTER PUBLICATION {} SET (publish_generated_columns = stored); a template of the \
+             pipeline file can do the same as the expression",
+            generated.join(" and "),
+            sql_name(name)
+        ));
     }
     problems
+}
+
+fn names<'a>(columns: &[&'a Column]) -> Vec<&'a str> {
+    columns.iter().map(|column| column.name.as_str()).collect()
 }
 
 fn described(table: &Table) -> String {

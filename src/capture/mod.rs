@@ -195,7 +195,7 @@ pub enum CaptureError {
     #[error(transparent)]
     Catalog(#[from] catalog::CatalogError),
     /// The pipeline names columns that the table lacks.
-    #[error("{0}")]
+    #[error("{0}; mend the pipeline file and start again, or mend the table")]
     Columns(String),
     /// A message of the stream cannot be read.
     #[error("read the stream at {lsn}")]

@@ -10,7 +10,8 @@ use super::connection::quote_name;
 /// What the publication sends of the table.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Publication {
-    /// The columns of its column list, in catalog order; `None`: all.
+    /// The columns of its column list, or those and the generated ones that it sends, in catalog order; `None`: all but
+    /// generated ones.
     pub columns: Option<Vec<String>>,
     /// Its row filter, an SQL expression over the table's columns; `None`: all rows.
     pub row_filter: Option<String>,
@@ -59,13 +60,14 @@ async fn check_server(client: &Client) -> Result<i32, CatalogError> {
     }
 }
 
-/// Names the publication as it is now, for comparing: made anew, or with the table taken out and put in again, it is
+/// Names the publication as it is now for the table of this OID, for comparing: made anew, or with the table taken out and put in again, it is
 /// another one, and changes between may not have been sent. Cheap enough for every second.
-pub async fn identity(client: &Client, table: &Table, publication: &str) -> Result<String, CatalogError> {
+pub async fn identity(client: &Client, oid: u32, publication: &str) -> Result<String, CatalogError> {
     let sql = "SELECT concat_ws(' ', p.oid, p.puballtables, p.pubinsert, p.pubupdate, p.pubdelete, p.pubtruncate,
-                   p.pubviaroot, (SELECT r.oid FROM pg_publication_rel r WHERE r.prpubid = p.oid AND r.prrelid = $2))
+                   p.pubviaroot, (SELECT r.oid FROM pg_publication_rel r WHERE r.prpubid = p.oid AND r.prrelid = $2),
+                   to_jsonb(p) ->> 'pubgencols')
                FROM pg_publication p WHERE p.pubname = $1";
-    let row = client.query_opt(sql, &[&publication, &table.oid]).await;
+    let row = client.query_opt(sql, &[&publication, &oid]).await;
     let row = row.map_err(|source| CatalogError::query(format!("read publication {publication}"), source))?;
     Ok(row.map_or_else(|| "none".to_owned(), |row| row.get(0)))
 }
@@ -88,14 +90,16 @@ async fn read(
     version: i32,
 ) -> Result<Option<Published>, CatalogError> {
     // Column lists and row filters came with PostgreSQL 15. The view gives a column list even where none was set, so
-    // whether one was is asked of the catalog; a publication of the whole schema or database has none in effect.
+    // whether one was is asked of the catalog; a publication of the whole schema or database has none in effect. From
+    // PostgreSQL 18 on stored generated columns may be published, and then the view's list is the one that counts.
     let limits = match version >= 150_000 {
         true => {
             "t.rowfilter::text AS row_filter,
+             CASE WHEN to_jsonb(p) ->> 'pubgencols' = 's' THEN t.attnames::text[] ELSE
              (SELECT t.attnames::text[] FROM pg_publication_rel r
               WHERE r.prpubid = p.oid AND r.prrelid = $2 AND r.prattrs IS NOT NULL AND NOT p.puballtables
                 AND NOT EXISTS (SELECT FROM pg_publication_namespace s JOIN pg_class c ON c.relnamespace = s.pnnspid
-                                WHERE s.pnpubid = p.oid AND c.oid = $2)) AS columns"
+                                WHERE s.pnpubid = p.oid AND c.oid = $2)) END AS columns"
         }
         false => "NULL::text AS row_filter, NULL::text[] AS columns",
     };
@@ -187,6 +191,7 @@ mod tests {
             key: vec!["id".into(), "Lang".into()],
             replica_identity: 'd',
             estimated_rows: 0,
+            whole: true,
             pages: 0,
         };
         let whole =

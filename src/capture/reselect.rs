@@ -167,9 +167,8 @@ async fn select(
         format!("({})", values.join(", "))
     };
     let sql = format!(
-        "SELECT {all_names} FROM {}.{} WHERE ({key_names}) IN ({}) AND ({})",
-        escape_identifier(&table.schema),
-        escape_identifier(&table.name),
+        "SELECT {all_names} FROM {} WHERE ({key_names}) IN ({}) AND ({})",
+        table.source(),
         keys.iter().map(tuple).collect::<Vec<_>>().join(", "),
         filter.unwrap_or("true"),
     );

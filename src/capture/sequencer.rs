@@ -30,7 +30,7 @@ pub enum SequenceError {
     },
     /// The table's key is not in a tuple.
     #[error(
-        "follow the stream: key column {column} of {relation} has no value in a {operation}; check the replica identity and the publication's column list"
+        "follow the stream: key column {column} of {relation} has no value in a {operation}; check the replica identity and the publication's column list, or, where the column was renamed, run `vecsync sync`"
     )]
     KeyMissing {
         /// The relation.
@@ -98,13 +98,22 @@ struct Beside {
     truncated: Option<Lsn>,
 }
 
+/// Our relation as the stream describes it.
+#[derive(Debug)]
+struct Ours {
+    described: Relation,
+    /// The catalog's column for each of its columns.
+    columns: Vec<Option<Column>>,
+    /// Columns that the table has and the stream does not have yet: it shows rows from before they were added or renamed.
+    absent: Vec<String>,
+}
+
 /// Puts events into order. One a pipeline.
 #[derive(Debug)]
 pub struct Sequencer {
     template: Source,
     table: Table,
-    /// Our relation's id and the catalog column of each of its columns.
-    relation: Option<(Relation, Vec<Option<Column>>)>,
+    relation: Option<Ours>,
     /// Relations of other tables in the publication.
     others: Vec<u32>,
     covered: Position,
@@ -120,7 +129,8 @@ pub struct Sequencer {
 }
 
 impl Sequencer {
-    /// Starts after `covered`, the last event in the log. `template` gives the constant fields of `source`.
+    /// Starts after `covered`, the last event in the log. `template` gives the constant fields of `source`; `table` has the
+    /// columns that are published.
     pub fn new(template: Source, table: Table, covered: Position, confirm: Lsn) -> Self {
         Sequencer {
             template,
@@ -177,9 +187,7 @@ impl Sequencer {
     /// Gives the table's shape anew, after [`Step::ShapeChanged`].
     pub fn set_table(&mut self, table: Table) {
         self.table = table;
-        if let Some((relation, columns)) = &mut self.relation {
-            *columns = columns_of(&self.table, relation);
-        }
+        self.relation = self.relation.take().map(|ours| Ours::of(&self.table, ours.described));
     }
 
     /// Everything that was committed before this LSN has been offered.
@@ -320,28 +328,30 @@ impl Sequencer {
     }
 
     fn describe(&mut self, relation: Relation) -> Step {
-        if relation.schema != self.table.schema || relation.name != self.table.name {
+        // By its number too: what was written while it had another name is ours as well.
+        let named = relation.schema == self.table.schema && relation.name == self.table.name;
+        if !named && relation.id != self.table.oid {
             // Ours may have been renamed.
-            self.relation.take_if(|(known, _)| known.id == relation.id);
+            self.relation.take_if(|known| known.described.id == relation.id);
             if !self.others.contains(&relation.id) {
                 self.others.push(relation.id);
             }
             return Step::Continue;
         }
         self.others.retain(|other| *other != relation.id);
-        let same = self.relation.as_ref().is_some_and(|(known, _)| *known == relation);
-        let columns = columns_of(&self.table, &relation);
-        // The first description of a session is compared by name: the catalog was read a moment ago.
-        let known = columns.iter().all(Option::is_some);
+        let same = self.relation.as_ref().is_some_and(|known| known.described == relation);
         let first = self.relation.is_none();
-        self.relation = Some((relation, columns));
+        let ours = Ours::of(&self.table, relation);
+        // The first description of a session is compared by name: the catalog was read a moment ago.
+        let known = ours.columns.iter().all(Option::is_some);
+        self.relation = Some(ours);
         if same || (first && known) { Step::Continue } else { Step::ShapeChanged }
     }
 
     /// Counts the event and says whether it is for us and new.
     fn enter(&mut self, relation: u32, operation: &'static str) -> Result<bool, SequenceError> {
         let ours = match &self.relation {
-            Some((known, _)) if known.id == relation => true,
+            Some(known) if known.described.id == relation => true,
             _ if self.others.contains(&relation) => false,
             _ => return Err(SequenceError::UnknownRelation(relation)),
         };
@@ -469,7 +479,8 @@ impl Sequencer {
     }
 
     fn row(&self, tuple: &Tuple, operation: &'static str) -> Result<TupleRow, SequenceError> {
-        let (relation, columns) = self.relation.as_ref().expect("enter() has found the relation");
+        let Ours { described: relation, columns, absent } =
+            self.relation.as_ref().expect("enter() has found the relation");
         if tuple.len() != columns.len() {
             return Err(SequenceError::TupleLength {
                 relation: relation.name.clone(),
@@ -499,6 +510,10 @@ impl Sequencer {
                 Datum::Binary(_) => return Err(SequenceError::BinaryValue(name.clone())),
             };
             row.columns.insert(name.clone(), value);
+        }
+        for name in absent {
+            row.missing.push(name.clone());
+            row.columns.insert(name.clone(), Value::Null);
         }
         let mut key = Row::new();
         for name in &self.table.key {
@@ -558,9 +573,15 @@ pub fn json(column: Option<&Column>, text: &str) -> Value {
     }
 }
 
-fn columns_of(table: &Table, relation: &Relation) -> Vec<Option<Column>> {
-    let find = |name: &str| table.columns.iter().find(|column| column.name == name).cloned();
-    relation.columns.iter().map(|column| find(&column.name)).collect()
+impl Ours {
+    fn of(table: &Table, described: Relation) -> Self {
+        let find = |name: &str| table.columns.iter().find(|column| column.name == name).cloned();
+        let columns = described.columns.iter().map(|column| find(&column.name)).collect();
+        let has = |column: &&Column| described.columns.iter().any(|one| one.name == column.name);
+        let absent = table.columns.iter().filter(|column| !has(column));
+        let absent = absent.map(|column| column.name.clone()).collect();
+        Ours { described, columns, absent }
+    }
 }
 
 #[cfg(test)]

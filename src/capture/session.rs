@@ -3,17 +3,16 @@
 mod load;
 mod patience;
 mod republish;
+mod shape;
 
 use std::collections::HashSet;
 use std::time::Duration;
 
-use serde_json::json;
 use tokio::sync::mpsc::error::TryRecvError;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval};
 
 use super::catalog::{self, CatalogError, Table};
-use super::check;
 use super::connection::{ExportSnapshot, Frame, ReplicationConnection, ReplicationStream};
 use super::progress::{self, Refusal, Server, SlotFacts, Start};
 use super::publication::{self, Publication};
@@ -33,6 +32,7 @@ use load::{Snapshot, noted, open_snapshot};
 use patience::{PROBE_PATIENCE, Pace, START_PATIENCE, answered, with_feedback};
 use republish::Republish;
 pub(super) use republish::key_text;
+use shape::{captured, inspect, published};
 
 /// Events of one append: enough to share one fsync well, few enough to stay small in memory.
 const EVENTS_PER_APPEND: usize = 2_000;
@@ -61,7 +61,7 @@ pub(super) async fn run(
         () = shutdown.raised() => return Ok(()),
         started = start(capture) => started?,
     };
-    let Started { sql, table, publication, stream, state, database, identity, pace, unseen } = started;
+    let Started { sql, table, publication, shape, stream, state, database, identity, pace, unseen } = started;
     tracing::info!(slot = capture.source.slot, from = %state.confirm, "streaming {}.{}", table.schema, table.name);
 
     let template = Source {
@@ -78,7 +78,7 @@ pub(super) async fn run(
         commit_lsn: None,
         ordinal: None,
     };
-    let mut sequencer = Sequencer::new(template, table.clone(), state.position, state.confirm);
+    let mut sequencer = Sequencer::new(template, published(&table, &publication), state.position, state.confirm);
     sequencer.add_unseen(unseen);
     let mut feedback = interval(pace.feedback_every);
     feedback.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -88,6 +88,7 @@ pub(super) async fn run(
         sql,
         table,
         publication,
+        shape,
         identity,
         stream,
         sequencer,
@@ -129,6 +130,8 @@ struct Started {
     sql: Sql,
     table: Table,
     publication: Publication,
+    /// The table's shape, read before the table was.
+    shape: String,
     stream: ReplicationStream,
     state: CaptureState,
     database: String,
@@ -143,7 +146,7 @@ struct Started {
 async fn start(capture: &Capture) -> Result<Started, CaptureError> {
     let sql = super::sql::connect(&capture.database).await?;
     sql.batch_execute(LOCK_PATIENCE).await.map_err(|source| CatalogError::query("set lock_timeout", source))?;
-    let (table, publication) = answered(START_PATIENCE, inspect(capture, &sql)).await?;
+    let oid = answered(START_PATIENCE, inspect(capture, &sql)).await?.0.oid;
     let mut replication = ReplicationConnection::connect(&capture.database).await?;
     let name = &capture.source.slot;
     let seen = capture.log.capture_state().await?;
@@ -165,8 +168,11 @@ async fn start(capture: &Capture) -> Result<Started, CaptureError> {
         Start::Standby { pid } => return Err(CaptureError::Standby { slot: capture.source.slot.clone(), pid }),
         Start::Refuse(refusal) => return Err(CaptureError::Refused(refusal)),
     };
-    let identity = publication::identity(&sql, &table, &capture.source.publication);
+    // Once more, in this order: what changes after it was named is noticed within a second, what changed before is here.
+    let shape = answered(START_PATIENCE, catalog::shape(&sql, oid)).await?;
+    let identity = publication::identity(&sql, oid, &capture.source.publication);
     let identity = answered(START_PATIENCE, identity).await?;
+    let (table, publication) = answered(START_PATIENCE, inspect(capture, &sql)).await?;
     let captured = captured(&table, &publication, &identity);
     if state.snapshot == SnapshotMarker::Complete && state.captured != captured {
         tracing::warn!(was = state.captured, is = captured, "what is captured has changed: the table is read again");
@@ -179,7 +185,7 @@ async fn start(capture: &Capture) -> Result<Started, CaptureError> {
     let unseen = answered(START_PATIENCE, running(&sql)).await?;
     let stream = replication.start_replication(name, state.confirm, &capture.source.publication);
     let stream = answered(START_PATIENCE, stream).await?;
-    Ok(Started { sql, table, publication, stream, state, database, identity, pace, unseen })
+    Ok(Started { sql, table, publication, shape, stream, state, database, identity, pace, unseen })
 }
 
 /// Forgets the position so that the next session takes a whole snapshot, with a slot that begins now.
@@ -223,6 +229,8 @@ struct Session<'a> {
     sql: Sql,
     table: Table,
     publication: Publication,
+    /// The table's shape that was taken up.
+    shape: String,
     identity: String,
     stream: ReplicationStream,
     sequencer: Sequencer,
@@ -346,12 +354,7 @@ impl Session<'_> {
                     let message =
                         pgoutput::decode(payload).map_err(|source| CaptureError::Decode { lsn: start, source })?;
                     if self.sequencer.offer(message, start, now_ms())? == Step::ShapeChanged {
-                        // What was collected so far has the old shape.
-                        self.append().await?;
-                        self.give_up_republish("the table has another shape now; try again");
-                        (self.table, self.publication) =
-                            answered(START_PATIENCE, inspect(self.capture, &self.sql)).await?;
-                        self.sequencer.set_table(self.table.clone());
+                        self.take_shape().await?;
                     }
                 }
                 Frame::Keepalive { end, reply_requested, .. } => {
@@ -444,10 +447,11 @@ impl Session<'_> {
             let progress = slot::source_progress(sql, &source.slot).await?;
             let running = if prune { Some(running(sql).await?) } else { None };
             // Asked last: what it is now, it was at the moment before too.
-            let identity = publication::identity(sql, &self.table, &source.publication).await?;
-            Ok::<_, CaptureError>((progress, running, identity))
+            let identity = publication::identity(sql, self.table.oid, &source.publication).await?;
+            let shape = catalog::shape(sql, self.table.oid).await?;
+            Ok::<_, CaptureError>((progress, running, identity, shape))
         };
-        let ((flushed, slot), running, identity) = answered(PROBE_PATIENCE, asked).await?;
+        let ((flushed, slot), running, identity, shape) = answered(PROBE_PATIENCE, asked).await?;
         if identity != self.identity {
             let state = CaptureState { snapshot: SnapshotMarker::Wanted, ..self.state.clone() };
             self.record(vec![], state).await?;
@@ -460,6 +464,9 @@ impl Session<'_> {
             // What has been received is in the log: every turn of the loop ends with an append.
             let lag = flushed.0.saturating_sub(self.sequencer.received().0);
             self.capture.metrics.source(lag, slot.retained_bytes, slot.safe_wal_size);
+        }
+        if shape != self.shape {
+            self.take_shape().await?;
         }
         Ok((flushed, asked_ms))
     }
@@ -488,15 +495,6 @@ impl Session<'_> {
         (self.changed, self.heartbeat) = (false, Some(Instant::now()));
         Ok(())
     }
-}
-
-/// Reads the table's shape and the publication, and checks the pipeline's columns against both.
-async fn inspect(capture: &Capture, sql: &Sql) -> Result<(Table, Publication), CaptureError> {
-    let source = &capture.source;
-    let table = catalog::load(sql, &source.schema, &source.table).await?;
-    let publication = publication::preflight(sql, &table, &source.publication).await?;
-    let problems = check::columns(&capture.check_columns, &table, Some(&publication), &source.publication);
-    if problems.is_empty() { Ok((table, publication)) } else { Err(CaptureError::Columns(problems.join("; "))) }
 }
 
 async fn slot_facts(sql: &Sql, name: &str) -> Result<Option<SlotFacts>, CaptureError> {
@@ -532,21 +530,6 @@ async fn create_slot(
     let state = CaptureState { resync, ..progress::fresh(server, created.consistent_point) };
     capture.log.append_changes(vec![], &state).await?;
     Ok(state)
-}
-
-/// Names what is captured: rows of another table, under other keys, with other columns or of another row filter are
-/// not what the log holds.
-fn captured(table: &Table, publication: &Publication, identity: &str) -> String {
-    let all = || table.columns.iter().filter(|column| !column.generated).map(|column| column.name.clone()).collect();
-    json!({
-        "oid": table.oid,
-        "table": format!("{}.{}", table.schema, table.name),
-        "key": table.key,
-        "columns": publication.columns.clone().unwrap_or_else(all),
-        "rows": publication.row_filter,
-        "publication": identity,
-    })
-    .to_string()
 }
 
 fn count(capture: &Capture, events: &[ChangeEvent]) {

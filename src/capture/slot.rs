@@ -3,6 +3,7 @@
 use std::io;
 use std::time::Duration;
 
+use postgres_protocol::escape::escape_literal;
 use tokio_postgres::types::PgLsn;
 use tokio_postgres::{Client, Row};
 
@@ -92,7 +93,27 @@ async fn say_what_it_waits_for(client: &Client, slot: &str) {
                 "slot {slot} waits for an open writing transaction; end it, or SELECT pg_terminate_backend({pid})"
             );
         }
-        Ok(None) => tracing::warn!("slot {slot} waits to be created; a prepared transaction may hold it up"),
+        Ok(None) => say_which_is_prepared(client, slot).await,
+        Err(error) => tracing::warn!(%error, "slot {slot} waits to be created"),
+    }
+}
+
+async fn say_which_is_prepared(client: &Client, slot: &str) {
+    let sql = "SELECT gid, database::text, extract(epoch FROM now() - prepared)::bigint FROM pg_prepared_xacts \
+               ORDER BY prepared LIMIT 1";
+    match client.query_opt(sql, &[]).await {
+        Ok(Some(row)) => {
+            let (gid, database) = (row.get::<_, String>(0), row.get::<_, String>(1));
+            let open_s = row.get::<_, Option<i64>>(2);
+            tracing::warn!(
+                gid,
+                database,
+                open_s,
+                "slot {slot} waits for a prepared transaction; in its database run COMMIT PREPARED or ROLLBACK PREPARED {}",
+                escape_literal(&gid)
+            );
+        }
+        Ok(None) => tracing::warn!("slot {slot} waits to be created"),
         Err(error) => tracing::warn!(%error, "slot {slot} waits to be created"),
     }
 }

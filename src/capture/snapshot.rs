@@ -130,7 +130,7 @@ pub async fn run(plan: Plan, pieces: mpsc::Sender<Piece>) -> Result<(), Snapshot
     send(&pieces, Piece::Point { point, taken_ms }).await?;
 
     let pages = pages(&watcher, &plan.table).await?;
-    let ranges = Arc::new(Ranges::new(pages, plan.table.kind));
+    let ranges = Arc::new(Ranges::new(pages, &plan.table));
     let mut readers = JoinSet::new();
     for _ in 0..ranges.readers() {
         // The exported snapshot lives as long as the connection that made the slot: every reader adopts it first.
@@ -159,9 +159,10 @@ struct Ranges {
 }
 
 impl Ranges {
-    fn new(pages: u32, kind: char) -> Self {
-        // Only an ordinary table has one sequence of pages; a partitioned one is read in one piece.
-        let by_ctid = kind == 'r';
+    fn new(pages: u32, table: &Table) -> Self {
+        // Only an ordinary table has one sequence of pages, and ctid is a column that a right to some columns leaves out:
+        // any other is read in one piece.
+        let by_ctid = table.kind == 'r' && table.whole;
         let count = if by_ctid { pages.div_ceil(PAGES_PER_RANGE).max(1) } else { 1 };
         Ranges { next: AtomicU32::new(0), count, by_ctid }
     }
@@ -219,8 +220,8 @@ impl Reader {
     /// Keeps the table from being truncated or rewritten until all is read, and looks whether it was since the snapshot's
     /// point: its files are new then, and to a snapshot from before they seem to hold no row.
     async fn hold(&self) -> Result<(), SnapshotError> {
-        let (schema, name) = (escape_identifier(&self.table.schema), escape_identifier(&self.table.name));
-        let lock = format!("LOCK TABLE {schema}.{name} IN ACCESS SHARE MODE");
+        // What is read is locked. LOCK TABLE wants the right to the whole table.
+        let lock = format!("SELECT FROM {} LIMIT 0", self.table.source());
         self.sql.batch_execute(&lock).await.map_err(|source| self.failed("lock the table", source))?;
         // The catalog's rows are the snapshot's, the function looks at what is now.
         let moved = "
@@ -277,10 +278,9 @@ impl Reader {
         let columns: Vec<_> = self.columns.iter().map(|column| escape_identifier(&column.name)).collect();
         let filter = self.row_filter.as_ref().map(|filter| format!(" AND ({filter})")).unwrap_or_default();
         let sql = format!(
-            "COPY (SELECT {} FROM {}.{} WHERE {range}{filter}) TO STDOUT",
+            "COPY (SELECT {} FROM {} WHERE {range}{filter}) TO STDOUT",
             columns.join(", "),
-            escape_identifier(&self.table.schema),
-            escape_identifier(&self.table.name),
+            self.table.source(),
         );
         self.sql.copy_out(&sql).await.map_err(|source| self.failed("copy the table", source))
     }
@@ -326,8 +326,7 @@ async fn pages(client: &Client, table: &Table) -> Result<u32, SnapshotError> {
 /// How many rows the table has now, of those that pass the filter.
 pub(super) async fn count(client: &Client, table: &Table, filter: Option<&str>) -> Result<u64, SnapshotError> {
     let filter = filter.unwrap_or("true");
-    let (schema, name) = (escape_identifier(&table.schema), escape_identifier(&table.name));
-    let row = client.query_one(&format!("SELECT count(*) FROM {schema}.{name} WHERE {filter}"), &[]).await;
+    let row = client.query_one(&format!("SELECT count(*) FROM {} WHERE {filter}", table.source()), &[]).await;
     let row =
         row.map_err(|source| SnapshotError::Query { operation: "count the rows", table: table.name.clone(), source })?;
     Ok(u64::try_from(row.get::<_, i64>(0)).unwrap_or(0))

@@ -2,6 +2,7 @@
 
 use crate::qdrant_run::{Pair, SOON};
 use crate::support::kafka::Kafka;
+use crate::support::postgres::{OWNER, PASSWORD};
 use crate::support::qdrant::Qdrant;
 use crate::support::site::Site;
 
@@ -29,6 +30,10 @@ fn expect(said: &str, wanted: &[(&str, &str, &str)]) {
 #[test]
 fn everything_that_a_run_needs_is_looked_at_and_nothing_is_left_behind() {
     let mut pair = Pair::prepare(Qdrant::own(), 20);
+    // As who may make the publication.
+    let url = pair.site.postgres.url(OWNER, PASSWORD);
+    pair.site.vecsync.set("DATABASE_URL", url);
+    pair.site.sql.execute("DROP PUBLICATION vecsync_faq");
     let said = check(&pair.site, &["--skip-health"], 0);
     expect(
         &said,

@@ -417,6 +417,7 @@ fn of_two_revisions_at_work_the_later_one_has_the_alias() {
     for (name, value) in pair.settings() {
         other.set(name, value);
     }
+    pair.site.sql.execute("CREATE PUBLICATION other FOR TABLE faq_faq");
     let pipeline = PIPELINE.replace("{{ answer }}", "{{ answer }} ({{ category }})");
     other.write_pipeline(&pipeline.replace("[source]", "[source]\npublication = \"other\"\nslot = \"other\""));
     other.start_ready();

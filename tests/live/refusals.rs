@@ -78,6 +78,13 @@ fn a_table_without_a_primary_key_is_refused_with_the_sql_that_mends_it() {
 }
 
 #[test]
+fn a_publication_that_is_not_there_and_may_not_be_made_is_refused_with_the_sql_that_makes_it() {
+    let site = Site::prepare();
+    site.sql.execute("DROP PUBLICATION vecsync_faq");
+    refused(&site.vecsync, &["vecsync_faq", "owner", "CREATE PUBLICATION \"vecsync_faq\" FOR TABLE public.faq_faq;"]);
+}
+
+#[test]
 fn a_role_that_may_not_stream_is_refused() {
     let site = Site::prepare();
     site.sql.execute("ALTER ROLE vecsync NOREPLICATION");

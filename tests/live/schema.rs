@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use crate::support::postgres::{OWNER, PASSWORD};
 use crate::support::process::wait_until;
 use crate::support::site::Site;
 use crate::support::table;
@@ -63,6 +64,9 @@ fn a_publication_that_was_made_anew_needs_a_sync_and_says_so() {
 #[test]
 fn a_publication_that_somebody_else_makes_in_the_same_moment_is_taken() {
     let mut site = Site::prepare();
+    let url = site.postgres.url(OWNER, PASSWORD);
+    site.set("DATABASE_URL", url);
+    site.sql.execute("DROP PUBLICATION vecsync_faq");
     let other = site.postgres.client();
     other.execute("BEGIN; CREATE PUBLICATION vecsync_faq FOR TABLE faq_faq");
     site.vecsync.start();

@@ -14,7 +14,7 @@ use crate::support::table;
 const SOON: Duration = Duration::from_secs(15);
 
 #[track_caller]
-fn expect(site: &mut Site, id: i64, wanted: &str) -> Value {
+pub fn expect(site: &mut Site, id: i64, wanted: &str) -> Value {
     wait_until(&format!("row {id} to say {wanted:.60?}"), SOON, || match site.row(id) {
         Some(row) if row["answer"] == wanted => Ok(row),
         Some(row) => Err(format!("{:.200}", row.to_string())),
@@ -23,7 +23,7 @@ fn expect(site: &mut Site, id: i64, wanted: &str) -> Value {
 }
 
 #[track_caller]
-fn expect_gone(site: &mut Site, id: i64) {
+pub fn expect_gone(site: &mut Site, id: i64) {
     wait_until(&format!("row {id} to be gone"), SOON, || match site.row(id) {
         None => Ok(()),
         Some(row) => Err(format!("{:.200}", row.to_string())),

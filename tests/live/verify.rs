@@ -342,6 +342,7 @@ fn a_publication_that_leaves_rows_and_columns_out_is_honoured() {
     let rows: Vec<String> = (1..=30).map(|id| values(id, "Q", &format!("Answer {id}"), "c00")).collect();
     site.sql.execute(&table::insert(&rows));
     let columns = "id, question, answer, category, is_active, updated_at";
+    site.postgres.execute("DROP PUBLICATION vecsync_faq");
     site.postgres.execute(&format!("CREATE PUBLICATION vecsync_faq FOR TABLE faq_faq ({columns}) WHERE (id <= 20)"));
     site.vecsync.start_ready();
     let (ended, report) = verify(&site.vecsync, &[]);

@@ -7,7 +7,7 @@ use std::process::{Child, Command, Stdio};
 use tempfile::TempDir;
 
 use super::kafka::Kafka;
-use super::postgres::{DATABASE, PASSWORD, Postgres, USER};
+use super::postgres::{DATABASE, OWNER, PASSWORD, Postgres};
 use super::process::free_port;
 
 pub struct Connect {
@@ -58,7 +58,7 @@ impl Connect {
                     ("plugin.name", "pgoutput"),
                     ("database.hostname", "127.0.0.1"),
                     ("database.port", &postgres.port.to_string()),
-                    ("database.user", USER),
+                    ("database.user", OWNER),
                     ("database.password", PASSWORD),
                     ("database.dbname", DATABASE),
                     ("topic.prefix", prefix),

@@ -35,8 +35,17 @@ impl Site {
         Self::at(None, &[])
     }
 
+    /// With another version of PostgreSQL.
+    pub fn prepare_version(version: u16, settings: &[(&str, &str)]) -> Self {
+        let place = Place::take();
+        Self::of(Some(place), Postgres::start_version(version, settings))
+    }
+
     fn at(place: Option<Place>, settings: &[(&str, &str)]) -> Self {
-        let postgres = Postgres::start_with(settings);
+        Self::of(place, Postgres::start_with(settings))
+    }
+
+    fn of(place: Option<Place>, postgres: Postgres) -> Self {
         let vecsync = Vecsync::prepare(&postgres.url(USER, PASSWORD));
         Site { vecsync, sql: postgres.client(), postgres, _place: place }
     }

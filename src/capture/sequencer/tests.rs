@@ -10,7 +10,8 @@ use super::*;
 const RELATION: u32 = 16402;
 
 fn table() -> Table {
-    let column = |name: &str, kind| Column { name: name.into(), kind, not_null: false, generated: false };
+    let column =
+        |name: &str, kind| Column { name: name.into(), kind, not_null: false, generated: false, form: String::new() };
     Table {
         oid: RELATION,
         schema: "public".into(),
@@ -20,6 +21,7 @@ fn table() -> Table {
         key: vec!["id".into()],
         replica_identity: 'd',
         estimated_rows: 0,
+        whole: true,
         pages: 0,
     }
 }
@@ -277,4 +279,49 @@ fn transactions_count_as_unseen_until_it_is_known_better() {
     assert_eq!(*sequencer.unseen(), [1, 7].into());
     sequencer.keep_unseen(&[7, 8].into());
     assert_eq!(*sequencer.unseen(), [7].into());
+}
+
+#[test]
+fn what_is_no_change_of_a_row_makes_none_in_a_transaction_and_outside() {
+    let others = || {
+        vec![
+            Message::Type { id: 1, schema: "public".into(), name: "mood".into() },
+            Message::Origin { commit_lsn: Lsn(9), name: "up".into() },
+            Message::Logical {
+                transactional: true,
+                lsn: Lsn(3),
+                prefix: "app".into(),
+                content: Bytes::from_static(b"x"),
+            },
+            Message::Unknown(b'S'),
+        ]
+    };
+    let mut sequencer = sequencer(Position::default());
+    for message in others() {
+        sequencer.offer(message, Lsn(50), 0).expect("stepped over");
+    }
+    transaction(&mut sequencer, 100, [vec![insert(1, "a")], others(), vec![insert(2, "b")]].concat());
+    assert_eq!(taken(&mut sequencer), "c1:a c2:b");
+    assert_eq!(sequencer.position(), Position { commit_lsn: Lsn(100), ordinal: 2 });
+}
+
+#[test]
+fn columns_that_the_stream_does_not_have_yet_are_to_be_completed() {
+    let mut sequencer = sequencer(Position::default());
+    let mut later = table();
+    later.columns.push(Column { name: "topic".into(), ..later.columns[1].clone() });
+    sequencer.set_table(later);
+    // The stream still shows the rows from before.
+    transaction(&mut sequencer, 100, vec![insert(1, "a"), delete(2)]);
+    assert_eq!(taken(&mut sequencer), "?1:topic d2 x2");
+}
+
+#[test]
+fn a_table_that_had_another_name_is_ours_by_its_number() {
+    let mut sequencer = Sequencer::new(source(), table(), Position::default(), Lsn(0));
+    sequencer.offer(relation(RELATION, "faq_before"), Lsn(0), 0).expect("a relation");
+    sequencer.offer(relation(7, "other"), Lsn(0), 0).expect("a relation");
+    let foreign = Message::Insert { relation: 7, new: tuple(9, "z") };
+    transaction(&mut sequencer, 100, vec![insert(1, "a"), foreign]);
+    assert_eq!(taken(&mut sequencer), "c1:a");
 }

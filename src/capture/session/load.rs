@@ -80,6 +80,8 @@ impl Session<'_> {
                 }
                 self.status.send_modify(|status| status.snapshot.rows += count);
             }
+            // What a snapshot read of a table that was rewritten meanwhile may be nothing.
+            Some(Piece::Done) if self.has_other_shape().await? => return self.take_shape().await,
             Some(Piece::Done) => return self.finish_snapshot().await,
             None => {
                 let snapshot = self.snapshot.take().expect("matched above");

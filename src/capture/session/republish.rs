@@ -278,11 +278,13 @@ mod tests {
                     kind: kind.clone(),
                     not_null: true,
                     generated: false,
+                    form: String::new(),
                 })
                 .collect(),
             key: key.iter().map(|name| (*name).to_owned()).collect(),
             replica_identity: 'd',
             estimated_rows: 0,
+            whole: true,
             pages: 0,
         };
         let check = |key: &[&str], value: serde_json::Value, wanted: Result<&[&str], &str>| {
