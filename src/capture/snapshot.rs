@@ -220,8 +220,11 @@ impl Reader {
     /// Keeps the table from being truncated or rewritten until all is read, and looks whether it was since the snapshot's
     /// point: its files are new then, and to a snapshot from before they seem to hold no row.
     async fn hold(&self) -> Result<(), SnapshotError> {
-        // What is read is locked. LOCK TABLE wants the right to the whole table.
-        let lock = format!("SELECT FROM {} LIMIT 0", self.table.source());
+        // LOCK TABLE wants the right to the whole table; what is read is locked as well.
+        let lock = match self.table.whole {
+            true => format!("LOCK TABLE {} IN ACCESS SHARE MODE", self.table.source()),
+            false => format!("SELECT FROM {} LIMIT 0", self.table.source()),
+        };
         self.sql.batch_execute(&lock).await.map_err(|source| self.failed("lock the table", source))?;
         // The catalog's rows are the snapshot's, the function looks at what is now.
         let moved = "

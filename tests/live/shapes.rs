@@ -113,8 +113,7 @@ fn a_snapshot_of_a_table_that_is_rewritten_meanwhile_is_taken_again() {
     site.vecsync.start_ready();
     // The readers are held at the door when the snapshot has been taken: then the table looks empty to it.
     gate.admit(Some(2));
-    let synced = site.vecsync.run(&["sync"]);
-    assert_eq!(synced.code, Some(0), "{synced:?}");
+    let mut sync = site.vecsync.spawn(&["sync"]);
     wait_until("a reader to wait", SOON, || {
         let taken = "SELECT count(*) FROM pg_replication_slots WHERE temporary AND confirmed_flush_lsn IS NOT NULL";
         if gate.waiting() > 0 && site.sql.value(taken) == "1" { Ok(()) } else { Err(site.vecsync.log()) }
@@ -128,6 +127,7 @@ fn a_snapshot_of_a_table_that_is_rewritten_meanwhile_is_taken_again() {
         if log.matches("snapshot complete").count() == 2 { Ok(()) } else { Err(log) }
     });
     assert!(site.vecsync.log().contains("it is read again"), "{}", site.vecsync.log());
+    assert!(sync.wait().unwrap().success());
     site.sql.execute("INSERT INTO item (id, answer) VALUES (31, 'Row 31')");
     wait_until("all rows", SOON, || match answers(&mut site.vecsync)?.len() {
         31 => Ok(()),

@@ -172,8 +172,13 @@ fn sequencer() -> Sequencer {
 }
 
 fn table() -> Table {
-    let column =
-        |(name, kind): (&str, ColumnKind)| Column { name: name.into(), kind, not_null: false, generated: false };
+    let column = |(name, kind): (&str, ColumnKind)| Column {
+        name: name.into(),
+        kind,
+        not_null: false,
+        generated: false,
+        form: String::new(),
+    };
     let array = ColumnKind::Array { element: Box::new(ColumnKind::Integer), delimiter: ',' };
     Table {
         oid: 1,
@@ -184,6 +189,7 @@ fn table() -> Table {
         key: vec!["id".into()],
         replica_identity: 'd',
         estimated_rows: 0,
+        whole: true,
         pages: 0,
     }
 }
