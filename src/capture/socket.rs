@@ -140,7 +140,7 @@ impl<'a> Route<'a> {
         }
         if !error.is_transient() {
             // Where neither way is let in, the reason is that of the one which is preferred.
-            let first = self.error.take().filter(|first| is_of_pg_hba(first) && is_of_pg_hba(&error));
+            let first = self.error.take_if(|first| is_of_pg_hba(first) && is_of_pg_hba(&error));
             return Err(first.unwrap_or(error));
         }
         self.error = Some(error);
