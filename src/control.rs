@@ -307,9 +307,12 @@ async fn answer(mut stream: UnixStream, handler: Handler) -> io::Result<()> {
     let mut say = async |line: &Line| -> io::Result<()> {
         write.write_all(format!("{}\n", serde_json::to_string(line)?).as_bytes()).await
     };
+    // Who asks sends nothing more: the end of what comes from there is the end of the connection.
+    let mut rest = [0; 64];
     let reply = loop {
         tokio::select! {
             biased;
+            read = limited.read(&mut rest) => if !matches!(read, Ok(1..)) { return Ok(()) },
             reply = &mut answering => break reply.map_err(io::Error::other)?,
             Ok(()) = told.changed() => {
                 let (done, total) = *told.borrow_and_update();

@@ -66,7 +66,7 @@ pub struct RowKey(String);
 impl RowKey {
     /// Builds the key from its columns, which the caller gives in catalog order.
     pub fn from_columns(columns: Row) -> Self {
-        RowKey(Value::Object(columns).to_string())
+        RowKey(serde_json::to_string(&columns).expect("columns have string names"))
     }
 
     /// Reads a record's key.

@@ -215,8 +215,9 @@ async fn read(database: &Database) -> f64 {
         match piece {
             Piece::Point { point, taken_ms } => at = (point, taken_ms),
             Piece::Rows(read) => {
+                let now = now_ms();
                 for row in read {
-                    sequencer.offer_snapshot_row(row, at.0, at.1, now_ms());
+                    sequencer.offer_snapshot_row(row, at.0, at.1, now);
                 }
                 rows += publish(sequencer.take().events);
             }

@@ -120,10 +120,10 @@ impl Resyncs {
         let Some(mut status) = parts.shared.status.clone() else {
             return Err("this process does not capture".to_owned());
         };
-        let before = status.borrow().finished.number;
         let (done, answered) = oneshot::channel();
         parts.captures.send(capture::Request::Resync(wanted, done)).await.map_err(|_| ENDED)?;
-        answered.await.map_err(|_| ENDED)?.map_err(|reason| format!("the resync did not begin: {reason}"))?;
+        let answered = answered.await.map_err(|_| ENDED)?;
+        let before = answered.map_err(|reason| format!("the resync did not begin: {reason}"))?;
         wait_for_snapshot(&mut status, before, passed).await
     }
 
@@ -148,7 +148,7 @@ impl Resyncs {
                 }
                 !ends
             });
-            if waiting.is_empty() {
+            if waiting.is_empty() || passed.is_closed() {
                 return Arrived { stores, done: parts.metrics.done(), embeds: parts.embeds };
             }
             let lag = parts.lag().unwrap_or_default();
@@ -171,9 +171,9 @@ impl Resyncs {
             }
         }
         let is_written = parts.shared.status.as_ref().is_some_and(|status| !status.borrow().snapshot.complete);
-        let log_rows = match count_log(&parts.log, parts.shared.partitions).await {
-            _ if is_written => None,
-            Ok(rows) => Some(rows),
+        let counted = if is_written { None } else { Some(count_log(&parts.log, parts.shared.partitions).await) };
+        let log_rows = match counted.transpose() {
+            Ok(rows) => rows,
             Err(error) => {
                 note("log", &error);
                 None
@@ -228,6 +228,9 @@ impl Parts {
                 return Some(fault);
             }
         }
+        if store == LOCAL && self.shared.mirror().is_some_and(|mirror| !mirror.is_open()) {
+            return Some("the local store is being opened again after a fault of its files".to_owned());
+        }
         let told =
             |fault: &std::sync::Mutex<Option<String>>| fault.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let status = self.shared.status.as_ref().map(|status| status.borrow().phase.clone());
@@ -235,7 +238,12 @@ impl Parts {
             Some(Phase::Standby(why) | Phase::Retrying(why) | Phase::Refused(why)) => Some(why),
             Some(Phase::Starting | Phase::Streaming) | None => None,
         };
-        capture.or_else(|| told(&self.shared.log_fault)).or_else(|| told(&self.shared.embed_fault))
+        let elsewhere = || {
+            let is_fed = self.shared.is_fed(self.shared.standing(store).as_of_ms);
+            (!is_fed && self.shared.status.is_none())
+                .then(|| "no changes arrive from who captures and embeds".to_owned())
+        };
+        capture.or_else(|| told(&self.shared.log_fault)).or_else(|| told(&self.shared.embed_fault)).or_else(elsewhere)
     }
 
     /// Records that the mirror does not have yet, as far as they are known.
@@ -261,8 +269,12 @@ async fn wait_for_snapshot(
     before: u64,
     passed: &Passed,
 ) -> Result<Resynced, String> {
-    let mut well_at = Instant::now();
+    // Since when something is in the way. A session that begins well and breaks again each time is no progress.
+    let (mut faulty, mut well): (Option<Instant>, Option<Instant>) = (None, None);
     loop {
+        if passed.is_closed() {
+            return Err("who asked has gone".to_owned());
+        }
         {
             let now = status.borrow_and_update();
             let finished = now.finished;
@@ -274,11 +286,17 @@ async fn wait_for_snapshot(
             passed.send_replace((rows, now.snapshot.expected.max(rows)));
             match &now.phase {
                 Phase::Refused(reason) => return Err(format!("the resync was given up: {reason}")),
-                Phase::Standby(reason) | Phase::Retrying(reason) if well_at.elapsed() > PATIENCE => {
-                    return Err(format!("the resync is made as soon as this has passed: {reason}"));
+                Phase::Standby(reason) | Phase::Retrying(reason) => {
+                    well = None;
+                    if faulty.get_or_insert_with(Instant::now).elapsed() > PATIENCE {
+                        return Err(format!("the resync is made as soon as this has passed: {reason}"));
+                    }
                 }
-                Phase::Standby(_) | Phase::Retrying(_) => {}
-                Phase::Starting | Phase::Streaming => well_at = Instant::now(),
+                Phase::Starting | Phase::Streaming => {
+                    if well.get_or_insert_with(Instant::now).elapsed() > PATIENCE {
+                        faulty = None;
+                    }
+                }
             }
         }
         tokio::select! {

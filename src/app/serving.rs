@@ -181,7 +181,7 @@ impl Shared {
     }
 
     /// Whether changes arrive: as capture says it, or, where that is elsewhere, as the heartbeats do.
-    fn is_fed(&self, as_of_ms: Option<i64>) -> bool {
+    pub fn is_fed(&self, as_of_ms: Option<i64>) -> bool {
         match &self.status {
             Some(status) => status.borrow().phase == Phase::Streaming,
             None => as_of_ms.is_some_and(|as_of_ms| now_ms() - as_of_ms < LATE_MS),

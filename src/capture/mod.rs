@@ -156,7 +156,7 @@ pub struct SnapshotProgress {
 #[derive(Debug)]
 pub enum Request {
     /// To bring the log back to the table; answered when it has begun, or when one that had begun serves as well.
-    Resync(Wanted, oneshot::Sender<Result<(), String>>),
+    Resync(Wanted, oneshot::Sender<Result<u64, String>>),
     /// To read the rows of these keys and publish them again, with new versions; answered when that is durable, key by
     /// key. At most [`REPUBLISH_KEYS_MAX`] at a time.
     Republish(Vec<RowKey>, oneshot::Sender<Result<Vec<(RowKey, Republished)>, String>>),
@@ -276,10 +276,16 @@ impl CaptureError {
         self
     }
 
-    /// Whether the server cannot decode a change.
+    /// Whether the server cannot decode a change, or nobody can follow what it decodes.
     fn is_undecodable(&self) -> bool {
-        let CaptureError::Stream(error) = self else { return false };
-        error.code() == Some(UNDECODABLE.0) && Chain(error).to_string().contains(UNDECODABLE.1)
+        match self {
+            CaptureError::Stream(error) => {
+                error.code() == Some(UNDECODABLE.0) && Chain(error).to_string().contains(UNDECODABLE.1)
+            }
+            // It comes again however often the slot is read.
+            CaptureError::Sequence(sequencer::SequenceError::KeyMissing { .. }) => true,
+            _ => false,
+        }
     }
 
     /// Whether somebody else has had a lock on the table for too long. With the session its snapshot ends, which may be what
@@ -427,7 +433,7 @@ async fn answer(capture: &Capture, status: &watch::Sender<Status>, request: Requ
                 Ok(()) => status.send_modify(|status| status.phase = Phase::Starting),
                 Err(fault) => tracing::error!("resync: {fault}"),
             }
-            let _ = done.send(begun);
+            let _ = done.send(begun.map(|()| status.borrow().finished.number));
         }
         Request::Republish(_, done) => drop(done.send(Err(format!("the table is not followed now: {fault}")))),
     }

@@ -163,6 +163,10 @@ pub fn decide(record: Option<&CaptureState>, server: Server, slot_name: &str, sl
         return Start::Refuse(Refusal::OtherSystem { found: server.system_id, recorded: record.system_id });
     }
     let Some(slot) = slot else {
+        // The table is to be read anyway, and nothing before that counts: somebody was killed while the slot was made.
+        if record.snapshot == SnapshotMarker::Wanted {
+            return Start::CreateSlot;
+        }
         return Start::Refuse(Refusal::SlotMissing { slot: name(), confirm: record.confirm });
     };
     if slot.lost {

@@ -141,7 +141,11 @@ fn completed(event: Pending, found: &HashMap<RowKey, Row>) -> Option<ChangeEvent
             let present = found.get(&key)?;
             let after = change.after.as_mut()?;
             for name in missing {
-                after.insert(name.clone(), present.get(&name)?.clone());
+                match present.get(&name) {
+                    Some(value) => after.insert(name, value.clone()),
+                    // Not a column of the table any more. Only a row that is gone may leave its event out.
+                    None => after.shift_remove(&name),
+                };
             }
             Some(ChangeEvent::Row { key, change })
         }

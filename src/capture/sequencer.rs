@@ -488,12 +488,14 @@ impl Sequencer {
                 found: tuple.len(),
             });
         }
-        let mut row = TupleRow::default();
-        let mut texts: HashMap<&str, String> = HashMap::new();
+        let mut row = TupleRow { columns: Row::with_capacity(tuple.len()), ..TupleRow::default() };
+        let mut texts: Vec<(&str, String)> = Vec::with_capacity(self.table.key.len());
         for ((datum, described), column) in tuple.iter().zip(&relation.columns).zip(columns) {
             let name = &described.name;
             let value = match datum {
                 Datum::Null => Value::Null,
+                // The table has it no more: nobody can read it, and nobody asks for it.
+                Datum::Unchanged if column.is_none() => continue,
                 Datum::Unchanged => {
                     row.missing.push(name.clone());
                     Value::Null
@@ -503,7 +505,7 @@ impl Sequencer {
                     let text = String::from_utf8_lossy(bytes);
                     let value = json(column.as_ref(), &text);
                     if self.table.key.contains(name) {
-                        texts.insert(name, text.into_owned());
+                        texts.push((name, text.into_owned()));
                     }
                     value
                 }
@@ -515,9 +517,10 @@ impl Sequencer {
             row.missing.push(name.clone());
             row.columns.insert(name.clone(), Value::Null);
         }
-        let mut key = Row::new();
+        let mut key = Row::with_capacity(self.table.key.len());
         for name in &self.table.key {
-            let (Some(value), Some(text)) = (row.columns.get(name), texts.remove(name.as_str())) else {
+            let text = texts.iter().position(|(of, _)| of == name).map(|at| texts.swap_remove(at).1);
+            let (Some(value), Some(text)) = (row.columns.get(name), text) else {
                 let (relation, column) = (relation.name.clone(), name.clone());
                 return Err(SequenceError::KeyMissing { relation, column, operation });
             };

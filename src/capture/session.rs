@@ -158,12 +158,13 @@ async fn start(capture: &Capture) -> Result<Started, CaptureError> {
     // made the slot, too: the server is asked after the record was read, and so is never behind it by right.
     let record = capture.log.take_over().await?;
     let (server, database, slot) = server_and_slot(&mut replication, &sql, name).await?;
+    let asked = record.as_ref().map(|record| record.resync).unwrap_or_default();
     let state = match progress::decide(record.as_ref(), server, name, slot.as_ref()) {
         Start::Stream(state) => state,
-        Start::CreateSlot => create_slot(capture, &sql, &mut replication, server, Resync::default()).await?,
+        Start::CreateSlot => create_slot(capture, &sql, &mut replication, server, asked).await?,
         Start::ReplaceSlot => {
             drop_slot(&sql, name).await?;
-            create_slot(capture, &sql, &mut replication, server, Resync::default()).await?
+            create_slot(capture, &sql, &mut replication, server, asked).await?
         }
         Start::Standby { pid } => return Err(CaptureError::Standby { slot: capture.source.slot.clone(), pid }),
         Start::Refuse(refusal) => return Err(CaptureError::Refused(refusal)),
@@ -331,7 +332,8 @@ impl Session<'_> {
                 }
                 Next::Request(Request::Resync(wanted, done)) => {
                     let accepted = self.resync(wanted).await;
-                    let _ = done.send(accepted.as_ref().map(|_| ()).map_err(ToString::to_string));
+                    let before = self.status.borrow().finished.number;
+                    let _ = done.send(accepted.as_ref().map(|()| before).map_err(ToString::to_string));
                     accepted?;
                 }
                 Next::Request(Request::Republish(keys, done)) => self.begin_republish(keys, done).await?,

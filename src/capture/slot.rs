@@ -65,7 +65,7 @@ pub async fn create(
 
 /// Says what the slot waits for; whether the server's process is still at it.
 async fn look(watcher: &Client, name: &str, pid: i32) -> bool {
-    let sql = "SELECT coalesce(bool_or(state = 'active'), false) FROM pg_stat_activity WHERE pid = $1";
+    let sql = "SELECT coalesce(bool_or(state IN ('active', 'disabled')), false) FROM pg_stat_activity WHERE pid = $1";
     match watcher.query_one(sql, &[&pid]).await {
         Ok(row) if row.get::<_, bool>(0) => {
             say_what_it_waits_for(watcher, name).await;

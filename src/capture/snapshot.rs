@@ -296,7 +296,7 @@ impl Reader {
             let (wanted, found) = (self.columns.len(), fields.len());
             return Err(SnapshotError::Fields { table: table(), wanted, found });
         }
-        let mut columns = Row::new();
+        let mut columns = Row::with_capacity(self.columns.len());
         for (column, field) in self.columns.iter().zip(fields) {
             let value = field.map_or(serde_json::Value::Null, |text| json(Some(column), &text));
             columns.insert(column.name.clone(), value);

@@ -60,6 +60,10 @@ pub async fn sync(settings: &Settings, wanted: Wanted, as_json: bool) -> Result<
         resynced => resynced?,
     };
     let after = arrive(settings, Some(resynced.as_of_ms)).await?;
+    if before.is_some() && after.is_none() {
+        let what = "the log has all of it; vecsync ended before the stores had, and goes on when it is started";
+        return Err(SyncError::Incomplete(what.to_owned()));
+    }
     let took_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
     let outcome = outcome(resynced, before, after, took_ms);
     let text = if as_json { format!("{:#}\n", document(&outcome)) } else { sentence(&outcome) };

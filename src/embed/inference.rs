@@ -273,33 +273,45 @@ impl Drop for Call {
 
 fn serve(mut model: Model, queue: &Queue, takes: Takes) {
     while let Some(Turn { call, is_query }) = queue.next(takes) {
+        // Given back before the answer goes out. Whoever waits for it is this thread, at its next turn, or woken by it.
+        let _place = is_query.then(|| Place(queue));
         if !call.job.is_given_up() {
             let results = run(&mut model, &call);
             call.job.note(call.members.iter().copied().zip(results));
         }
-        if is_query {
-            // Whoever waits for this one's place is this thread, at its next turn, or woken by it.
-            queue.lock().queries_running -= 1;
-        }
     }
+}
+
+/// Of the queries that are embedded at the same time, one.
+struct Place<'a>(&'a Queue);
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        self.0.lock().queries_running -= 1;
+    }
+}
+
+/// Runs the model. The thread is the model's only one: were it gone, everybody would wait for it. A call overwrites all that
+/// the one before has left in the model.
+fn guarded(model: &mut Model, texts: &[&TokenIds]) -> Result<Vec<Outcome>, ort::Error> {
+    let results = catch_unwind(AssertUnwindSafe(|| model.run(texts)));
+    results.unwrap_or_else(|_| Err(ort::Error::new("the call panicked")))
 }
 
 fn run(model: &mut Model, call: &Call) -> Vec<Outcome> {
     let texts: Vec<&TokenIds> = call.members.iter().map(|index| &call.job.texts[*index]).collect();
     let results = batch::bisect(&texts, &mut |texts: &[&TokenIds]| {
         let begun = Instant::now();
-        // The thread is the model's only one: were it gone, everybody would wait for it. A call overwrites all that the one
-        // before has left in the model.
-        let results = catch_unwind(AssertUnwindSafe(|| model.run(texts)));
+        let results = guarded(model, texts);
         metrics::model_call(texts.len(), begun.elapsed());
-        results.unwrap_or_else(|_| Err(ort::Error::new("the call panicked")))
+        results
     });
     let mut outcomes = vec![];
     for (result, text) in results.into_iter().zip(&texts) {
         outcomes.push(match result {
             Ok(outcome) => outcome,
             // A model that refuses even the empty text is broken; then the texts are not to blame.
-            Err(fault) => Err(match model.run(&[&tokens::nothing()]) {
+            Err(fault) => Err(match guarded(model, &[&tokens::nothing()]) {
                 Ok(_) => EmbedError::Text { tokens: text.len(), source: Arc::new(fault) },
                 Err(fault) => EmbedError::Model(Arc::new(fault)),
             }),

@@ -165,6 +165,19 @@ fn an_unchanged_large_column_comes_from_the_old_row_or_waits_for_completion() {
 }
 
 #[test]
+fn an_unchanged_column_that_the_table_has_no_more_is_asked_for_by_nobody() {
+    let mut sequencer = sequencer(Position::default());
+    // Dropped or renamed since: what the stream brings from before has it still.
+    let Table { columns, .. } = table();
+    sequencer.set_table(Table { columns: columns[..1].to_vec(), ..table() });
+    let update = Message::Update { relation: RELATION, old: None, new: vec![text("1"), Datum::Unchanged] };
+    transaction(&mut sequencer, 100, vec![update]);
+    let events = sequencer.take().events;
+    let [Pending::Ready(ChangeEvent::Row { change, .. })] = &events[..] else { panic!("{events:?}") };
+    assert_eq!(change.after, json!({"id": 1}).as_object().cloned());
+}
+
+#[test]
 fn a_snapshot_row_is_skipped_when_a_live_event_at_or_after_the_point_has_its_key() {
     for (commit, wanted) in [(99, true), (100, false), (101, false)] {
         let mut sequencer = sequencer(Position::default());

@@ -21,8 +21,9 @@ pub(super) struct Snapshot {
     reader: JoinHandle<Result<(), snapshot::SnapshotError>>,
     /// Consistent point and when it was taken.
     point: Option<(Lsn, i64)>,
-    /// Ends of `changes` before it began: what lies below and was not written again is gone from the table.
-    began: Offsets,
+    /// Ends of `changes` when the stream had passed the point: what lies below and was not written again is gone from the
+    /// table. Taken later than the request, since what the stream brings before the point is older than the snapshot.
+    began: Option<Offsets>,
     /// Rows that were read and not appended, because a live event was newer.
     superseded: u64,
 }
@@ -42,7 +43,6 @@ pub(super) fn noted(before: Resync, wanted: Wanted) -> Resync {
 impl Session<'_> {
     pub(super) async fn begin_snapshot(&mut self) -> Result<(), CaptureError> {
         self.sequencer.watch_for_snapshot();
-        let began = self.capture.log.changes_ends();
         let (sender, pieces) = mpsc::channel(PIECES_WAITING);
         let plan = snapshot::Plan {
             database: self.capture.database.clone(),
@@ -58,11 +58,17 @@ impl Session<'_> {
         });
         tracing::info!("snapshot of {}.{} begins", self.table.schema, self.table.name);
         let reader = tokio::spawn(snapshot::run(plan, sender));
-        self.snapshot = Some(Snapshot { pieces, reader, point: None, began, superseded: 0 });
+        self.snapshot = Some(Snapshot { pieces, reader, point: None, began: None, superseded: 0 });
         Ok(())
     }
 
     pub(super) async fn take_piece(&mut self, piece: Option<Piece>) -> Result<(), CaptureError> {
+        let is_first = self.snapshot.as_ref().is_some_and(|snapshot| snapshot.began.is_none());
+        if is_first && matches!(piece, Some(Piece::Rows(_) | Piece::Done)) {
+            self.append().await?;
+            let began = self.capture.log.changes_ends();
+            self.snapshot.iter_mut().for_each(|snapshot| snapshot.began = Some(began.clone()));
+        }
         let Some(snapshot) = &mut self.snapshot else { return Ok(()) };
         match piece {
             Some(Piece::Point { point, taken_ms }) => {
@@ -73,9 +79,9 @@ impl Session<'_> {
             Some(Piece::Expected(rows)) => self.status.send_modify(|status| status.snapshot.expected = rows),
             Some(Piece::Rows(rows)) => {
                 let (point, taken_ms) = snapshot.point.expect("a point comes before rows");
-                let count = rows.len() as u64;
+                let (count, now) = (rows.len() as u64, now_ms());
                 for row in rows {
-                    let is_taken = self.sequencer.offer_snapshot_row(row, point, taken_ms, now_ms());
+                    let is_taken = self.sequencer.offer_snapshot_row(row, point, taken_ms, now);
                     snapshot.superseded += u64::from(!is_taken);
                 }
                 self.status.send_modify(|status| status.snapshot.rows += count);
@@ -99,7 +105,7 @@ impl Session<'_> {
         snapshot.reader.await.map_err(snapshot::SnapshotError::Reader)??;
         self.append().await?;
         let mut gone = 0_u64;
-        for (partition, below) in snapshot.began.iter().enumerate() {
+        for (partition, below) in snapshot.began.iter().flatten().enumerate() {
             let mut after: Option<bytes::Bytes> = None;
             loop {
                 let reading = async {

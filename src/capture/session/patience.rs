@@ -14,8 +14,9 @@ pub(super) const PROBE_PATIENCE: Duration = Duration::from_secs(10);
 pub(super) const START_PATIENCE: Duration = Duration::from_secs(30);
 /// Feedback interval where the server has no time-out.
 const FEEDBACK_WITHOUT_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long the stream may bring nothing although it is asked every second: as long as the server waits for us, within
-/// these bounds. While it decodes what nobody wants it may not look at questions for half of that.
+/// How long the stream may bring nothing although it is asked every second: as long as the server waits for us, and not
+/// less than the first of these. While it decodes what nobody wants it may not look at questions for half of that: who gave
+/// it up sooner would have it decode the same again and again. The second is for a server without a time-out.
 const STREAM_PATIENCE: [Duration; 2] = [Duration::from_secs(10), Duration::from_secs(60)];
 
 /// The clocks of a session, by the server's `wal_sender_timeout`.
@@ -37,12 +38,12 @@ impl Pace {
 
     /// `timeout_ms` is the server's time-out, milliseconds; 0: none.
     fn by(timeout_ms: u64) -> Pace {
-        let [least, most] = STREAM_PATIENCE;
+        let [least, endless] = STREAM_PATIENCE;
         match timeout_ms {
-            0 => Pace { feedback_every: FEEDBACK_WITHOUT_TIMEOUT, stream_patience: most },
+            0 => Pace { feedback_every: FEEDBACK_WITHOUT_TIMEOUT, stream_patience: endless },
             ms => Pace {
                 feedback_every: Duration::from_millis((ms / 3).max(1)),
-                stream_patience: Duration::from_millis(ms).clamp(least, most),
+                stream_patience: Duration::from_millis(ms).max(least),
             },
         }
     }
@@ -88,7 +89,7 @@ mod tests {
             (2_000, 666, 10),
             (30_000, 10_000, 30),
             (60_000, 20_000, 60),
-            (600_000, 200_000, 60),
+            (600_000, 200_000, 600),
         ] {
             let pace = Pace::by(timeout_ms);
             assert_eq!(pace.feedback_every, Duration::from_millis(feedback_ms), "{timeout_ms}");

@@ -16,12 +16,17 @@ impl Session<'_> {
         // What was collected so far has the old shape.
         self.append().await?;
         self.give_up_republish("the table has another shape now; try again");
-        // Asked first: what changes after it is noticed next time.
-        let shape = catalog::shape(&self.sql, self.table.oid).await?;
-        // Reading the table's size waits for whoever alters it.
-        let looked = answered(START_PATIENCE, inspect(self.capture, &self.sql));
-        let confirmed = self.state.confirm;
-        let (table, publication) = with_feedback(&mut self.stream, &mut self.feedback, confirmed, looked).await?;
+        let (capture, sql, oid) = (self.capture, &self.sql, self.table.oid);
+        let look = async {
+            // Asked first: what changes after it is noticed next time.
+            let shape = catalog::shape(sql, oid).await?;
+            // Reading the table's size waits for whoever alters it.
+            let (table, publication) = inspect(capture, sql).await?;
+            Ok::<_, CaptureError>((shape, table, publication))
+        };
+        let looked = answered(START_PATIENCE, look);
+        let looked = with_feedback(&mut self.stream, &mut self.feedback, self.state.confirm, looked).await?;
+        let (shape, table, publication) = looked;
         self.sequencer.set_table(published(&table, &publication));
         let rewritten = has_other_values(&self.table, &table, &publication);
         // Rewriting a table is visible to snapshots from before it: they see no row of it any more.
