@@ -1,7 +1,7 @@
 //! Answers the commands that reach a running vecsync: hands each to the room that can do it.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use tokio::sync::{mpsc, oneshot};
@@ -25,6 +25,8 @@ use crate::topic::replay::{Source, Target};
 const PATIENCE: Duration = Duration::from_secs(5);
 /// The longest drill.
 pub const DRILL_SECONDS_MAX: u64 = 3600;
+/// How long a drill goes on when who asked for it is gone.
+const DRILL_LEASE: Duration = Duration::from_secs(2);
 const STOPPED: &str = "vecsync stopped meanwhile; run it again";
 
 /// The ways to the rooms.
@@ -82,7 +84,7 @@ impl Commands {
                         .to_owned(),
                 ),
                 Some((failover, _)) => {
-                    failover.hold(Duration::from_secs(seconds.min(DRILL_SECONDS_MAX)));
+                    hold(failover, Duration::from_secs(seconds.min(DRILL_SECONDS_MAX)), &passed).await;
                     Reply::Done(Value::Null)
                 }
                 None => {
@@ -149,5 +151,20 @@ impl Commands {
             mpsc::error::TrySendError::Closed(_) => STOPPED.to_owned(),
         })?;
         answered.await.map_err(|_| STOPPED.to_owned())?.map(Some)
+    }
+}
+
+/// Holds the breaker open, a little at a time, for as long as somebody waits for the end of it.
+async fn hold(failover: &Failover, length: Duration, passed: &Passed) {
+    let until = Instant::now() + length;
+    loop {
+        let left = until.saturating_duration_since(Instant::now());
+        if left.is_zero() || passed.is_closed() {
+            return;
+        }
+        failover.hold(left.min(DRILL_LEASE));
+        let done = length.saturating_sub(left);
+        passed.send_replace((done.as_secs(), length.as_secs()));
+        tokio::time::sleep(left.min(DRILL_LEASE / 2)).await;
     }
 }

@@ -23,8 +23,8 @@ const FAILURE_SHOWN: Duration = Duration::from_secs(5);
 #[derive(Clone)]
 pub(super) struct Failover {
     breaker: Arc<Mutex<Breaker>>,
-    /// When a search failed last.
-    failed_at: Arc<Mutex<Option<Instant>>>,
+    /// When a search failed last, and why.
+    fault: Arc<Mutex<Option<(Instant, String)>>>,
     metrics: PipelineMetrics,
 }
 
@@ -32,7 +32,7 @@ impl Failover {
     pub fn new(hedge_delay: Duration, metrics: PipelineMetrics) -> Failover {
         let breaker = Breaker::new(Limits::hedged_after(hedge_delay));
         show(&metrics, breaker.state());
-        Failover { breaker: Arc::new(Mutex::new(breaker)), failed_at: Arc::default(), metrics }
+        Failover { breaker: Arc::new(Mutex::new(breaker)), fault: Arc::default(), metrics }
     }
 
     /// `Err`: Qdrant is not to be asked, and under which name that is counted.
@@ -45,11 +45,14 @@ impl Failover {
         }
     }
 
+    /// A search failed, for this reason.
+    pub fn failed(&self, why: String) {
+        *self.fault.lock().unwrap_or_else(PoisonError::into_inner) = Some((Instant::now(), why));
+        self.searched(Outcome::Failed);
+    }
+
     /// What became of a search.
     pub fn searched(&self, outcome: Outcome) {
-        if outcome == Outcome::Failed {
-            *self.failed_at.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
-        }
         self.change(|breaker| breaker.searched(Instant::now(), outcome));
     }
 
@@ -98,29 +101,19 @@ impl Failover {
     /// How it is, for health: its state, and what is wrong where it is not closed.
     pub fn describe(&self) -> (Value, Option<String>) {
         let breaker = self.lock();
-        let why = breaker.cause().map(|cause| match cause {
-            Cause::Failures(count) => format!("{count} searches in a row failed"),
-            Cause::Slow(count) => {
-                let limit = breaker.limits().slow_after.as_millis();
-                format!("{count} searches in a row had no answer within {limit} ms")
-            }
-            Cause::Lost => "it did not answer".to_owned(),
-            Cause::Probe => "a probe failed or was slow".to_owned(),
-            Cause::Drill if breaker.is_held(Instant::now()) => "a drill holds the breaker open".to_owned(),
-            Cause::Drill => "a drill held the breaker open".to_owned(),
-        });
+        let fault = self.fault.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let why = reason(&breaker, fault.as_ref());
         let state = breaker.state().as_label();
-        let failed_at = *self.failed_at.lock().unwrap_or_else(PoisonError::into_inner);
-        let has_failed = breaker.failed() > 0 && failed_at.is_some_and(|at| at.elapsed() < FAILURE_SHOWN);
+        let shown = fault.filter(|(at, _)| breaker.failed() > 0 && at.elapsed() < FAILURE_SHOWN);
         let fault = match &why {
             Some(why) => Some(format!("searches do not ask it until it is steady again: {why}")),
-            None => has_failed.then(|| "the last search in it failed".to_owned()),
+            None => shown.map(|(_, fault)| format!("the last search in it failed: {fault}")),
         };
         (json!({"state": state, "reason": why}), fault)
     }
 
     fn change(&self, change: impl FnOnce(&mut Breaker)) {
-        let (before, after, cause) = {
+        let (before, after, why) = {
             let mut breaker = self.lock();
             let before = breaker.state();
             change(&mut breaker);
@@ -129,23 +122,42 @@ impl Failover {
                 // Under the lock, so that the last of two changes is shown last.
                 show(&self.metrics, after);
             }
-            (before, after, breaker.cause())
+            let fault = self.fault.lock().unwrap_or_else(PoisonError::into_inner);
+            (before, after, reason(&breaker, fault.as_ref()))
         };
         if before == after {
             return;
         }
-        match (after, cause) {
+        match (after, why) {
             (State::Closed, _) => tracing::info!("searches ask Qdrant again"),
-            (State::Open, Some(cause)) if before == State::Closed => {
-                tracing::warn!(?cause, "searches are answered by the mirror: the breaker before Qdrant is open");
+            (State::Open, Some(why)) if before == State::Closed => {
+                tracing::warn!("searches are answered by the mirror: the breaker before Qdrant is open, {why}");
             }
-            _ => tracing::debug!(?before, ?after, ?cause, "breaker before Qdrant"),
+            (_, why) => tracing::debug!(?before, ?after, ?why, "breaker before Qdrant"),
         }
     }
 
     fn lock(&self) -> MutexGuard<'_, Breaker> {
         self.breaker.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Why it is not closed, in words.
+fn reason(breaker: &Breaker, fault: Option<&(Instant, String)>) -> Option<String> {
+    breaker.cause().map(|cause| match cause {
+        Cause::Failures(count) => {
+            let last = fault.map(|(_, why)| format!(", the last: {why}")).unwrap_or_default();
+            format!("{count} searches in a row failed{last}")
+        }
+        Cause::Slow(count) => {
+            let limit = breaker.limits().slow_after.as_millis();
+            format!("{count} searches in a row had no answer within {limit} ms")
+        }
+        Cause::Lost => "it did not answer".to_owned(),
+        Cause::Probe => "a probe failed or was slow".to_owned(),
+        Cause::Drill if breaker.is_held(Instant::now()) => "a drill holds the breaker open".to_owned(),
+        Cause::Drill => "a drill held the breaker open".to_owned(),
+    })
 }
 
 fn show(metrics: &PipelineMetrics, state: State) {

@@ -169,7 +169,10 @@ impl Qdrant {
             let found = store.search(query, limit, min_score, filter, Accuracy::Indexed).await;
             let took = since.elapsed();
             self.metrics.store_request(STORE, "search", found.is_ok(), took);
-            self.failover.searched(if found.is_ok() { Outcome::Answered { took } } else { Outcome::Failed });
+            match &found {
+                Ok(_) => self.failover.searched(Outcome::Answered { took }),
+                Err(error) => self.failover.failed(Chain(error).to_string()),
+            }
             found.inspect_err(|error| tracing::debug!("search Qdrant: {}", Chain(error)))
         };
         let mut asked = std::pin::pin!(asked);
@@ -237,7 +240,8 @@ impl Qdrant {
         };
         component.details.insert("breaker".into(), breaker);
         let settings = self.primary.settings();
-        let look = state.look.as_ref();
+        // What was seen before a fault says nothing of now.
+        let look = state.look.as_ref().filter(|_| state.fault.is_none());
         let took_ms = look.map(|look| look.took.as_secs_f64() * 1000.0);
         component.latency_ms = took_ms;
         component.details.insert(
@@ -249,7 +253,7 @@ impl Qdrant {
             }),
         );
         let mut collection = json!({
-            "name": settings.collection, "exists": look.is_some_and(|look| look.named.is_some()),
+            "name": settings.collection, "exists": look.map(|look| look.named.is_some()),
             "generation": look.and_then(|look| look.named),
         });
         if let Some((width, distance)) = look.and_then(|look| look.shape) {

@@ -126,7 +126,9 @@ impl Shared {
         if results.is_empty() && !standing.is_loaded {
             // An index that is still being filled must not say that there is nothing to be found.
             let rows = self.mirror().map_or(0, |mirror| mirror.rows());
-            let reason = format!("the load is not complete: {rows} rows are searchable so far");
+            let what = format!("the load is not complete: {rows} rows are searchable so far");
+            let components: Vec<_> = self.report().components.into_iter().filter(|part| part.name != LOCAL).collect();
+            let reason = with_faults(&what, &components);
             return Err(SearchError::Unavailable { reason, retry_after_s: 1 });
         }
         Ok(self.answer(results, served_by, standing))
@@ -212,13 +214,24 @@ impl Shared {
         let mut ready = Ok(());
         if let Some(mirror) = self.mirror() {
             components.push(self.local(&mirror, self.lost()));
-            let other = self.qdrant.as_ref().and_then(|qdrant| qdrant.primary.searchable());
             let is_stood_in = self.stand_in().is_some_and(|stand_in| stand_in.is_there());
-            if !mirror.is_open() && other.is_none() && !is_stood_in {
-                ready = Err("the local store".to_owned());
+            if !is_stood_in && !self.can_answer() {
+                let what = if mirror.is_open() { "the first rows" } else { "the local store" };
+                ready = Err(with_faults(what, &components));
             }
         }
         Report { components, ready, serves: self.serves }
+    }
+
+    /// Whether a store has held the whole table, or has rows at least: one that has none and is not loaded finds nothing, and
+    /// that is no answer.
+    fn can_answer(&self) -> bool {
+        let qdrant = self.qdrant.as_ref().is_some_and(|qdrant| {
+            let has_points = qdrant.primary.state().points.is_some_and(|points| points > 0);
+            qdrant.primary.searchable().is_some() && (has_points || qdrant.standing().is_loaded)
+        });
+        let local = |mirror: Mirror| mirror.is_open() && (mirror.rows() > 0 || self.freshness().is_loaded());
+        qdrant || self.mirror().is_some_and(local)
     }
 
     fn local(&self, mirror: &Mirror, lost: Option<String>) -> Component {
@@ -298,6 +311,12 @@ fn condition((field, value): (String, FilterValue)) -> Result<(String, index::Fi
         },
     };
     Ok((field, value))
+}
+
+/// What is waited for, and what is wrong meanwhile.
+fn with_faults(what: &str, components: &[Component]) -> String {
+    let faults = components.iter().filter_map(|part| Some(format!("{}: {}", part.name, part.error.as_ref()?)));
+    [what.to_owned()].into_iter().chain(faults).collect::<Vec<_>>().join("; ")
 }
 
 pub(super) fn faulty(name: &'static str, why: &str) -> Component {

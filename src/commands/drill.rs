@@ -2,6 +2,8 @@
 
 use std::time::{Duration, Instant};
 
+use tokio::sync::oneshot;
+
 use crate::client::{self, Answer, ClientError, Query};
 use crate::config::settings::Settings;
 use crate::control::{self, Request};
@@ -31,8 +33,7 @@ pub async fn drill(settings: &Settings, length: Duration) -> Result<String, Stri
         }
         before.push(answer);
     }
-    let request = Request::Drill { seconds: length.as_secs() };
-    control::call(&settings.data_dir, request, |_, _| ()).await.map_err(|error| Chain(&error).to_string())?;
+    hold(settings, length).await?;
     let (count, same, slowest) = without(settings, &before, length).await?;
     let returned = returns(settings).await?;
     let (seconds, slowest) = (length.as_secs(), slowest.as_secs_f64() * 1000.0);
@@ -41,6 +42,26 @@ pub async fn drill(settings: &Settings, length: Duration) -> Result<String, Stri
          that Qdrant gives; Qdrant was asked again {:.1} s later",
         returned.as_secs_f64()
     ))
+}
+
+/// Has the breaker held open; returns when it is. It is let go when this process ends, whatever ends it.
+async fn hold(settings: &Settings, length: Duration) -> Result<(), String> {
+    let (data_dir, request) = (settings.data_dir.clone(), Request::Drill { seconds: length.as_secs() });
+    let (began, begun) = oneshot::channel();
+    let mut began = Some(began);
+    let told = move |_, _| {
+        // Who waits for it has gone only with this process.
+        began.take().map(|began| began.send(())).unwrap_or(Ok(())).unwrap_or_default();
+    };
+    let held = tokio::spawn(async move { control::call(&data_dir, request, told).await });
+    match begun.await {
+        Ok(()) => Ok(()),
+        // It ended without having begun.
+        Err(_) => match held.await {
+            Ok(Err(error)) => Err(Chain(&error).to_string()),
+            Ok(Ok(_)) | Err(_) => Err("the drill ended before it began".to_owned()),
+        },
+    }
 }
 
 /// Searches while Qdrant is not asked. How many were made, how many gave the same rows as before, and the slowest.

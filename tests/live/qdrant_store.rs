@@ -73,12 +73,12 @@ fn vector(id: u64, version: u64, window: u64) -> Vec<f32> {
 /// Values of every kind that a filter can meet.
 fn payload(id: u64, version: u64) -> Value {
     let category = match (id + version) % 6 {
-        0 => json!("billing"),
+        0 => json!("money, and  billing"),
         1 => json!("returns"),
         2 => json!(5),
         3 => json!(true),
         4 => json!(null),
-        _ => json!(["billing", "5"]),
+        _ => json!(["money, and  billing", "5"]),
     };
     let n = match id % 5 {
         0 => json!(id % 7),
@@ -348,11 +348,11 @@ fn mirror() -> (Mirror, tempfile::TempDir) {
 async fn check_searches(store: &QdrantStore, mirror: &Mirror, dice: &mut Dice, searches: usize) {
     let typed = |value: Value| FilterValue::from_json(value).unwrap();
     let categories = [
-        FilterValue::from_text("billing"),
+        FilterValue::from_text("money, and  billing"),
         FilterValue::from_text("5"),
         FilterValue::from_text("5.0"),
         FilterValue::from_text("true"),
-        typed(json!("billing")),
+        typed(json!("money, and  billing")),
         typed(json!("5")),
         typed(json!(5)),
         typed(json!(true)),

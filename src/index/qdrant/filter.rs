@@ -1,5 +1,6 @@
 //! What a search asks of a row's payload, in Qdrant's words. Means what `index::filter` means. No I/O.
 
+use qdrant_client::qdrant::r#match::MatchValue;
 use qdrant_client::qdrant::{Condition, Filter as QdrantFilter, Range};
 use serde_json::{Number, Value};
 
@@ -16,7 +17,7 @@ pub(super) fn conditions(filter: &Filter) -> QdrantFilter {
 fn condition(field: &str, wanted: &FilterValue) -> Condition {
     let field = path(field);
     match wanted {
-        FilterValue::Typed(Value::String(text)) => Condition::matches(field, text.clone()),
+        FilterValue::Typed(Value::String(text)) => keyword(&field, text),
         FilterValue::Typed(Value::Bool(truth)) => Condition::matches(field, *truth),
         FilterValue::Typed(Value::Number(number)) => equals(&field, number),
         // No field can be asked for those: `FilterValue::from_json` refuses them.
@@ -35,7 +36,7 @@ fn equals(field: &str, number: &Number) -> Condition {
 
 /// Text equals a string, and the number or boolean whose spelling it is.
 fn spelled(field: &str, text: &str) -> Condition {
-    let mut ways = vec![Condition::matches(field, text.to_owned())];
+    let mut ways = vec![keyword(field, text)];
     match serde_json::from_str::<Value>(text) {
         Ok(Value::Bool(truth)) => ways.push(Condition::matches(field, truth)),
         Ok(Value::Number(number)) if number.to_string() == text => match (number.as_i64(), number.as_f64()) {
@@ -53,6 +54,11 @@ fn spelled(field: &str, text: &str) -> Condition {
         _ => {}
     }
     QdrantFilter::should(ways).into()
+}
+
+/// Equals this string. What the client makes of a string with a blank in it looks for its words inside of a text.
+pub(super) fn keyword(field: &str, text: &str) -> Condition {
+    Condition::matches(field, MatchValue::Keyword(text.to_owned()))
 }
 
 fn at(field: &str, number: f64) -> Condition {

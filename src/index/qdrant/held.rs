@@ -99,7 +99,7 @@ impl QdrantStore {
         for strays in strays.chunks(STRAYS_PER_REQUEST) {
             let doomed = strays.iter().map(|Stray { id, key }| {
                 let as_it_was = match key {
-                    Some(key) => Condition::matches(point::KEY, key.as_str().to_owned()),
+                    Some(key) => super::filter::keyword(point::KEY, key.as_str()),
                     None => Condition::is_empty(point::KEY),
                 };
                 Condition::from(QdrantFilter::must([Condition::has_id([id.clone()]), as_it_was]))
