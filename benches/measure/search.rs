@@ -71,18 +71,11 @@ pub fn latency(site: &mut Site, model: &str) -> Figures {
     ]
 }
 
-/// Searches a second whose queries were asked before. The clients share the cores with the server, so they do as little as
-/// they can: requests that are ready, and of each answer its status and its length.
+/// Searches a second whose queries were asked before.
 fn cached(port: u16) -> f64 {
-    let requests: Vec<String> = faq()
-        .iter()
-        .take(KEPT)
-        .map(|entry| format!("GET /search?q={} HTTP/1.1\r\nHost: localhost\r\n\r\n", escape(&entry.question)))
-        .collect();
+    let requests: Vec<String> = faq().iter().take(KEPT).map(|entry| request(&entry.question)).collect();
     let ask = |from: usize, count: usize| {
-        let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).expect("connect");
-        stream.set_nodelay(true).expect("set an option");
-        let mut answer = vec![0; 1 << 18];
+        let (mut stream, mut answer) = connect(port);
         for n in 0..count {
             stream.write_all(requests[(from + n) % requests.len()].as_bytes()).expect("ask");
             read_answer(&mut stream, &mut answer);
@@ -98,7 +91,8 @@ fn cached(port: u16) -> f64 {
     CACHED as f64 / begun.elapsed().as_secs_f64()
 }
 
-/// Reads one answer, which must be whole and have the status 200.
+/// Reads one answer, which must be whole and have the status 200. The clients share the cores with the server, so they do as
+/// little as they can: requests that are ready, and of each answer its status and its length.
 fn read_answer(stream: &mut TcpStream, buffer: &mut [u8]) {
     const LENGTH: &[u8] = b"content-length: ";
     let (mut read, mut wanted) = (0, usize::MAX);
@@ -138,19 +132,28 @@ static ASKED: AtomicUsize = AtomicUsize::new(0);
 
 fn ask(port: u16, from: usize, count: usize) -> Vec<f64> {
     let questions = faq();
-    let mut http = Http::new(port);
+    let (mut stream, mut answer) = connect(port);
     (0..count)
         .map(|n| {
             let question = &questions[(from + n) % questions.len()].question;
-            let path =
-                format!("/search?q={}", escape(&format!("{question} {}", ASKED.fetch_add(1, Ordering::Relaxed))));
+            let request = request(&format!("{question} {}", ASKED.fetch_add(1, Ordering::Relaxed)));
             let begun = Instant::now();
-            let answer = http.get(&path).expect("an answer");
-            let took = ms(begun.elapsed());
-            assert_eq!(answer.status, 200, "{}", answer.body);
-            took
+            stream.write_all(request.as_bytes()).expect("ask");
+            read_answer(&mut stream, &mut answer);
+            ms(begun.elapsed())
         })
         .collect()
+}
+
+/// A connection, and room for an answer.
+fn connect(port: u16) -> (TcpStream, Vec<u8>) {
+    let stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).expect("connect");
+    stream.set_nodelay(true).expect("set an option");
+    (stream, vec![0; 1 << 18])
+}
+
+fn request(query: &str) -> String {
+    format!("GET /search?q={} HTTP/1.1\r\nHost: localhost\r\n\r\n", escape(query))
 }
 
 /// CPU of a process that nobody asks and no writer feeds, then its restart with all rows.
