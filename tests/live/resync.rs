@@ -22,6 +22,9 @@ const ROWS: i64 = 60;
 /// Each row has a title and one window.
 const TEXTS: i64 = 2 * ROWS;
 
+const SNAPSHOT: &str = "snapshot of public.faq_faq begins";
+const STREAMING: &str = "streaming public.faq_faq";
+
 /// Runs it with `--json`; it must end with status 0.
 #[track_caller]
 fn sync(vecsync: &Vecsync, flags: &[&str]) -> Value {
@@ -115,7 +118,7 @@ fn forced_it_embeds_every_text_again_also_after_a_kill_and_once_only() {
     let prepared = site.vecsync.run(&["sync", "--force"]);
     assert!(prepared.code == Some(0) && prepared.stdout.contains("when `vecsync run` starts"), "{prepared:?}");
     site.vecsync.start();
-    site.vecsync.wait_for_log("streaming public.faq_faq", CAUGHT_UP);
+    site.vecsync.wait_for_log(STREAMING, CAUGHT_UP);
     site.vecsync.kill();
     site.vecsync.start_ready();
     site.expect_equal(CAUGHT_UP);
@@ -180,7 +183,7 @@ fn of_two_at_once_the_second_is_refused_and_a_kill_breaks_off_the_command_and_no
     site.vecsync.start_ready();
     site.expect_equal(CAUGHT_UP);
     let mut first = site.vecsync.spawn(&["sync", "--batch-size", "1"]);
-    wait_for(&site.vecsync, "snapshot of public.faq_faq begins", 2);
+    wait_for(&site.vecsync, SNAPSHOT, 2);
     let second = wait_until("the second to be refused", CAUGHT_UP, || {
         let second = site.vecsync.run(&["sync"]);
         if second.code == Some(1) { Ok(second) } else { Err(format!("{second:?}")) }
@@ -202,23 +205,27 @@ fn after_a_resync_under_hard_writing_the_log_ends_with_the_table() {
     trace(&cluster.site.sql);
     let mut capture = cluster.started("capture");
     capture.wait_for_log("snapshot complete", CAUGHT_UP);
-    let (mut dice, mut starts) = (Dice::new(5), 1);
+    let mut dice = Dice::new(5);
+    let said = |capture: &Vecsync, text: &str| capture.log().matches(text).count();
     let pace = Pace { sessions: 3, pause: Duration::from_millis(4), truncates: 800, copies: 40 };
     let sessions = Sessions::start(&cluster.site.postgres, 5, pace);
     for round in 0..4 {
         sessions.wait_for_more(20);
+        let snapshots = said(&capture, SNAPSHOT);
         let mut syncing = capture.spawn(&["sync", "--batch-size", ["5", "50", "500"][round % 3]]);
         if round % 2 == 0 {
             assert_eq!(syncing.wait().unwrap().code(), Some(0), "{}", capture.log());
             continue;
         }
+        // A sync beside a vecsync that is not there, before the kill or after it, makes a slot anew, and then the trace would not be
+        // whole.
+        wait_for(&capture, SNAPSHOT, snapshots + 1);
         sessions.wait_for_more(dice.below(40) as u64);
         capture.kill();
         syncing.wait().unwrap();
+        let streams = said(&capture, STREAMING);
         capture.start();
-        starts += 1;
-        // A sync beside a vecsync that is not there yet makes a slot anew, and then the trace would not be whole.
-        wait_for(&capture, "streaming public.faq_faq", starts);
+        wait_for(&capture, STREAMING, streams + 1);
     }
     // The last one ends while they still write.
     let did = sync(&capture, &[]);
