@@ -3,12 +3,13 @@
 use std::collections::HashSet;
 use std::time::Instant;
 
+use tokio::runtime::Runtime;
 use vecsync::config;
 use vecsync::embed::tokens::{self, TokenIds};
 use vecsync::embed::{Embedder, Vector};
 
+use super::ms;
 use super::texts::Entry;
-use super::{ms, sorted};
 use crate::support::vecsync::model_dir;
 
 /// Texts of one call: enough to sort by length, as much as the pipeline could have at once.
@@ -50,25 +51,18 @@ impl Bare {
         vectors.into_iter().map(|vector| vector.expect("the model refused no text")).collect()
     }
 
-    /// The model's own time for queries, one after the other, in milliseconds; and how many it embeds a second where `clients`
-    /// wait for it.
-    pub fn queries(&self, queries: Vec<String>, clients: usize) -> (Vec<f64>, f64) {
-        let runtime =
-            tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime");
-        let (alone, together) = queries.split_at(queries.len() / 2);
-        let took = runtime.block_on(async {
-            let mut took = vec![];
-            for query in alone {
-                let begun = Instant::now();
-                self.embedder.query(query).await.expect("a vector");
-                took.push(ms(begun.elapsed()));
-            }
-            took
-        });
+    /// The model's own time for a query, its tokens included, in milliseconds. `runtime` has threads.
+    pub fn query(&self, runtime: &Runtime, query: &str) -> f64 {
         let begun = Instant::now();
-        let share = together.len().div_ceil(clients);
-        let asking: Vec<_> = together
-            .chunks(share)
+        runtime.block_on(self.embedder.query(query)).expect("a vector");
+        ms(begun.elapsed())
+    }
+
+    /// How many queries the model embeds a second where `clients` wait for it.
+    pub fn queries_per_s(&self, runtime: &Runtime, queries: &[String], clients: usize) -> f64 {
+        let begun = Instant::now();
+        let asking: Vec<_> = queries
+            .chunks(queries.len().div_ceil(clients))
             .map(|queries| {
                 let (embedder, queries) = (self.embedder.clone(), queries.to_vec());
                 runtime.spawn(async move {
@@ -79,7 +73,7 @@ impl Bare {
             })
             .collect();
         asking.into_iter().for_each(|asking| runtime.block_on(asking).expect("it does not panic"));
-        (sorted(took), together.len() as f64 / begun.elapsed().as_secs_f64())
+        queries.len() as f64 / begun.elapsed().as_secs_f64()
     }
 
     pub fn texts(&self) -> usize {

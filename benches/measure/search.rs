@@ -23,51 +23,63 @@ const KEPT: usize = 200;
 /// Connections that nobody uses.
 const SILENT: usize = 2_000;
 const CLIENTS: usize = 4;
+/// In each the model alone has the questions, and then the server.
+const ROUNDS: usize = 6;
 const IDLE: Duration = Duration::from_secs(20);
 const STARTS: usize = 3;
 
 /// Real questions, one after the other and from several clients at once. Each has a number of its own: one that was asked
-/// before would not be embedded again.
+/// before would not be embedded again. The model alone, in this process, has them in turn with the server, so that a machine that
+/// grows slower does so for both, and each finds the caches of the processor as the other left them.
 pub fn latency(site: &mut Site, model: &str) -> Figures {
     let port = site.port;
-    ask(port, 0, WARM_UP);
-    // The same questions, with numbers of their own, in this process: first and last, so that a machine that grows slower
-    // does so for both.
+    ask(port, &questions(0, WARM_UP));
     let bare = Bare::load(model, &[] as &[Entry]);
-    let questions = || {
-        let entries = faq();
-        let question =
-            |n: usize| format!("{} {}", entries[n % entries.len()].question, ASKED.fetch_add(1, Ordering::Relaxed));
-        (0..2 * SEARCHES).map(question).collect::<Vec<_>>()
-    };
-    bare.queries(questions().split_off(2 * SEARCHES - 50), 1);
-    let (alone_before, rate_before) = bare.queries(questions(), CLIENTS);
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime");
+    let hot: Vec<f64> = questions(0, SEARCHES).iter().map(|query| bare.query(&runtime, query)).collect();
+    let hot_p50 = percentile(&sorted(hot), 0.5);
+
     let in_store = || spent(port, "vecsync_store_request_duration_seconds", r#"operation="search""#);
     let in_model = || spent(port, "vecsync_embed_duration_seconds", "");
     let before = (in_store(), in_model());
-    let alone = sorted(ask(port, 0, SEARCHES));
+    let (mut alone, mut model) = (vec![], vec![]);
+    let mut client = Client::new(port);
+    for query in questions(0, SEARCHES) {
+        model.push(bare.query(&runtime, &query));
+        alone.push(client.ask(&request(&query)));
+    }
     let (store_ms, served_ms) = (mean_since(before.0, in_store()), mean_since(before.1, in_model()));
-    let begun = Instant::now();
-    let clients: Vec<_> = (0..CLIENTS).map(|n| thread::spawn(move || ask(port, n * 37, SEARCHES))).collect();
-    let together = clients.into_iter().flat_map(|client| client.join().expect("every search is answered"));
-    let together = sorted(together.collect());
-    let per_s = together.len() as f64 / begun.elapsed().as_secs_f64();
-    let (alone_after, rate_after) = bare.queries(questions(), CLIENTS);
-    let model_p50 = (percentile(&alone_before, 0.5) + percentile(&alone_after, 0.5)) / 2.0;
-    let cached = cached(port);
+    let (alone, model_p50) = (sorted(alone), percentile(&sorted(model), 0.5));
+
+    let (mut together, mut seconds, mut model_seconds) = (vec![], 0.0, 0.0);
+    for round in 0..ROUNDS {
+        let asked = questions(round * 53, SEARCHES);
+        model_seconds += asked.len() as f64 / bare.queries_per_s(&runtime, &asked, CLIENTS);
+        let asked = questions(round * 53, SEARCHES);
+        let begun = Instant::now();
+        thread::scope(|scope| {
+            let clients: Vec<_> =
+                asked.chunks(SEARCHES / CLIENTS).map(|share| scope.spawn(move || ask(port, share))).collect();
+            together.extend(clients.into_iter().flat_map(|client| client.join().expect("every search is answered")));
+        });
+        seconds += begun.elapsed().as_secs_f64();
+    }
+    let (asked, together) = ((ROUNDS * SEARCHES) as f64, sorted(together));
     vec![
-        ("model_p50_ms", model_p50),
+        ("model_alone_p50_ms", hot_p50),
+        ("model_in_turn_p50_ms", model_p50),
         ("model_in_server_mean_ms", served_ms),
         ("store_mean_ms", store_ms),
         ("of_model_latency", (percentile(&alone, 0.5) - store_ms) / model_p50),
-        ("model_per_s", (rate_before + rate_after) / 2.0),
-        ("of_model_per_s", 2.0 * per_s / (rate_before + rate_after)),
-        ("cached_per_s", cached),
+        ("model_per_s", asked / model_seconds),
+        ("of_model_per_s", model_seconds / seconds),
+        ("cached_per_s", cached(port)),
         ("one_client_p50_ms", percentile(&alone, 0.50)),
         ("one_client_p99_ms", percentile(&alone, 0.99)),
         ("four_clients_p50_ms", percentile(&together, 0.50)),
         ("four_clients_p99_ms", percentile(&together, 0.99)),
-        ("four_clients_per_s", per_s),
+        ("four_clients_per_s", asked / seconds),
     ]
 }
 
@@ -75,10 +87,9 @@ pub fn latency(site: &mut Site, model: &str) -> Figures {
 fn cached(port: u16) -> f64 {
     let requests: Vec<String> = faq().iter().take(KEPT).map(|entry| request(&entry.question)).collect();
     let ask = |from: usize, count: usize| {
-        let (mut stream, mut answer) = connect(port);
+        let mut client = Client::new(port);
         for n in 0..count {
-            stream.write_all(requests[(from + n) % requests.len()].as_bytes()).expect("ask");
-            read_answer(&mut stream, &mut answer);
+            client.ask(&requests[(from + n) % requests.len()]);
         }
     };
     ask(0, KEPT);
@@ -128,28 +139,42 @@ fn mean_since(before: (f64, f64), now: (f64, f64)) -> f64 {
     1000.0 * (now.0 - before.0) / (now.1 - before.1)
 }
 
-static ASKED: AtomicUsize = AtomicUsize::new(0);
+/// So many real questions, each with a number that none had before.
+fn questions(from: usize, count: usize) -> Vec<String> {
+    static ASKED: AtomicUsize = AtomicUsize::new(0);
+    let entries = faq();
+    let question = |n: usize| {
+        format!("{} {}", entries[(from + n) % entries.len()].question, ASKED.fetch_add(1, Ordering::Relaxed))
+    };
+    (0..count).map(question).collect()
+}
 
-fn ask(port: u16, from: usize, count: usize) -> Vec<f64> {
-    let questions = faq();
-    let (mut stream, mut answer) = connect(port);
-    (0..count)
-        .map(|n| {
-            let question = &questions[(from + n) % questions.len()].question;
-            let request = request(&format!("{question} {}", ASKED.fetch_add(1, Ordering::Relaxed)));
-            let begun = Instant::now();
-            stream.write_all(request.as_bytes()).expect("ask");
-            read_answer(&mut stream, &mut answer);
-            ms(begun.elapsed())
-        })
-        .collect()
+/// The milliseconds of each, one after the other on a connection of their own.
+fn ask(port: u16, queries: &[String]) -> Vec<f64> {
+    let mut client = Client::new(port);
+    queries.iter().map(|query| client.ask(&request(query))).collect()
 }
 
 /// A connection, and room for an answer.
-fn connect(port: u16) -> (TcpStream, Vec<u8>) {
-    let stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).expect("connect");
-    stream.set_nodelay(true).expect("set an option");
-    (stream, vec![0; 1 << 18])
+struct Client {
+    stream: TcpStream,
+    answer: Vec<u8>,
+}
+
+impl Client {
+    fn new(port: u16) -> Client {
+        let stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).expect("connect");
+        stream.set_nodelay(true).expect("set an option");
+        Client { stream, answer: vec![0; 1 << 18] }
+    }
+
+    /// Until the answer is there, in milliseconds.
+    fn ask(&mut self, request: &str) -> f64 {
+        let begun = Instant::now();
+        self.stream.write_all(request.as_bytes()).expect("ask");
+        read_answer(&mut self.stream, &mut self.answer);
+        ms(begun.elapsed())
+    }
 }
 
 fn request(query: &str) -> String {
@@ -174,7 +199,7 @@ pub fn idle(site: &mut Site) -> Figures {
             if answer["degraded"] == false { Ok(()) } else { Err(answer["degraded"].to_string()) }
         });
     }
-    ask(site.port, 0, 100);
+    ask(site.port, &questions(0, 100));
     let starts = sorted(starts);
     let rss = site.memory_kb().0;
     let silent: Vec<_> = (0..SILENT)

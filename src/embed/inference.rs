@@ -1,4 +1,5 @@
-//! The threads that run the model and the queues before them: one for rows, one for queries. Knows token ids and vectors.
+//! The threads that run the model and the queues before them: one for rows, one for queries. A query that comes alone is
+//! embedded where it is asked for. Knows token ids and vectors.
 
 use std::collections::VecDeque;
 use std::io;
@@ -7,7 +8,9 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
+use tokio::runtime::{Handle, RuntimeFlavor};
 use tokio::sync::oneshot;
+use tokio::task::block_in_place;
 
 use super::batch;
 use super::model::{EmbedError, Model, TOKENS_MAX, Vector};
@@ -48,7 +51,14 @@ struct Queue {
 /// A call on a thread.
 struct Turn {
     call: Call,
-    is_query: bool,
+    /// What a query gives back.
+    place: Option<Place>,
+}
+
+/// Of the queries that are embedded at the same time, one; with the model for queries, if that is not with a thread.
+struct Place {
+    queue: Arc<Queue>,
+    model: Option<Model>,
 }
 
 #[derive(Default)]
@@ -57,6 +67,8 @@ struct State {
     queries: VecDeque<Call>,
     /// Queries that are being embedded.
     queries_running: usize,
+    /// The model for queries, unless one is being embedded by it.
+    for_queries: Option<Model>,
     /// Threads that wait for rows.
     idle: usize,
     /// The thread for queries alone waits, and was not woken yet.
@@ -73,7 +85,7 @@ enum Takes {
     Queries,
 }
 
-/// Models, each on a thread of its own.
+/// Models: each of those for rows on a thread of its own; that for queries is with whoever embeds one.
 pub struct Inference {
     queue: Arc<Queue>,
     threads: Vec<JoinHandle<()>>,
@@ -85,11 +97,11 @@ pub struct Inference {
 impl Inference {
     /// Starts a thread for each model. A call with rows holds at most `budget` tokens, padding included; 0: one text a call.
     pub fn start(rows: Vec<Model>, query: Model, budget: usize) -> io::Result<Inference> {
-        let queue = Arc::new(Queue::new(rows.len()));
+        let queue = Arc::new(Queue::new(rows.len(), query));
         // Made before the first thread, so that those already started are joined if a later one cannot be.
         let mut inference = Inference { queue: Arc::clone(&queue), threads: vec![], for_rows: rows.len(), budget };
-        let rows = rows.into_iter().map(|model| (model, Takes::RowsFirst));
-        for (model, takes) in rows.chain([(query, Takes::Queries)]) {
+        let rows = rows.into_iter().map(|model| (Some(model), Takes::RowsFirst));
+        for (model, takes) in rows.chain([(None, Takes::Queries)]) {
             let queue = Arc::clone(&queue);
             let thread = std::thread::Builder::new().name("embed".into());
             inference.threads.push(thread.spawn(move || serve(model, &queue, takes))?);
@@ -102,8 +114,13 @@ impl Inference {
         self.queue.lock().queries.len()
     }
 
-    /// Embeds a query.
+    /// Embeds a query. Where none is waiting, and the runtime has other threads, it is done on this one: to hand it to another
+    /// and be woken by that takes a tenth of the time of a short one.
     pub async fn query(&self, text: TokenIds) -> Outcome {
+        let has_others = Handle::try_current().is_ok_and(|here| here.runtime_flavor() == RuntimeFlavor::MultiThread);
+        if has_others && let Some(mut place) = self.queue.at_once() {
+            return block_in_place(|| place.embed(&text));
+        }
         let enqueue = |state: &mut State, calls| state.queries.extend(calls);
         self.run(vec![text], |_| vec![vec![0]], enqueue).await.pop().unwrap_or(Err(EmbedError::Stopped))
     }
@@ -173,9 +190,21 @@ impl Queue {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn new(for_rows: usize) -> Self {
+    fn new(for_rows: usize, query: Model) -> Self {
+        let state = Mutex::new(State { for_queries: Some(query), ..State::default() });
         let (rows, queries) = (Condvar::new(), Condvar::new());
-        Queue { state: Mutex::default(), for_rows: rows, for_queries: queries, queries_at_once: for_rows.max(1) }
+        Queue { state, for_rows: rows, for_queries: queries, queries_at_once: for_rows.max(1) }
+    }
+
+    /// A place for a query that nobody is before.
+    fn at_once(self: &Arc<Self>) -> Option<Place> {
+        let mut state = self.lock();
+        if state.closed || !state.queries.is_empty() || state.queries_running >= self.queries_at_once {
+            return None;
+        }
+        let model = Some(state.for_queries.take()?);
+        state.queries_running += 1;
+        Some(Place { queue: Arc::clone(self), model })
     }
 
     fn add(&self, enqueue: impl FnOnce(&mut State)) {
@@ -184,10 +213,10 @@ impl Queue {
         self.wake(&mut state);
     }
 
-    /// Wakes as many threads as have something to do. A query that comes alone has always the same one, whose core is warm.
+    /// Wakes as many threads as have something to do.
     fn wake(&self, state: &mut State) {
         let mut queries = state.queries.len().min(self.queries_at_once.saturating_sub(state.queries_running));
-        if queries > 0 && std::mem::take(&mut state.is_query_idle) {
+        if queries > 0 && state.for_queries.is_some() && std::mem::take(&mut state.is_query_idle) {
             self.for_queries.notify_one();
             queries -= 1;
         }
@@ -201,7 +230,7 @@ impl Queue {
     }
 
     /// Waits for a call; none when the queue is closed.
-    fn next(&self, takes: Takes) -> Option<Turn> {
+    fn next(self: &Arc<Self>, takes: Takes) -> Option<Turn> {
         let mut state = self.lock();
         loop {
             if state.closed {
@@ -212,13 +241,16 @@ impl Queue {
             {
                 // A query that would have had its turn on this thread has it on the other.
                 self.wake(&mut state);
-                return Some(Turn { call, is_query: false });
+                return Some(Turn { call, place: None });
             }
-            if self.has_query(&state)
+            let can_query = matches!(takes, Takes::RowsFirst) || state.for_queries.is_some();
+            if can_query
+                && self.has_query(&state)
                 && let Some(call) = state.queries.pop_front()
             {
                 state.queries_running += 1;
-                return Some(Turn { call, is_query: true });
+                let model = if matches!(takes, Takes::Queries) { state.for_queries.take() } else { None };
+                return Some(Turn { call, place: Some(Place { queue: Arc::clone(self), model }) });
             }
             state = match takes {
                 Takes::RowsFirst => {
@@ -271,23 +303,40 @@ impl Drop for Call {
     }
 }
 
-fn serve(mut model: Model, queue: &Queue, takes: Takes) {
-    while let Some(Turn { call, is_query }) = queue.next(takes) {
-        // Given back before the answer goes out. Whoever waits for it is this thread, at its next turn, or woken by it.
-        let _place = is_query.then(|| Place(queue));
-        if !call.job.is_given_up() {
-            let results = run(&mut model, &call);
+/// Makes calls until the queue is closed: with the thread's own model, or with that for queries.
+fn serve(mut own: Option<Model>, queue: &Arc<Queue>, takes: Takes) {
+    while let Some(Turn { call, mut place }) = queue.next(takes) {
+        let lent = place.as_mut().and_then(|place| place.model.as_mut());
+        if let Some(model) = lent.or(own.as_mut())
+            && !call.job.is_given_up()
+        {
+            let texts: Vec<&TokenIds> = call.members.iter().map(|index| &call.job.texts[*index]).collect();
+            let results = run(model, &texts);
             call.job.note(call.members.iter().copied().zip(results));
         }
+        // Given back before the answer goes out. Whoever waits for it is this thread, at its next turn, or woken by it.
+        drop(place);
     }
 }
 
-/// Of the queries that are embedded at the same time, one.
-struct Place<'a>(&'a Queue);
+impl Place {
+    fn embed(&mut self, text: &TokenIds) -> Outcome {
+        let Some(model) = &mut self.model else { return Err(EmbedError::Stopped) };
+        if !(1..=TOKENS_MAX).contains(&text.len()) {
+            return Err(EmbedError::Length { tokens: text.len() });
+        }
+        run(model, &[text]).pop().unwrap_or(Err(EmbedError::Stopped))
+    }
+}
 
-impl Drop for Place<'_> {
+impl Drop for Place {
     fn drop(&mut self) {
-        self.0.lock().queries_running -= 1;
+        let mut state = self.queue.lock();
+        state.queries_running -= 1;
+        if let Some(model) = self.model.take() {
+            state.for_queries = Some(model);
+            self.queue.wake(&mut state);
+        }
     }
 }
 
@@ -298,16 +347,15 @@ fn guarded(model: &mut Model, texts: &[&TokenIds]) -> Result<Vec<Outcome>, ort::
     results.unwrap_or_else(|_| Err(ort::Error::new("the call panicked")))
 }
 
-fn run(model: &mut Model, call: &Call) -> Vec<Outcome> {
-    let texts: Vec<&TokenIds> = call.members.iter().map(|index| &call.job.texts[*index]).collect();
-    let results = batch::bisect(&texts, &mut |texts: &[&TokenIds]| {
+fn run(model: &mut Model, texts: &[&TokenIds]) -> Vec<Outcome> {
+    let results = batch::bisect(texts, &mut |texts: &[&TokenIds]| {
         let begun = Instant::now();
         let results = guarded(model, texts);
         metrics::model_call(texts.len(), begun.elapsed());
         results
     });
     let mut outcomes = vec![];
-    for (result, text) in results.into_iter().zip(&texts) {
+    for (result, text) in results.into_iter().zip(texts) {
         outcomes.push(match result {
             Ok(outcome) => outcome,
             // A model that refuses even the empty text is broken; then the texts are not to blame.

@@ -133,7 +133,7 @@ impl Embedder {
         cache::Key::of(hasher)
     }
 
-    /// Embeds a query, on a thread of its own. A query that is too long is not refused: its first
+    /// Embeds a query, beside the rows that are embedded. A query that is too long is not refused: its first
     /// `QUERY_TOKENS_MAX` tokens are used, and the answer says so. A query that was asked a moment ago, or is being
     /// embedded for somebody else, is not embedded again.
     pub async fn query(&self, text: &str) -> Result<QueryVector, EmbedError> {

@@ -36,9 +36,13 @@ impl Filter {
 /// The value that a field must equal, or that its array must contain.
 #[derive(Clone, Debug, PartialEq)]
 pub enum FilterValue {
-    /// Text of a query string, which has no types: equals a string of that text, and a number or boolean whose JSON
-    /// spelling it is.
-    Text(String),
+    /// Text of a query string, which has no types: equals a string of that text, and the number or boolean that it is in JSON.
+    Text {
+        /// As it was given.
+        text: String,
+        /// What it is in JSON, if that is a number or a boolean.
+        scalar: Option<Value>,
+    },
     /// A JSON string, number or boolean: equals a value of the same type only.
     Typed(Value),
 }
@@ -46,7 +50,12 @@ pub enum FilterValue {
 impl FilterValue {
     /// A value out of a query string, `category:billing`.
     pub fn from_text(text: &str) -> Self {
-        FilterValue::Text(text.to_owned())
+        // JSON lets blanks stand around a value: with one it is no number here.
+        let is_bare = !text.starts_with(char::is_whitespace) && !text.ends_with(char::is_whitespace);
+        let scalar = serde_json::from_str(text)
+            .ok()
+            .filter(|value: &Value| is_bare && (value.is_number() || value.is_boolean()));
+        FilterValue::Text { text: text.to_owned(), scalar }
     }
 
     /// A value out of a JSON body. `None` for null, an array or an object: no field can be asked for those.
@@ -56,18 +65,24 @@ impl FilterValue {
 
     fn matches(&self, value: &Value) -> bool {
         match (self, value) {
-            (FilterValue::Text(text), Value::String(value)) => text == value,
-            (FilterValue::Text(text), Value::Number(value)) => *text == value.to_string(),
-            (FilterValue::Text(text), Value::Bool(value)) => text == if *value { "true" } else { "false" },
-            (FilterValue::Typed(Value::Number(wanted)), Value::Number(value)) => equal_numbers(wanted, value),
-            (FilterValue::Typed(wanted), value) => wanted == value,
-            _ => false,
+            (FilterValue::Text { text, .. }, Value::String(value)) => text == value,
+            (FilterValue::Text { scalar: Some(wanted), .. } | FilterValue::Typed(wanted), value) => {
+                equals(wanted, value)
+            }
+            (FilterValue::Text { scalar: None, .. }, _) => false,
         }
     }
 }
 
 fn is_scalar(value: &Value) -> bool {
     matches!(value, Value::String(_) | Value::Number(_) | Value::Bool(_))
+}
+
+fn equals(wanted: &Value, value: &Value) -> bool {
+    match (wanted, value) {
+        (Value::Number(wanted), Value::Number(value)) => equal_numbers(wanted, value),
+        _ => wanted == value,
+    }
 }
 
 /// `1` and `1.0` are the same number; integers are compared exactly.
@@ -235,12 +250,20 @@ mod tests {
     }
 
     #[test]
-    fn text_equals_strings_and_the_spelling_of_numbers_and_booleans() {
+    fn text_equals_strings_and_what_it_is_in_json() {
         for (text, value, expected) in [
             ("billing", json!("billing"), true),
             ("5", json!(5), true),
             ("5", json!("5"), true),
-            ("5.0", json!(5), false),
+            ("5.0", json!(5), true),
+            ("5e0", json!(5), true),
+            ("5", json!(5.0), true),
+            ("5.0", json!("5"), false),
+            ("05", json!(5), false),
+            (" 5", json!(5), false),
+            (" 5", json!(" 5"), true),
+            ("9007199254740993", json!(9007199254740992_u64), false),
+            ("\"5\"", json!("5"), false),
             ("true", json!(true), true),
             ("1", json!(true), false),
             ("null", Value::Null, false),

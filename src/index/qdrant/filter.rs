@@ -2,7 +2,7 @@
 
 use qdrant_client::qdrant::r#match::MatchValue;
 use qdrant_client::qdrant::{Condition, Filter as QdrantFilter, Range};
-use serde_json::{Number, Value};
+use serde_json::Value;
 
 use crate::index::{Filter, FilterValue};
 
@@ -17,43 +17,26 @@ pub(super) fn conditions(filter: &Filter) -> QdrantFilter {
 fn condition(field: &str, wanted: &FilterValue) -> Condition {
     let field = path(field);
     match wanted {
-        FilterValue::Typed(Value::String(text)) => keyword(&field, text),
-        FilterValue::Typed(Value::Bool(truth)) => Condition::matches(field, *truth),
-        FilterValue::Typed(Value::Number(number)) => equals(&field, number),
-        // No field can be asked for those: `FilterValue::from_json` refuses them.
-        FilterValue::Typed(Value::Null | Value::Array(_) | Value::Object(_)) => nothing(),
-        FilterValue::Text(text) => spelled(&field, text),
+        FilterValue::Typed(wanted) => equals(&field, wanted),
+        FilterValue::Text { text, scalar: None } => keyword(&field, text),
+        FilterValue::Text { text, scalar: Some(wanted) } => {
+            QdrantFilter::should([keyword(&field, text), equals(&field, wanted)]).into()
+        }
     }
 }
 
-/// A number equals integers and floating-point numbers of its value.
-fn equals(field: &str, number: &Number) -> Condition {
-    match number.as_i64() {
-        Some(integer) if integer.unsigned_abs() >= EXACT_END => Condition::matches(field, integer),
-        _ => number.as_f64().map_or_else(nothing, |number| at(field, number)),
-    }
-}
-
-/// Text equals a string, and the number or boolean whose spelling it is.
-fn spelled(field: &str, text: &str) -> Condition {
-    let mut ways = vec![keyword(field, text)];
-    match serde_json::from_str::<Value>(text) {
-        Ok(Value::Bool(truth)) => ways.push(Condition::matches(field, truth)),
-        Ok(Value::Number(number)) if number.to_string() == text => match (number.as_i64(), number.as_f64()) {
-            (Some(integer), _) => ways.push(Condition::matches(field, integer)),
-            // `5.0` is not the spelling of the integer 5.
-            (None, Some(float)) => {
-                let integer = (float.fract() == 0.0 && float.abs() < EXACT_END as f64).then_some(float as i64);
-                let not = integer.map(|integer| Condition::matches(field, integer)).into_iter().collect();
-                ways.push(
-                    QdrantFilter { must: vec![at(field, float)], must_not: not, ..QdrantFilter::default() }.into(),
-                );
-            }
-            (None, None) => {}
+/// Equals a value of this type; a number equals integers and floating-point numbers of its value.
+fn equals(field: &str, wanted: &Value) -> Condition {
+    match wanted {
+        Value::String(text) => keyword(field, text),
+        Value::Bool(truth) => Condition::matches(field, *truth),
+        Value::Number(number) => match number.as_i64() {
+            Some(integer) if integer.unsigned_abs() >= EXACT_END => Condition::matches(field, integer),
+            _ => number.as_f64().map_or_else(nothing, |number| at(field, number)),
         },
-        _ => {}
+        // No field can be asked for those: `FilterValue::from_json` refuses them.
+        Value::Null | Value::Array(_) | Value::Object(_) => nothing(),
     }
-    QdrantFilter::should(ways).into()
 }
 
 /// Equals this string. What the client makes of a string with a blank in it looks for its words inside of a text.
