@@ -9,10 +9,10 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use measure::report::Report;
-use measure::{backfill, capture, failover, freshness, kafka, qdrant, scan, search};
+use measure::{backfill, capture, failover, finding, freshness, kafka, qdrant, scan, search};
 use support::kafka::Kafka;
 
-const USAGE: &str = "usage: [freshness|backfill|search|idle|scan|capture|qdrant|failover|kafka|replay|all]… [--model fp32|int8|both] [--json FILE] [--no-docs]";
+const USAGE: &str = "usage: [freshness|backfill|search|idle|finding|scan|capture|qdrant|failover|kafka|replay|all]… [--model fp32|int8|both] [--json FILE] [--no-docs]";
 
 /// What is measured.
 #[derive(Debug, Default)]
@@ -21,6 +21,7 @@ struct Wanted {
     backfill: bool,
     search: bool,
     idle: bool,
+    finding: bool,
     scan: bool,
     capture: bool,
     qdrant: bool,
@@ -58,6 +59,13 @@ fn main() -> ExitCode {
                 report.add(model, "idle", search::idle(&mut site));
             }
         }
+    }
+    if wanted.finding {
+        let (figures, table) = finding::measure(&wanted.models);
+        for (model, figures) in figures {
+            report.add(model, "finding", figures);
+        }
+        println!("{table}");
     }
     if wanted.scan {
         // Which model made the vectors does not matter.
@@ -111,6 +119,7 @@ impl Wanted {
                 "backfill" => &mut wanted.backfill,
                 "search" => &mut wanted.search,
                 "idle" => &mut wanted.idle,
+                "finding" => &mut wanted.finding,
                 "scan" => &mut wanted.scan,
                 "capture" => &mut wanted.capture,
                 "qdrant" => &mut wanted.qdrant,
@@ -145,9 +154,21 @@ impl Wanted {
             (*part, any) = (true, true);
         }
         if !any {
-            let Wanted { freshness, backfill, search, idle, scan, capture, qdrant, failover, kafka, replay, .. } =
-                &mut wanted;
-            for part in [freshness, backfill, search, idle, scan, capture, qdrant, failover, kafka, replay] {
+            let Wanted {
+                freshness,
+                backfill,
+                search,
+                idle,
+                finding,
+                scan,
+                capture,
+                qdrant,
+                failover,
+                kafka,
+                replay,
+                ..
+            } = &mut wanted;
+            for part in [freshness, backfill, search, idle, finding, scan, capture, qdrant, failover, kafka, replay] {
                 *part = true;
             }
         }

@@ -4,6 +4,7 @@ pub mod backfill;
 pub mod bare;
 pub mod capture;
 pub mod failover;
+pub mod finding;
 pub mod freshness;
 pub mod kafka;
 pub mod qdrant;

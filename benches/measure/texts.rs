@@ -1,12 +1,9 @@
 //! Texts to measure with, made from the real FAQ: its questions, and pieces of its answers of mixed length.
 
 use std::collections::HashSet;
-use std::fs;
-use std::path::PathBuf;
-
-use serde_json::Value;
 
 use crate::support::dice::Dice;
+use crate::support::faq;
 
 /// One entry.
 #[derive(Clone, Debug)]
@@ -15,17 +12,10 @@ pub struct Entry {
     pub answer: String,
 }
 
-/// The FAQ as `make setup` fetched it.
+/// The FAQ.
 pub fn faq() -> Vec<Entry> {
-    let path = std::env::var_os("VECSYNC_TEST_FAQ").map_or(".local/faq.jsonl".into(), PathBuf::from);
-    let text =
-        fs::read_to_string(&path).unwrap_or_else(|error| panic!("read {}: {error}; run `make setup`", path.display()));
-    let entry = |line: &str| {
-        let value: Value = serde_json::from_str(line).expect("a line is JSON");
-        let text = |field: &str| value[field].as_str().expect("a text").to_owned();
-        Entry { question: text("question"), answer: text("answer") }
-    };
-    text.lines().map(entry).collect()
+    let entry = |entry: faq::Entry| Entry { question: entry.question, answer: entry.answer };
+    faq::faq().into_iter().map(entry).collect()
 }
 
 /// `count` entries whose answers are pairwise different runs of words of real answers, `words` long. The lengths are

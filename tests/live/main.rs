@@ -11,6 +11,7 @@ mod dead_letters;
 mod debezium;
 mod elsewhere;
 mod failover;
+mod finding;
 mod history;
 mod http;
 mod kafka;

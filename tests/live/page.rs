@@ -309,14 +309,8 @@ fn it_says_what_is_wrong_and_who_does_not_search() {
 #[test]
 #[ignore = "writes docs/*.png: `make pictures`"]
 fn pictures() {
-    let faq = std::fs::read_to_string(std::env::var("VECSYNC_TEST_FAQ").expect("VECSYNC_TEST_FAQ is set")).unwrap();
     let site = Site::open();
-    let text = |entry: &Value, field: &str| entry[field].as_str().unwrap().to_owned();
-    let entries = faq.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
-    let rows = (1..).zip(entries).map(|(id, entry)| {
-        table::values(id, &text(&entry, "question"), &text(&entry, "answer"), &text(&entry, "category"))
-    });
-    let rows: Vec<String> = rows.collect();
+    let rows = table::faq();
     site.sql.execute(&table::insert(&rows));
     let mut browser = Browser::start();
     browser.screen(1180, 780, false);

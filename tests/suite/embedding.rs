@@ -15,10 +15,12 @@ use vecsync::event::{BARRIER_KEY, EmbeddedRow, Record, RowKey, VectorEvent, Vers
 use vecsync::metrics::PipelineMetrics;
 use vecsync::topic::{Outgoing, Settled, Stored};
 
+use crate::faq::{Entry, faq};
+
 /// Made by tests/support/reference_vectors.py, which documents the format.
 const REFERENCE: &[u8] = include_bytes!("reference_vectors.bin");
 
-fn model_dir() -> PathBuf {
+pub fn model_dir() -> PathBuf {
     let folder = std::env::var_os("VECSYNC_TEST_MODEL_DIR")
         .expect("VECSYNC_TEST_MODEL_DIR names the folder with model.onnx, model_int8.onnx and tokenizer.json");
     let folder = PathBuf::from(folder);
@@ -37,17 +39,6 @@ fn embedder(precision: Precision) -> Embedder {
     place.get_or_init(|| Embedder::load(&settings(precision), 2).expect("the model loads")).clone()
 }
 
-fn faq() -> Vec<(String, String)> {
-    let path = std::env::var_os("VECSYNC_TEST_FAQ").expect("VECSYNC_TEST_FAQ names the FAQ's JSON lines");
-    let lines = std::fs::read_to_string(&path).expect("VECSYNC_TEST_FAQ is readable");
-    let entries = lines.lines().map(|line| {
-        let entry: Value = serde_json::from_str(line).expect("JSON");
-        let field = |name: &str| entry[name].as_str().expect("a string").to_owned();
-        (field("question"), field("answer"))
-    });
-    entries.collect()
-}
-
 fn cosine(left: &[f32], right: &[f32]) -> f64 {
     let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>();
     dot(left, right) / (dot(left, left) * dot(right, right)).sqrt()
@@ -62,7 +53,7 @@ async fn vectors_are_those_of_the_reference() {
         .map(|entry| (&entry[..16], entry[16..].as_chunks::<4>().0.iter().map(|f| f32::from_le_bytes(*f)).collect()))
         .collect();
     let mut texts = vec![];
-    for (question, answer) in faq() {
+    for Entry { question, answer, .. } in faq() {
         let text = format!("{question}\n{answer}");
         if let Some(vector) = reference.get(&Sha256::digest(&text)[..16]) {
             texts.push((embedder.tokens().truncated(&text, 256).expect("tokens").0, vector));
@@ -88,7 +79,7 @@ async fn the_same_text_gives_the_same_vector_whatever_is_beside_it() {
         let texts: Vec<Vec<u32>> = faq()
             .iter()
             .step_by(12)
-            .map(|(question, answer)| {
+            .map(|Entry { question, answer, .. }| {
                 embedder.tokens().truncated(&format!("{question}\n{answer}"), 256).expect("tokens").0
             })
             .collect();

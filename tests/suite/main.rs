@@ -7,10 +7,17 @@ mod decoders;
 #[allow(dead_code, reason = "this target uses a part of it")]
 mod dice;
 
+#[path = "../support/faq.rs"]
+mod faq;
+#[path = "../support/questions.rs"]
+#[allow(dead_code, reason = "this target uses a part of it")]
+mod questions;
+
 mod config;
 mod damage;
 mod embedding;
 mod embedding_log;
+mod finding;
 mod house;
 mod http;
 mod http_page;

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
+use super::faq;
 use super::http::escape;
 use super::postgres::{Sql, quote};
 use super::process::wait_until;
@@ -27,6 +28,12 @@ pub fn category(number: usize) -> String {
 /// One row as SQL values: id, question, answer, category.
 pub fn values(id: i64, question: &str, answer: &str, category: &str) -> String {
     format!("({id}, {}, {}, {})", quote(question), quote(answer), quote(category))
+}
+
+/// The rows of the real FAQ, with the ids that `make run` gives them.
+pub fn faq() -> Vec<String> {
+    let rows = (1..).zip(faq::faq());
+    rows.map(|(id, entry)| values(id, &entry.question, &entry.answer, &entry.category)).collect()
 }
 
 pub fn insert(rows: &[String]) -> String {
