@@ -118,16 +118,14 @@ impl Failover {
             let before = breaker.state();
             change(&mut breaker);
             let after = breaker.state();
-            if before != after {
-                // Under the lock, so that the last of two changes is shown last.
-                show(&self.metrics, after);
+            if before == after {
+                return;
             }
+            // Under the lock, so that the last of two changes is shown last.
+            show(&self.metrics, after);
             let fault = self.fault.lock().unwrap_or_else(PoisonError::into_inner);
             (before, after, reason(&breaker, fault.as_ref()))
         };
-        if before == after {
-            return;
-        }
         match (after, why) {
             (State::Closed, _) => tracing::info!("searches ask Qdrant again"),
             (State::Open, Some(why)) if before == State::Closed => {
