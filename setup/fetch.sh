@@ -181,6 +181,7 @@ fetch_schemathesis() { # a folder of its own for Python's path: no environment, 
 fetch_checks() { # promtool and shellcheck run unpacked: installing the first would start a Prometheus server
   unpacked_package prometheus
   unpacked_package shellcheck
+  unpacked_package docker-compose # for its schema of compose files
   if [ ! -x "$DENY" ]; then
     say "Building cargo-deny $CARGO_DENY (once, about 4 minutes)"
     CARGO_TARGET_DIR=$WORK/target cargo install --quiet --locked cargo-deny --version "$CARGO_DENY" --root "$WORK/deny" ||

@@ -31,7 +31,7 @@ qdrant_server() {
 }
 
 scripts() {
-  "$CACHE/deb/shellcheck/usr/bin/shellcheck" -x -P setup setup/*.sh .ci/run
+  "$CACHE/deb/shellcheck/usr/bin/shellcheck" -x -P setup setup/*.sh deploy/postgres/init.sh .ci/run
   python3 -c 'import sys
 for name in sys.argv[1:]:
     compile(open(name, encoding="utf-8").read(), name, "exec")' setup/faq.py

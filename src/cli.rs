@@ -92,6 +92,8 @@ pub enum Command {
     Pipeline(Pipeline),
     /// Print every setting with its value and where it came from, secrets masked
     Config,
+    /// Say whether a running vecsync is ready, for health checks of containers; status 3 if not
+    Healthcheck,
 }
 
 /// `vecsync init`.
@@ -208,6 +210,8 @@ pub enum Pipeline {
         #[arg(required = true, value_name = "FILE")]
         files: Vec<PathBuf>,
     },
+    /// Print the JSON Schema of pipeline files, by which editors complete and underline them
+    Schema,
 }
 
 fn filter(text: &str) -> Result<(String, String), &'static str> {
@@ -288,6 +292,63 @@ mod tests {
         assert_eq!(ids(&["--all"]), (vec![], true));
         let refused = parse(&["dead-letters", "show", "7"]).expect_err("refused").to_string();
         assert!(refused.contains("'7'") && refused.contains("PARTITION-OFFSET"), "{refused}");
+    }
+
+    #[test]
+    fn every_command_in_the_documents_is_one() {
+        let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+        let docs = std::fs::read_dir(root.join("docs")).expect("docs").map(|entry| entry.expect("readable").path());
+        let documents = docs.filter(|path| path.extension().is_some_and(|extension| extension == "md"));
+        let (mut found, mut faults) = (0, vec![]);
+        for path in documents.chain([root.join("README.md")]) {
+            let text = std::fs::read_to_string(&path).expect("readable");
+            for command in commands(&text) {
+                found += 1;
+                // Help and version are answers, too.
+                if parse(&words(command)).is_err_and(|error| error.exit_code() != 0) {
+                    faults.push(format!("{}: vecsync {command}", path.display()));
+                }
+            }
+        }
+        assert!(faults.is_empty(), "{faults:#?}");
+        assert!(found > 100, "{found}");
+    }
+
+    /// What follows the program's name, in lines of code and in code within a sentence. A synopsis is not one command.
+    fn commands(text: &str) -> impl Iterator<Item = &str> {
+        let mut fenced = false;
+        let lines = text.lines().flat_map(move |line| {
+            fenced ^= line.starts_with("```");
+            let is_code = fenced || line.starts_with("    ");
+            let pieces: Vec<&str> = if is_code { vec![line] } else { line.split('`').skip(1).step_by(2).collect() };
+            pieces.into_iter().filter_map(|code| {
+                let (before, command) = code.rsplit_once("vecsync ")?;
+                let is_program = before.trim().is_empty() || before.ends_with(['/', ' ']) && before.contains("vecsync");
+                (is_program || before.ends_with("target/release/")).then_some(command)
+            })
+        });
+        lines.filter(|command| {
+            !command.contains(['[', '|', '…', '{']) && command.starts_with(|c: char| c.is_ascii_lowercase() || c == '-')
+        })
+    }
+
+    /// As a shell splits them, up to what is the shell's own; names that stand for something get it.
+    fn words(command: &str) -> Vec<&str> {
+        let mut words = vec![];
+        let mut rest = command.trim_start();
+        while !rest.is_empty() && !rest.starts_with(['#', '&', '>', ';', '(']) {
+            let (word, after) = match rest.strip_prefix('"').and_then(|quoted| quoted.split_once('"')) {
+                Some(quoted) => quoted,
+                None => rest.split_once(' ').unwrap_or((rest, "")),
+            };
+            words.push(match word {
+                "N" | "SECONDS" => "7",
+                "ID" => "3-1027",
+                word => word,
+            });
+            rest = after.trim_start();
+        }
+        words
     }
 
     #[test]

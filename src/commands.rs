@@ -49,6 +49,14 @@ pub async fn status(settings: &Settings, as_json: bool) -> Result<String, Client
     Ok(lines)
 }
 
+/// `vecsync healthcheck`: why the running vecsync is not ready; `None`: it is. It needs no key.
+pub async fn healthcheck(settings: &Settings) -> Result<Option<String>, ClientError> {
+    let url = settings.url.to_string();
+    let report = client::document(&url, None, "/health/ready/").await?;
+    let waits_for = report["waits_for"].as_str().unwrap_or("something that it does not name");
+    Ok((report["ready"] != true).then(|| format!("{url} is not ready: it waits for {waits_for}")))
+}
+
 fn key(settings: &Settings) -> Option<&Secret> {
     settings.server.api_keys.first()
 }

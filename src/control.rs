@@ -235,6 +235,13 @@ pub fn lock(data_dir: &Path, door: Door) -> Result<File, ControlError> {
     }
 }
 
+/// Whether a running vecsync has this door of a data directory open. Asks it nothing.
+pub fn is_open(data_dir: &Path, door: Door) -> bool {
+    let connected = reachable(&path(data_dir, door))
+        .and_then(|(_folder, reachable)| std::os::unix::net::UnixStream::connect(reachable));
+    connected.is_ok()
+}
+
 /// Opens the socket, mode 0600. A socket that is there is a dead one: who listens holds the lock.
 pub fn bind(data_dir: &Path, door: Door) -> Result<Socket, ControlError> {
     let lock = lock(data_dir, door)?;

@@ -126,6 +126,14 @@ fn dispatch(command: Command) -> Result<(), Failure> {
         }
         Command::DeadLetters(command) => dead_letters(&environment, command),
         Command::Pipeline(Pipeline::Check { files }) => check_pipelines(&files),
+        Command::Pipeline(Pipeline::Schema) => print(pipeline::SCHEMA),
+        Command::Healthcheck => {
+            let settings = Settings::read(&environment)?;
+            match to_end(&settings.log, commands::healthcheck(&settings))? {
+                None => print("ready\n"),
+                Some(why) => Err(Failure::Unhealthy(why)),
+            }
+        }
         Command::Config => {
             let (listing, problems) = listing::listing(&environment);
             print(&listing.to_string())?;

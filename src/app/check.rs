@@ -1,18 +1,22 @@
 //! `vecsync check`: looks at everything that a run needs, one thing after the other, and changes nothing that lasts.
 
+use std::fs::File;
+use std::io;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::task::spawn_blocking;
 
 use super::watching::free_bytes;
-use super::{AppError, joined, kafka_settings, qdrant_generations, qdrant_settings, revision_of};
+use super::{AppError, joined, kafka_settings, listen, qdrant_generations, qdrant_settings, revision_of};
 use crate::capture::check as source;
 use crate::config::Config;
+use crate::control::{self, Door};
 use crate::embed::{Document, Embedder};
 use crate::index::{QdrantError, QdrantGenerations, QdrantStore, qdrant};
 use crate::retry::Chain;
-use crate::topic::kafka;
+use crate::topic::{LogError, kafka};
 
 /// The text that is embedded for a trial.
 const PROBE: &str = "How do I check that everything works?";
@@ -49,9 +53,17 @@ pub async fn check(config: &Config, operations: bool, mut told: impl FnMut(Findi
     tell("data", data_dir(config));
     if let Some(settings) = kafka_settings(config) {
         let log = kafka::Log::new(settings);
-        let checked = log.check_partitions(&revision_of(config)).await;
+        let checked = log.check_topics(&revision_of(config)).await;
         let brokers = config.kafka.as_ref().map(|kafka| kafka.brokers.clone()).unwrap_or_default();
-        tell("brokers", checked.map(|()| format!("{brokers} answer")).map_err(|error| Chain(&error).to_string()));
+        let remedy = |error: LogError| match &error {
+            LogError::Broker { operation: "connect to", .. } => format!(
+                "{}; start the brokers, or correct KAFKA_BROKERS and KAFKA_SECURITY_PROTOCOL (the addresses that brokers \
+                 advertise have to be reachable from here, too)",
+                Chain(&error)
+            ),
+            _ => Chain(&error).to_string(),
+        };
+        tell("brokers", checked.map(|()| format!("{brokers} answer")).map_err(remedy));
     }
     tell("model", model(config, operations).await?);
     if let Some(generations) = qdrant_generations(config)? {
@@ -77,16 +89,38 @@ pub async fn check(config: &Config, operations: bool, mut told: impl FnMut(Findi
 fn data_dir(config: &Config) -> Result<String, String> {
     let path = &config.data_dir;
     let shown = path.display();
-    // Where it is to be made, its parent counts.
-    let there = path.ancestors().find(|folder| folder.is_dir()).ok_or_else(|| format!("{shown}: no such folder"))?;
-    rustix::fs::access(there, rustix::fs::Access::WRITE_OK).map_err(|error| {
-        format!("{shown} cannot be written to ({error}); set VECSYNC_DATA_DIR to a folder that can")
-    })?;
+    let unusable = |error: io::Error| {
+        format!(
+            "{shown} cannot be written to ({error}); set VECSYNC_DATA_DIR to a folder that can, or give this user the right"
+        )
+    };
+    // Where it is to be made, what is there of the way to it counts. A relative one begins here.
+    let there = path.ancestors().find(|place| place.exists()).unwrap_or(Path::new("."));
+    // Rights alone do not tell: what is mounted read-only, and what is no folder, refuses root as well.
+    write_in(there).map_err(unusable)?;
     let free = free_bytes(there);
     if free < FREE_BYTES_MIN {
         return Err(format!("{shown} has {:.0} MB left, wanted 100 MB at least", free as f64 / 1e6));
     }
-    Ok(format!("{shown}, {:.1} GB free", free as f64 / 1e9))
+    let user = if is_in_use(config) { "; a vecsync runs on it" } else { "" };
+    Ok(format!("{shown}, {:.1} GB free{user}", free as f64 / 1e9))
+}
+
+/// Makes a file there and removes it.
+fn write_in(folder: &Path) -> io::Result<()> {
+    let path = folder.join(format!(".vecsync-check-{}", std::process::id()));
+    File::create_new(&path)?;
+    std::fs::remove_file(&path)
+}
+
+/// Whether a running vecsync has the data directory.
+pub fn is_in_use(config: &Config) -> bool {
+    [Door::Capture, Door::Store].into_iter().any(|door| control::is_open(&config.data_dir, door))
+}
+
+/// Why this vecsync could not listen on its address now; `None`: it could.
+pub async fn listening(config: &Config) -> Option<String> {
+    listen(config).await.err().map(|error| Chain(&error).to_string())
 }
 
 async fn model(config: &Config, operations: bool) -> Result<Result<String, String>, AppError> {

@@ -396,6 +396,19 @@ pub enum CatalogError {
         /// The role.
         user: String,
     },
+    /// The role may not read columns that are published.
+    #[error(
+        "read table {name}: role {user} may not read {columns}; run GRANT SELECT ({columns}) ON {name} TO {role};",
+        role = sql_name(user)
+    )]
+    ColumnsNotReadable {
+        /// Its name.
+        name: TableName,
+        /// The role.
+        user: String,
+        /// The columns, as SQL has them.
+        columns: String,
+    },
     /// It has no primary key.
     #[error("follow table {name}: it has no primary key; run ALTER TABLE {name} ADD PRIMARY KEY (…);")]
     NoKey {
@@ -469,6 +482,7 @@ impl CatalogError {
             | CatalogError::NotATable { .. }
             | CatalogError::NotLogged { .. }
             | CatalogError::NotReadable { .. }
+            | CatalogError::ColumnsNotReadable { .. }
             | CatalogError::NoKey { .. }
             | CatalogError::NoIdentity { .. }
             | CatalogError::IdentityWithoutKey { .. }

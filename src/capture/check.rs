@@ -9,6 +9,10 @@ use super::{ColumnCheck, slot, sql};
 use crate::config::{Database, Source};
 use crate::retry::Chain;
 
+/// The slot that is kept, and the one that a snapshot has while it is taken.
+const SLOTS_WANTED: i64 = 2;
+const SLOTS: &str = "SELECT current_setting('max_replication_slots')::bigint, count(*) FROM pg_replication_slots";
+
 /// Looks at connection, table, columns, publication, slot and the right to stream, in this order; what cannot be looked at
 /// because of a fault before it is left out. `tell` gets each as it is found: what, and how it is, or what is wrong with it
 /// and what mends that.
@@ -29,7 +33,7 @@ pub async fn check(
             let known = published.as_ref().ok().and_then(Option::as_ref);
             let problems = columns(check_columns, &table, known, &source.publication);
             tell("table", if problems.is_empty() { Ok(described(&table)) } else { Err(problems.join("; ")) });
-            tell("publication", said_of(&source.publication, published));
+            tell("publication", said_of(&sql, &table, &source.publication, published).await);
         }
         Err(error) => tell("table", Err(Chain(&error).to_string())),
     }
@@ -60,9 +64,8 @@ pub(super) fn columns(
         check(&with).len() < problems.len()
     });
     let generated: Vec<String> = generated.map(|column| sql_name(&column.name)).collect();
-    if let (true, Some(list)) = (problems.is_empty(), list) {
-        let listed: Vec<&str> = list.iter().map(String::as_str).collect();
-        problems.extend(check(&listed).into_iter().map(|what| format!("publication {name}: {what}")));
+    if let (true, Some(publication), Some(list)) = (problems.is_empty(), publication, list) {
+        problems.extend(left_out(check, table, publication, list, name));
     }
     if !generated.is_empty() {
         problems.push(format!(
@@ -74,6 +77,29 @@ pub(super) fn columns(
         ));
     }
     problems
+}
+
+/// What the pipeline needs and a publication's column list leaves out, if anything.
+fn left_out(
+    check: &ColumnCheck,
+    table: &Table,
+    publication: &Publication,
+    list: &[String],
+    name: &str,
+) -> Option<String> {
+    let listed: Vec<&str> = list.iter().map(String::as_str).collect();
+    let faults = check(&listed).len();
+    if faults == 0 {
+        return None;
+    }
+    let needed = |column: &&Column| check(&[&listed[..], &[column.name.as_str()]].concat()).len() < faults;
+    let needed: Vec<String> = table.columns.iter().filter(needed).map(|column| column.name.clone()).collect();
+    let remedy = publication::list_sql(name, table, list.iter().chain(&needed), publication.row_filter.as_deref());
+    let needed: Vec<String> = needed.iter().map(|column| sql_name(column)).collect();
+    Some(format!(
+        "publication {name}: its column list leaves out {}, which the pipeline file uses; run {remedy}",
+        needed.join(" and ")
+    ))
 }
 
 fn names<'a>(columns: &[&'a Column]) -> Vec<&'a str> {
@@ -90,7 +116,12 @@ fn described(table: &Table) -> String {
     format!("{schema}.{name}, key {key}, replica identity {identity}, about {rows} rows")
 }
 
-fn said_of(name: &str, published: Result<Option<Publication>, CatalogError>) -> Result<String, String> {
+async fn said_of(
+    sql: &Client,
+    table: &Table,
+    name: &str,
+    published: Result<Option<Publication>, CatalogError>,
+) -> Result<String, String> {
     match published {
         Ok(Some(publication)) => {
             let columns = match &publication.columns {
@@ -100,7 +131,11 @@ fn said_of(name: &str, published: Result<Option<Publication>, CatalogError>) -> 
             let rows = publication.row_filter.map_or("all rows".to_owned(), |filter| format!("rows where {filter}"));
             Ok(format!("{name}: {columns}, {rows}"))
         }
-        Ok(None) => Ok(format!("there is no {name} yet; capture makes it when it starts, if its role may")),
+        Ok(None) => match publication::may_create(sql, table).await {
+            Ok(true) => Ok(format!("there is no {name} yet; capture makes it when it starts")),
+            Ok(false) => Err(Chain(&publication::absent(table, name, false)).to_string()),
+            Err(error) => Err(Chain(&error).to_string()),
+        },
         Err(error) => Err(Chain(&error).to_string()),
     }
 }
@@ -108,7 +143,16 @@ fn said_of(name: &str, published: Result<Option<Publication>, CatalogError>) -> 
 async fn slot_of(sql: &Client, name: &str) -> Result<String, String> {
     let found = slot::slot(sql, name).await.map_err(|error| Chain(&error).to_string())?;
     let Some(slot) = found else {
-        return Ok(format!("there is no {name} yet; capture makes it when it starts"));
+        let row = sql.query_one(SLOTS, &[]).await.map_err(|error| Chain(&error).to_string())?;
+        let (limit, taken) = (row.get::<_, i64>(0), row.get::<_, i64>(1));
+        return match limit - taken {
+            ..SLOTS_WANTED => Err(format!(
+                "there is no {name} yet, and {taken} of {limit} slots are taken: the first load needs {SLOTS_WANTED}; drop \
+                 one that nobody reads (SELECT slot_name FROM pg_replication_slots WHERE NOT active; SELECT \
+                 pg_drop_replication_slot('…')), or raise max_replication_slots and restart PostgreSQL"
+            )),
+            _ => Ok(format!("there is no {name} yet; capture makes it when it starts")),
+        };
     };
     if slot.plugin != "pgoutput" {
         return Err(format!(

@@ -39,14 +39,60 @@ pub async fn preflight(client: &Client, table: &Table, publication: &str) -> Res
             published.ok_or_else(|| lacks(publication, "is gone again", "it again"))?
         }
     };
-    check(publication, table, published)
+    let published = check(publication, table, published)?;
+    check_rights(client, table, &published).await?;
+    Ok(published)
 }
 
 /// As `preflight`, and makes nothing; `None`: there is no such publication.
 pub async fn look(client: &Client, table: &Table, publication: &str) -> Result<Option<Publication>, CatalogError> {
     let version = check_server(client).await?;
     let published = read(client, table, publication, version).await?;
-    published.map(|published| check(publication, table, published)).transpose()
+    let published = published.map(|published| check(publication, table, published)).transpose()?;
+    // What a publication that is made has.
+    check_rights(client, table, published.as_ref().unwrap_or(&Publication::default())).await?;
+    Ok(published)
+}
+
+/// Whether this role may make a publication of the table: it owns it, and may create in the database.
+pub async fn may_create(client: &Client, table: &Table) -> Result<bool, CatalogError> {
+    let sql = "SELECT pg_has_role(relowner, 'USAGE') AND has_database_privilege(current_database(), 'CREATE')
+               FROM pg_class WHERE oid = $1";
+    let row = client.query_opt(sql, &[&table.oid]).await;
+    let row = row.map_err(|source| CatalogError::query("read who owns the table", source))?;
+    Ok(row.is_some_and(|row| row.get(0)))
+}
+
+/// There is no such publication. Who may make it is what mends that.
+pub fn absent(table: &Table, publication: &str, may_create: bool) -> CatalogError {
+    let remedy = match may_create {
+        true => "a vecsync that captures: it makes it".to_owned(),
+        false => format!("{} as the table's owner, who needs CREATE on the database", create_sql(table, publication)),
+    };
+    lacks(publication, "is not there", remedy)
+}
+
+/// Whether the role may read every column that is published.
+async fn check_rights(client: &Client, table: &Table, publication: &Publication) -> Result<(), CatalogError> {
+    if table.whole {
+        return Ok(());
+    }
+    let sql = "SELECT current_user::text, ARRAY(SELECT attname::text FROM pg_attribute
+                   WHERE attrelid = $1 AND attnum > 0 AND NOT attisdropped
+                     AND NOT has_column_privilege(attrelid, attnum, 'SELECT') ORDER BY attnum)";
+    let row = client.query_one(sql, &[&table.oid]).await;
+    let row = row.map_err(|source| CatalogError::query("read the role's rights", source))?;
+    let closed: Vec<String> = row.get(1);
+    let columns = publication.columns_of(table).into_iter().map(|column| column.name);
+    let columns: Vec<String> = columns.filter(|name| closed.contains(name)).map(|name| sql_name(&name)).collect();
+    match columns.is_empty() {
+        true => Ok(()),
+        false => Err(CatalogError::ColumnsNotReadable {
+            name: name_of(table),
+            user: row.get(0),
+            columns: columns.join(", "),
+        }),
+    }
 }
 
 /// Whether the server writes what logical decoding needs. Gives its version, as `server_version_num`.
@@ -126,13 +172,10 @@ async fn read(
 }
 
 async fn create(client: &Client, table: &Table, publication: &str) -> Result<(), CatalogError> {
-    let name = TableName { schema: table.schema.clone(), table: table.name.clone() };
-    // The changes of a partitioned table come under its own name only so.
-    let root = if table.kind == 'p' { " WITH (publish_via_partition_root = true)" } else { "" };
-    let sql = format!("CREATE PUBLICATION {} FOR TABLE {name}{root};", quote_name(publication));
+    let sql = create_sql(table, publication);
     match client.batch_execute(&sql).await {
         Ok(()) => {
-            tracing::info!(publication, table = %name, "publication created");
+            tracing::info!(publication, table = %name_of(table), "publication created");
             Ok(())
         }
         // Somebody was faster: what they made is checked like any other. In the same moment, the catalog's own index says so.
@@ -143,8 +186,37 @@ async fn create(client: &Client, table: &Table, publication: &str) -> Result<(),
     }
 }
 
+fn create_sql(table: &Table, publication: &str) -> String {
+    // The changes of a partitioned table come under its own name only so.
+    let root = if table.kind == 'p' { " WITH (publish_via_partition_root = true)" } else { "" };
+    format!("CREATE PUBLICATION {} FOR TABLE {}{root};", quote_name(publication), name_of(table))
+}
+
+fn name_of(table: &Table) -> TableName {
+    TableName { schema: table.schema.clone(), table: table.name.clone() }
+}
+
+/// SQL that gives the table this column list in the publication, and leaves its row filter as it is.
+pub(super) fn list_sql<'a>(
+    publication: &str,
+    table: &Table,
+    columns: impl IntoIterator<Item = &'a String>,
+    row_filter: Option<&str>,
+) -> String {
+    let (name, alter) = (name_of(table), format!("ALTER PUBLICATION {}", sql_name(publication)));
+    let mut list: Vec<String> = vec![];
+    for column in columns.into_iter().map(|column| sql_name(column)) {
+        if !list.contains(&column) {
+            list.push(column);
+        }
+    }
+    let filter = row_filter.map(|filter| format!(" WHERE ({filter})")).unwrap_or_default();
+    // SET TABLE replaces the whole list of tables: one that is dropped and added touches no other.
+    format!("{alter} DROP TABLE {name}; {alter} ADD TABLE {name} ({}){filter};", list.join(", "))
+}
+
 fn check(publication: &str, table: &Table, published: Published) -> Result<Publication, CatalogError> {
-    let name = TableName { schema: table.schema.clone(), table: table.name.clone() };
+    let name = name_of(table);
     let alter = format!("ALTER PUBLICATION {}", sql_name(publication));
     if !published.unpublished.is_empty() {
         let missing = format!("does not publish {}", published.unpublished.join(" and "));
@@ -161,12 +233,8 @@ fn check(publication: &str, table: &Table, published: Published) -> Result<Publi
     if let Some(columns) = &published.columns
         && let Some(missing) = table.key.iter().find(|column| !columns.contains(column))
     {
-        let all: Vec<String> = table.key.iter().chain(columns).map(|column| sql_name(column)).collect();
-        let all = all.iter().enumerate().filter(|(at, column)| !all[..*at].contains(column));
-        let all: Vec<&str> = all.map(|(_, column)| column.as_str()).collect();
-        let filter = published.row_filter.as_deref().map(|filter| format!(" WHERE ({filter})")).unwrap_or_default();
-        // SET TABLE replaces the whole list of tables: one that is dropped and added touches no other.
-        let remedy = format!("{alter} DROP TABLE {name}; {alter} ADD TABLE {name} ({}){filter};", all.join(", "));
+        let all = table.key.iter().chain(columns);
+        let remedy = list_sql(publication, table, all, published.row_filter.as_deref());
         return Err(lacks(publication, format!("leaves out {missing} of the primary key"), remedy));
     }
     Ok(Publication { columns: published.columns, row_filter: published.row_filter })

@@ -8,7 +8,7 @@ use futures_util::StreamExt;
 use futures_util::stream::Fuse;
 use tokio_postgres::CopyOutStream;
 
-use super::catalog::{self, CatalogError, Table};
+use super::catalog::{self, Table};
 use super::fault::is_of_the_values;
 use super::publication::{self, Publication};
 use super::session::key_text;
@@ -43,7 +43,13 @@ impl Survey {
         let now = sql::connect(database).await?;
         let table = catalog::load(&now, &source.schema, &source.table).await?;
         let publication = match source.topic {
-            None => publication::look(&now, &table, &source.publication).await?.ok_or_else(|| missing(source))?,
+            None => match publication::look(&now, &table, &source.publication).await? {
+                Some(publication) => publication,
+                None => {
+                    let may_create = publication::may_create(&now, &table).await?;
+                    return Err(publication::absent(&table, &source.publication, may_create).into());
+                }
+            },
             Some(_) => Publication::default(),
         };
         let columns = publication.columns_of(&table);
@@ -143,9 +149,4 @@ impl Pages {
         }
         Ok(page)
     }
-}
-
-fn missing(source: &Source) -> CatalogError {
-    let remedy = "a vecsync that captures: it makes it".to_owned();
-    CatalogError::Publication { publication: source.publication.clone(), lacks: "is not there".to_owned(), remedy }
 }

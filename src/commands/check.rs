@@ -37,7 +37,7 @@ pub async fn check(config: &Config, settings: &Settings, wanted: Wanted) -> Resu
     check::check(config, !wanted.skip_operations, &mut tell).await?;
     if !wanted.skip_health {
         let since = Instant::now();
-        let result = running(settings, !wanted.skip_operations).await;
+        let result = running(config, settings, !wanted.skip_operations).await;
         tell(Finding { name: "server", result, took: since.elapsed() });
     }
     if let Some(length) = wanted.drill {
@@ -48,9 +48,12 @@ pub async fn check(config: &Config, settings: &Settings, wanted: Wanted) -> Resu
     Ok(wrong)
 }
 
-async fn running(settings: &Settings, operations: bool) -> Result<String, String> {
+async fn running(config: &Config, settings: &Settings, operations: bool) -> Result<String, String> {
     let (url, key) = (settings.url.to_string(), settings.server.api_keys.first());
-    let report = client::document(&url, key, "/health/detailed/").await.map_err(|error| Chain(&error).to_string())?;
+    let report = match client::document(&url, key, "/health/detailed/").await {
+        Ok(report) => report,
+        Err(error) => return Err(Chain(&error).to_string() + &in_the_way(config).await),
+    };
     let status = report["status"].as_str().unwrap_or("without a status").to_owned();
     let mut said = format!("vecsync at {url} is {status}");
     if status != "healthy" {
@@ -63,6 +66,20 @@ async fn running(settings: &Settings, operations: bool) -> Result<String, String
         said += &searched(&url, key).await?;
     }
     Ok(said)
+}
+
+/// What keeps a vecsync from being where it is looked for, behind a semicolon; nothing, if nothing does.
+async fn in_the_way(config: &Config) -> String {
+    let folder = config.data_dir.display();
+    match (check::listening(config).await, check::is_in_use(config)) {
+        // It listens there, and does not answer; or none runs.
+        (Some(_), true) | (None, false) => String::new(),
+        (Some(why), false) => format!("; {why}"),
+        (None, true) => format!(
+            "; a vecsync runs on VECSYNC_DATA_DIR {folder} and listens elsewhere: set VECSYNC_URL, or give this one a data \
+             directory of its own"
+        ),
+    }
 }
 
 async fn searched(url: &str, key: Option<&Secret>) -> Result<String, String> {

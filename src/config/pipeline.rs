@@ -11,6 +11,10 @@ use super::{Document, Pipeline, Source};
 /// Says what is wrong with a document's templates, one `document.text: …` each.
 pub type CheckTemplates<'a> = &'a dyn Fn(&Document) -> Vec<String>;
 
+/// What editors complete and underline pipeline files by: a JSON Schema. It cannot say what concerns two keys at once
+/// (`index.filters` beside `document.payload`, `overlap_tokens` beside `window_tokens`), nor what a template holds.
+pub const SCHEMA: &str = include_str!("../../pipelines/schema.json");
+
 /// A larger pipeline file is a mistake.
 const FILE_BYTES_MAX: u64 = 1 << 20;
 /// PostgreSQL's limit on names, in bytes (NAMEDATALEN - 1).

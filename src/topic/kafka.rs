@@ -197,6 +197,15 @@ impl Log {
         topics::check_partitions(settings, &[&names.changes, &names.dead_letters, &names.vectors(revision)]).await
     }
 
+    /// Refuses topics that are there and cannot be used as they are. Makes none.
+    pub async fn check_topics(&self, revision: &str) -> Result<(), LogError> {
+        self.check_partitions(revision).await?;
+        let Inner { settings, names, .. } = &*self.0;
+        let vectors = names.vectors(revision);
+        let ours = [&*names.changes, &names.dead_letters, &vectors];
+        topics::check_present(settings, &ours[usize::from(names.is_foreign)..]).await
+    }
+
     /// The cluster's id.
     pub async fn cluster_id(&self) -> Result<String, LogError> {
         self.blocking(|inner| {

@@ -15,9 +15,11 @@ mod questions;
 
 mod config;
 mod damage;
+mod deploy;
 mod embedding;
 mod embedding_log;
 mod finding;
 mod house;
 mod http;
 mod http_page;
+mod pipeline_schema;

@@ -169,6 +169,7 @@ const FIRST: usize = 170;
 const AMONG_FIVE: usize = 221;
 /// What another processor may change, in questions. The int8 model's products are whole numbers, and so small that none
 /// overflows: they are the same everywhere. What lies between them is in f32, in another order of sums without AVX-512.
+/// An estimate: no other processor was at hand.
 const OTHER_PROCESSOR: usize = 2;
 /// What another text of the FAQ may change: the packages are not pinned, and their authors mend answers.
 const OTHER_TEXT: usize = 8;

@@ -50,6 +50,17 @@ pub(super) async fn check_partitions(settings: &Settings, names: &[&str]) -> Res
     refuse_other_numbers(&wanted, &partitions(settings, &wanted).await?)
 }
 
+/// Checks the settings of those topics that are there.
+pub(super) async fn check_present(settings: &Settings, names: &[&str]) -> Result<(), LogError> {
+    let wanted: Vec<Wanted> = names.iter().map(|name| Wanted { name, partitions: settings.partitions }).collect();
+    let found = partitions(settings, &wanted).await?;
+    let present: Vec<&str> = names.iter().copied().filter(|name| found.contains_key(*name)).collect();
+    let admin: AdminClient<Quiet> =
+        client::config(settings).create_with_context(Quiet).map_err(client::fault("connect to", &settings.brokers))?;
+    let options = AdminOptions::new().request_timeout(Some(PATIENCE)).operation_timeout(Some(PATIENCE));
+    check_settings(&admin, &options, &present, Limits::new(settings)).await.map(drop)
+}
+
 /// Checks a topic that others write: it has to be there, with as many partitions as ours.
 pub(super) async fn check_foreign(settings: &Settings, topic: &str) -> Result<(), LogError> {
     let wanted = [Wanted { name: topic, partitions: settings.partitions }];
