@@ -1,6 +1,6 @@
 # Entry points. The work is in setup/; nothing is decided here.
 .DEFAULT_GOAL := help
-.PHONY: help run setup build test fuzz bench pictures fmt lint audit clean
+.PHONY: help run setup build test fuzz soak bench pictures fmt lint audit clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
@@ -19,6 +19,9 @@ test: ## format, lints, tests, licences, alert rules, scripts
 
 fuzz: ## feed damaged bytes to what reads the replication connection, TIME=60 seconds a target
 	@setup/fuzz.sh $(TIME)
+
+soak: ## embed rows of mixed lengths for TIME=3600 seconds; fails where memory grows. MODEL=fp32 is the other model
+	@setup/soak.sh "$(TIME)" "$(MODEL)"
 
 bench: ## measure freshness, backfill and search; ARGS are handed on
 	@setup/bench.sh $(ARGS)

@@ -7,18 +7,20 @@ mod support;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use measure::report::Report;
-use measure::{backfill, capture, failover, finding, freshness, kafka, qdrant, scan, search};
+use measure::{backfill, capture, embed, failover, finding, freshness, kafka, limit, qdrant, scan, search, soak};
 use support::kafka::Kafka;
 
-const USAGE: &str = "usage: [freshness|backfill|search|idle|finding|scan|capture|qdrant|failover|kafka|replay|all]… [--model fp32|int8|both] [--json FILE] [--no-docs]";
+const USAGE: &str = "usage: [freshness|backfill|embed|search|idle|finding|scan|capture|qdrant|failover|kafka|replay|all]… [--model fp32|int8|both] [--json FILE] [--no-docs]; or: soak SECONDS [--model M]";
 
 /// What is measured.
 #[derive(Debug, Default)]
 struct Wanted {
     freshness: bool,
     backfill: bool,
+    embed: bool,
     search: bool,
     idle: bool,
     finding: bool,
@@ -28,12 +30,20 @@ struct Wanted {
     failover: bool,
     kafka: bool,
     replay: bool,
+    /// How long; not a part of all.
+    soak: Option<Duration>,
     models: Vec<&'static str>,
     json: Option<PathBuf>,
     docs: bool,
 }
 
 fn main() -> ExitCode {
+    // The bare loop, which a backfill is held against.
+    if let [Some(limit::ARGUMENT), Some(model)] =
+        [1, 2].map(|place| std::env::args().nth(place)).each_ref().map(Option::as_deref)
+    {
+        return limit::serve(model);
+    }
     let wanted = match Wanted::parse(std::env::args().skip(1)) {
         Ok(wanted) => wanted,
         Err(fault) => {
@@ -46,7 +56,7 @@ fn main() -> ExitCode {
         if wanted.freshness {
             report.add(model, "freshness", freshness::measure(model, None));
         }
-        if wanted.backfill || wanted.search || wanted.idle {
+        if wanted.backfill || wanted.search || wanted.idle || wanted.embed {
             // They share one loaded table: a backfill is measured while it is made.
             let (mut site, figures) = backfill::measure(model, wanted.backfill);
             if wanted.backfill {
@@ -58,7 +68,16 @@ fn main() -> ExitCode {
             if wanted.idle {
                 report.add(model, "idle", search::idle(&mut site));
             }
+            if wanted.embed {
+                report.add(model, "unchanged text", embed::unchanged(&mut site, model));
+                report.add(model, "query", embed::queries(&mut site, model));
+                drop(site);
+                report.add(model, "peers", embed::peers(model));
+            }
         }
+    }
+    if wanted.backfill && wanted.models.len() == 2 {
+        report.add_ratio();
     }
     if wanted.finding {
         let (figures, table) = finding::measure(&wanted.models);
@@ -100,6 +119,15 @@ fn main() -> ExitCode {
             report.add("int8", "kafka replay", kafka::replay(&broker));
         }
     }
+    for model in wanted.models.iter().filter(|_| wanted.soak.is_some()) {
+        match soak::run(model, wanted.soak.unwrap_or_default()) {
+            Ok(figures) => report.add(model, "soak", figures),
+            Err(fault) => {
+                eprintln!("soak, {model}: {fault}");
+                return ExitCode::FAILURE;
+            }
+        }
+    }
     println!("{}", report.table());
     let written = report.write(wanted.json.as_deref(), wanted.docs);
     if let Err(fault) = written {
@@ -117,6 +145,7 @@ impl Wanted {
             let part = match argument.as_str() {
                 "freshness" => &mut wanted.freshness,
                 "backfill" => &mut wanted.backfill,
+                "embed" => &mut wanted.embed,
                 "search" => &mut wanted.search,
                 "idle" => &mut wanted.idle,
                 "finding" => &mut wanted.finding,
@@ -130,6 +159,11 @@ impl Wanted {
                 }
                 "replay" => &mut wanted.replay,
                 "all" => continue,
+                "soak" => {
+                    let seconds = arguments.next().and_then(|text| text.parse().ok()).ok_or("soak wants seconds")?;
+                    (wanted.soak, any) = (Some(Duration::from_secs(seconds)), true);
+                    continue;
+                }
                 // cargo says so to every benchmark.
                 "--bench" => continue,
                 "--no-docs" => {
@@ -154,21 +188,12 @@ impl Wanted {
             (*part, any) = (true, true);
         }
         if !any {
-            let Wanted {
-                freshness,
-                backfill,
-                search,
-                idle,
-                finding,
-                scan,
-                capture,
-                qdrant,
-                failover,
-                kafka,
-                replay,
-                ..
-            } = &mut wanted;
-            for part in [freshness, backfill, search, idle, finding, scan, capture, qdrant, failover, kafka, replay] {
+            let Wanted { freshness, backfill, embed, search, idle, finding, scan, .. } = &mut wanted;
+            for part in [freshness, backfill, embed, search, idle, finding, scan] {
+                *part = true;
+            }
+            let Wanted { capture, qdrant, failover, kafka, replay, .. } = &mut wanted;
+            for part in [capture, qdrant, failover, kafka, replay] {
                 *part = true;
             }
         }

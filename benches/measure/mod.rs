@@ -3,14 +3,17 @@
 pub mod backfill;
 pub mod bare;
 pub mod capture;
+pub mod embed;
 pub mod failover;
 pub mod finding;
 pub mod freshness;
 pub mod kafka;
+pub mod limit;
 pub mod qdrant;
 pub mod report;
 pub mod scan;
 pub mod search;
+pub mod soak;
 pub mod texts;
 
 use std::time::Duration;

@@ -16,9 +16,15 @@ const END: &str = "<!-- figures: end -->";
 const BOUNDS: &[(&str, &str, Bound)] = &[
     ("freshness", "p50_ms", Bound::Most(40.0)),
     ("freshness", "p99_ms", Bound::Most(200.0)),
-    ("backfill", "of_bare", Bound::Least(0.9)),
+    ("backfill", "of_bare", Bound::Least(0.95)),
+    ("backfill", "bare_padding_percent", Bound::Most(5.0)),
     ("backfill", "first_row_ms", Bound::Most(1000.0)),
-    ("backfill", "peak_rss_mb", Bound::Most(400.0)),
+    ("backfill", "peak_rss_mb", Bound::MostOf { fp32: 400.0, int8: 250.0 }),
+    ("models", "int8_of_fp32", Bound::Least(1.8)),
+    ("unchanged text", "of_embedding_cpu_percent", Bound::Most(1.0)),
+    ("unchanged text", "model_calls", Bound::Most(0.0)),
+    ("query", "in_backfill_of_idle_p99", Bound::Most(3.0)),
+    ("peers", "of_theirs", Bound::LeastOf { fp32: 2.0, int8: 4.0 }),
     ("kafka freshness", "p50_ms", Bound::Most(40.0)),
     ("kafka freshness", "p99_ms", Bound::Most(200.0)),
     ("kafka capture", "rows_per_s", Bound::Least(40_000.0)),
@@ -48,13 +54,25 @@ const BOUNDS: &[(&str, &str, Bound)] = &[
 enum Bound {
     Least(f64),
     Most(f64),
+    /// By the model.
+    LeastOf {
+        fp32: f64,
+        int8: f64,
+    },
+    MostOf {
+        fp32: f64,
+        int8: f64,
+    },
 }
 
 impl Bound {
-    fn holds(self, value: f64) -> bool {
+    fn holds(self, model: &str, value: f64) -> bool {
+        let of = |fp32, int8| if model == "fp32" { fp32 } else { int8 };
         match self {
             Bound::Least(bound) => value >= bound,
             Bound::Most(bound) => value <= bound,
+            Bound::LeastOf { fp32, int8 } => value >= of(fp32, int8),
+            Bound::MostOf { fp32, int8 } => value <= of(fp32, int8),
         }
     }
 
@@ -62,6 +80,8 @@ impl Bound {
         match self {
             Bound::Least(bound) => format!("≥ {}", number(bound)),
             Bound::Most(bound) => format!("≤ {}", number(bound)),
+            Bound::LeastOf { fp32, int8 } => format!("≥ {}, int8 {}", number(fp32), number(int8)),
+            Bound::MostOf { fp32, int8 } => format!("≤ {}, int8 {}", number(fp32), number(int8)),
         }
     }
 }
@@ -79,6 +99,16 @@ impl Report {
         let told: Vec<String> = figures.iter().map(|(name, value)| format!("{name} {}", number(*value))).collect();
         eprintln!("{part}, {model}: {}", told.join(", "));
         self.parts.push((model.to_owned(), part, figures));
+    }
+
+    /// What the int8 model's backfill is, and its bare loop, of the fp32 model's.
+    pub fn add_ratio(&mut self) {
+        let of = |name: &str| {
+            let figure = |model| self.figure(model, "backfill", name).unwrap_or(f64::NAN);
+            figure("int8") / figure("fp32")
+        };
+        let figures = vec![("int8_of_fp32", of("texts_per_s")), ("bare_int8_of_fp32", of("bare_texts_per_s"))];
+        self.add("int8", "models", figures);
     }
 
     /// Markdown: a line a figure, a column a model.
@@ -104,7 +134,7 @@ impl Report {
             text.push_str(&format!("\n| {part} {} | {wanted} |", name.replace('_', " ")));
             for model in &models {
                 let cell = self.figure(model, part, name).map_or("-".to_owned(), |value| {
-                    let missed = bound.is_some_and(|bound| !bound.holds(value));
+                    let missed = bound.is_some_and(|bound| !bound.holds(model, value));
                     format!("{}{}", number(value), if missed { " (missed)" } else { "" })
                 });
                 text.push_str(&format!(" {cell} |"));

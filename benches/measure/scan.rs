@@ -10,7 +10,7 @@ use vecsync::index::{Filter, Mirror, MirrorSettings};
 use vecsync::topic::Partition;
 
 use super::bare::Bare;
-use super::texts::{Entry, faq, pieces};
+use super::texts::{faq, pieces};
 use super::{Figures, ms, percentile, sorted};
 use crate::support::dice::Dice;
 
@@ -30,7 +30,7 @@ pub fn search(model: &str) -> Figures {
     let questions = faq().into_iter().map(|entry| entry.question);
     let queries: Vec<String> =
         questions.chain(pieces(QUERIES, 4..10).into_iter().map(|entry| entry.answer)).take(QUERIES).collect();
-    let bare = Bare::load(model, &[] as &[Entry]);
+    let bare = Bare::load(model);
     let (texts, queries) = (bare.vectors(&texts), bare.vectors(&queries));
     let points = between(&texts);
     let folder = tempfile::tempdir().expect("a folder");

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use super::backfill::ROWS;
 use super::bare::Bare;
-use super::texts::{Entry, faq};
+use super::texts::faq;
 use super::{Figures, ms, percentile, sorted};
 use crate::support::http::{Http, escape};
 use crate::support::process::wait_until;
@@ -34,7 +34,7 @@ const STARTS: usize = 3;
 pub fn latency(site: &mut Site, model: &str) -> Figures {
     let port = site.port;
     ask(port, &questions(0, WARM_UP));
-    let bare = Bare::load(model, &[] as &[Entry]);
+    let bare = Bare::load(model);
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime");
     let hot: Vec<f64> = questions(0, SEARCHES).iter().map(|query| bare.query(&runtime, query)).collect();
@@ -140,7 +140,7 @@ fn mean_since(before: (f64, f64), now: (f64, f64)) -> f64 {
 }
 
 /// So many real questions, each with a number that none had before.
-fn questions(from: usize, count: usize) -> Vec<String> {
+pub(super) fn questions(from: usize, count: usize) -> Vec<String> {
     static ASKED: AtomicUsize = AtomicUsize::new(0);
     let entries = faq();
     let question = |n: usize| {
@@ -150,7 +150,7 @@ fn questions(from: usize, count: usize) -> Vec<String> {
 }
 
 /// The milliseconds of each, one after the other on a connection of their own.
-fn ask(port: u16, queries: &[String]) -> Vec<f64> {
+pub(super) fn ask(port: u16, queries: &[String]) -> Vec<f64> {
     let mut client = Client::new(port);
     queries.iter().map(|query| client.ask(&request(query))).collect()
 }

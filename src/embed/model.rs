@@ -177,14 +177,19 @@ impl Model {
         ];
         let outputs = self.session.run_with_options(inputs, &self.options)?;
         let (found, states) = outputs[&*self.output].try_extract_tensor::<f32>()?;
-        let wanted = [rows as i64, columns as i64, DIMENSION as i64];
-        if found[..] != wanted {
-            let fault = EmbedError::Shape { found: found.to_vec(), wanted };
-            return Ok(texts.iter().map(|_| Err(fault.clone())).collect());
-        }
-        let states = states.chunks_exact((columns * DIMENSION).max(1));
-        Ok(texts.iter().zip(states).map(|(text, states)| pool(&states[..text.len() * DIMENSION])).collect())
+        Ok(vectors(found, states, texts, columns))
     }
+}
+
+/// Each text's vector out of the states of all texts' tokens, padded to `columns`; refused whole where these have another form.
+fn vectors(found: &[i64], states: &[f32], texts: &[&TokenIds], columns: usize) -> Vec<Result<Vector, EmbedError>> {
+    let wanted = [texts.len() as i64, columns as i64, DIMENSION as i64];
+    if *found != wanted {
+        let fault = EmbedError::Shape { found: found.to_vec(), wanted };
+        return texts.iter().map(|_| Err(fault.clone())).collect();
+    }
+    let states = states.chunks_exact((columns * DIMENSION).max(1));
+    texts.iter().zip(states).map(|(text, states)| pool(&states[..text.len() * DIMENSION])).collect()
 }
 
 /// The mean of token states, each `DIMENSION` long, scaled to length one. The order of the sums is fixed, so the
@@ -267,6 +272,27 @@ mod tests {
         (states[0], states[DIMENSION + 1]) = (3.0, 4.0);
         let vector = pool(&states).expect("a direction");
         assert_eq!((vector[0], vector[1], vector[2]), (0.6, 0.8, 0.0));
+    }
+
+    #[test]
+    fn states_of_another_width_number_or_length_are_refused_and_no_fault_of_a_text() {
+        let texts = [&vec![101, 7, 102], &vec![101, 102]];
+        let check = |found: [i64; 3], fits: bool| {
+            let states = vec![0.5; found.iter().product::<i64>() as usize];
+            let results = vectors(&found, &states, &texts, 3);
+            assert_eq!(results.len(), 2);
+            for result in results {
+                match result {
+                    Ok(vector) => assert!(fits && vector.len() == DIMENSION, "{found:?}"),
+                    Err(fault) => assert!(!fits && !fault.is_of_the_text(), "{found:?}: {fault}"),
+                }
+            }
+        };
+        check([2, 3, 384], true);
+        check([2, 3, 383], false);
+        check([2, 3, 768], false);
+        check([1, 3, 384], false);
+        check([2, 2, 384], false);
     }
 
     #[test]

@@ -525,3 +525,54 @@ fn mix(window: &Vector, title: &Vector, weight: f32) -> Result<Vector, EmbedErro
     normalise(&mut mixed).map_err(|_| EmbedError::Opposed)?;
     Ok(mixed)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Precision;
+
+    fn row(id: u64, answer: &str) -> Stored {
+        let value = format!(
+            r#"{{"before":null,"after":{{"id":{id},"answer":"{answer}"}},"source":{{"ts_ms":5}},"op":"c","ts_ms":6}}"#
+        );
+        let key = Bytes::from(format!(r#"{{"id":{id}}}"#));
+        let record = Record { key, value: Some(value.into()), headers: vec![], timestamp_ms: 6 };
+        Stored { partition: 0, offset: id, record }
+    }
+
+    #[tokio::test]
+    async fn of_a_batch_in_which_one_text_makes_the_model_fail_the_others_are_stored() {
+        let dir = std::env::var_os("VECSYNC_TEST_MODEL_DIR").expect("VECSYNC_TEST_MODEL_DIR names the model's folder");
+        for precision in [Precision::Fp32, Precision::Int8] {
+            let model = config::Model { precision: Some(precision), dir: dir.clone().into(), runtime: None };
+            let embedder = Embedder::load(&model, 1).expect("the model loads");
+            let settings = config::Document {
+                title: None,
+                text: "{{ answer }}".into(),
+                payload: vec!["id".into()],
+                when: None,
+                title_weight: 0.0,
+                window_tokens: 64,
+                overlap_tokens: 8,
+            };
+            let document = Document::compile(&settings).expect("a template");
+            let rows = Rows::new(embedder, document, settings, Cache::off(), "t.changes".into());
+            let answers = ["The first.", "One of seven words, which spoils it.", "The third."];
+            let batch = (1..).zip(answers).map(|(id, answer)| row(id, answer)).collect();
+            let mut prepared = rows.prepare(rows.intake(batch), usize::MAX);
+            // No text of the tokenizer's makes this model fail. A token beyond its 30,522 does, in the very call of the others.
+            prepared.missing[1].1[1] = 40_000;
+            let texts = prepared.missing.iter().map(|(_, ids)| ids.clone()).collect();
+            let results = rows.embedder.embed(texts).await;
+            let processed = rows.finish(prepared, results);
+            let settled: Vec<&str> =
+                processed.settled.iter().filter_map(|settled| Some(settled.key.as_ref()?.as_str())).collect();
+            assert_eq!((settled, processed.vectors.len()), (vec![r#"{"id":1}"#, r#"{"id":3}"#], 2), "{precision:?}");
+            assert_eq!(processed.reasons, [Reason::Embedding]);
+            let letter = &processed.dead_letters[0];
+            assert_eq!((&letter.key[..], letter.value.is_some()), (&br#"{"id":2}"#[..], true));
+            let error = letter.headers.iter().find(|(name, _)| name == letter::ERROR).expect("an error");
+            assert!(String::from_utf8_lossy(&error.1).starts_with("embed a text of "), "{error:?}");
+        }
+    }
+}

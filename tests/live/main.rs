@@ -11,6 +11,7 @@ mod dead_letters;
 mod debezium;
 mod deployed;
 mod elsewhere;
+mod embedding;
 mod failover;
 mod finding;
 mod history;

@@ -28,7 +28,7 @@ pub fn model_dir() -> PathBuf {
     folder
 }
 
-fn settings(precision: Precision) -> config::Model {
+pub fn settings(precision: Precision) -> config::Model {
     config::Model { precision: Some(precision), dir: model_dir(), runtime: None }
 }
 

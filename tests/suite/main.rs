@@ -18,6 +18,7 @@ mod damage;
 mod deploy;
 mod embedding;
 mod embedding_log;
+mod embedding_texts;
 mod finding;
 mod house;
 mod http;
