@@ -20,6 +20,7 @@ step() { # step NAME COMMAND…
 promtool() { "$CACHE/deb/prometheus/usr/bin/promtool" "$@"; }
 
 alert_rules() {
+  promtool check config --syntax-only dashboards/prometheus/prometheus.yml
   promtool check rules dashboards/alerts.yml
   promtool test rules dashboards/alerts_test.yml
 }

@@ -7,6 +7,7 @@ mod embedding;
 mod failover;
 pub mod foreign;
 mod letters;
+mod measures;
 pub mod migrate;
 mod process;
 mod qdrant;
@@ -23,7 +24,6 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinSet, spawn_blocking};
@@ -45,6 +45,7 @@ use crate::topic::{EmbedLog, Log, LogError, Offsets, SnapshotMarker, embedded, k
 
 use backup::{Backups, Sources};
 use commands::Commands;
+use measures::Measures;
 use qdrant::Qdrant;
 use resync::Resyncs;
 use serving::Shared;
@@ -204,6 +205,7 @@ pub async fn run(config: Config) -> Result<(), AppError> {
     let pipeline_metrics = PipelineMetrics::new(&config.pipeline.name);
     let shutdown = Shutdown::new();
     let (status_sender, status) = watch::channel(capture::Status::default());
+    let (standing_sender, standing) = watch::channel(capture::Standing::default());
     let (stored_sender, stored) = watch::channel(generations.as_ref().map(positions).unwrap_or_default());
     let (request_sender, requests) = mpsc::channel(REQUESTS_WAITING);
     let (replay_sender, replays) = mpsc::channel(REQUESTS_WAITING);
@@ -214,7 +216,8 @@ pub async fn run(config: Config) -> Result<(), AppError> {
         embedder: embedder.clone(),
         generations: generations.clone(),
         qdrant: qdrant.clone(),
-        status: does(Role::Capture).then_some(status),
+        status: does(Role::Capture).then_some(status.clone()),
+        source: does(Role::Capture).then_some(standing),
         freshness: Mutex::new(freshness_at_start(&log, generations.as_ref().is_some_and(Generations::is_whole))?),
         stand_in: Mutex::new(stand_in.clone()),
         log_fault: Mutex::new(None),
@@ -222,11 +225,19 @@ pub async fn run(config: Config) -> Result<(), AppError> {
         arrivals: arrivals.clone(),
         partitions: config.topics.partitions,
         serves: does(Role::Serve),
+        metrics: pipeline_metrics.clone(),
     });
+    let measures = Measures { shared: Arc::clone(&shared), registry: prometheus.clone(), started: now_ms() };
+    measures.announce(&config.roles);
 
     let mut tasks: JoinSet<(&'static str, Result<(), AppError>)> = JoinSet::new();
     if let (true, Some(database)) = (does(Role::Capture), &config.database) {
         let capture = capture_of(&config, database, Arc::clone(&check_columns), &log, &pipeline_metrics);
+        let watched = capture::watch_source(capture.clone(), status, standing_sender, shutdown.clone());
+        spawn(&mut tasks, "look at the source", async {
+            watched.await;
+            Ok::<(), CaptureError>(())
+        });
         spawn(&mut tasks, "capture", capture::run(capture, status_sender, requests, shutdown.clone()));
     }
     let resyncs = Resyncs::new(resync::Parts {
@@ -335,7 +346,7 @@ pub async fn run(config: Config) -> Result<(), AppError> {
             Ok::<(), QdrantError>(())
         });
     }
-    let service = service(&config, &shared, &prometheus);
+    let service = service(&config, &shared, measures);
     spawn(&mut tasks, "serve", serve::run(listener, service, server_settings, shutdown.clone()));
     let watching = Watching {
         shared: Arc::clone(&shared),
@@ -419,8 +430,8 @@ async fn open_log(config: &Config) -> Result<Log, AppError> {
     Ok(Log::Embedded(joined("open the log", opening.await)??))
 }
 
-fn service(config: &Config, shared: &Arc<Shared>, prometheus: &PrometheusHandle) -> Service {
-    let (searching, reporting, prometheus) = (Arc::clone(shared), Arc::clone(shared), prometheus.clone());
+fn service(config: &Config, shared: &Arc<Shared>, measures: Measures) -> Service {
+    let (searching, reporting) = (Arc::clone(shared), Arc::clone(shared));
     let looking = Arc::clone(shared);
     let search: Arc<serve::SearchFn> = Arc::new(move |request| {
         let shared = Arc::clone(&searching);
@@ -432,7 +443,7 @@ fn service(config: &Config, shared: &Arc<Shared>, prometheus: &PrometheusHandle)
         filters: config.pipeline.filters.clone(),
         health: Arc::new(move || reporting.report()),
         state: Arc::new(move || looking.state()),
-        metrics: Arc::new(move || prometheus.render()),
+        metrics: Arc::new(move || measures.render()),
     }
 }
 
@@ -598,7 +609,6 @@ fn qdrant_of(
     stores: bool,
 ) -> Result<Option<Qdrant>, QdrantError> {
     let Some(server) = config.qdrant.as_ref().filter(|_| stores) else { return Ok(None) };
-    metrics.fallback_reasons(&qdrant::FALLBACK_REASONS);
     let settings = qdrant_settings(config, server, revision);
     let primary = Primary::new(settings, log.clone(), metrics.clone(), arrivals.clone())?;
     Ok(Some(Qdrant::new(primary, metrics.clone(), config.server.hedge_delay)))
@@ -641,6 +651,7 @@ fn capture_of(
         check_columns,
         log: log.clone(),
         metrics: metrics.clone(),
+        received: capture::Received::default(),
     }
 }
 

@@ -80,6 +80,9 @@ pub enum Command {
     },
     /// Show what a running vecsync says of itself
     Status {
+        /// Go on showing it once a second until Ctrl-C: redrawn in place on a terminal, a line each elsewhere
+        #[arg(long, conflicts_with = "json")]
+        watch: bool,
         /// Print one JSON document
         #[arg(long)]
         json: bool,

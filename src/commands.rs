@@ -9,6 +9,7 @@ pub mod migrate;
 pub mod replay;
 pub mod sync;
 pub mod verify;
+pub mod watch;
 
 use std::fmt::Write;
 use std::io::IsTerminal;

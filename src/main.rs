@@ -91,7 +91,11 @@ fn dispatch(command: Command) -> Result<(), Failure> {
             print(&to_end(&settings.log, commands::search(&settings, &query, search.json))?)
         }
         Command::Sync(wanted) => resync(&environment, wanted),
-        Command::Status { json } => {
+        Command::Status { watch: true, .. } => {
+            let settings = Settings::read(&environment)?;
+            to_end(&settings.log, commands::watch::watch(&settings))
+        }
+        Command::Status { json, .. } => {
             let settings = Settings::read(&environment)?;
             print(&to_end(&settings.log, commands::status(&settings, json))?)
         }

@@ -27,6 +27,17 @@ pub fn install(version: &'static str, model: &str) -> Result<PrometheusHandle, B
 
 fn describe() {
     let gauges = [
+        ("vecsync_capture_state", Unit::Count, "1 for what capture is doing, 0 for the others"),
+        ("vecsync_staleness_seconds", Unit::Seconds, "How old what a store holds may be; NaN: not known"),
+        ("vecsync_store_searchable", Unit::Count, "1 while searches may ask a store, else 0"),
+        ("vecsync_embed_lag_records", Unit::Count, "Records of changes that embed has not yet taken"),
+        ("vecsync_dead_letters_open", Unit::Count, "Records put aside whose rows are not mended"),
+        ("process_resident_memory_bytes", Unit::Bytes, "Memory in use"),
+        ("process_open_fds", Unit::Count, "Open file descriptors"),
+        ("process_max_fds", Unit::Count, "Most file descriptors that may be open"),
+        ("process_threads", Unit::Count, "Threads"),
+        ("process_cpu_seconds_total", Unit::Seconds, "Time on processors"),
+        ("process_start_time_seconds", Unit::Seconds, "When the process began, Unix time"),
         ("vecsync_source_lag_bytes", Unit::Bytes, "WAL written by the source and not yet in the log"),
         ("vecsync_slot_retained_wal_bytes", Unit::Bytes, "WAL that the replication slot keeps on the source"),
         ("vecsync_slot_safe_wal_bytes", Unit::Bytes, "WAL that can still be written before the slot is lost"),
@@ -101,6 +112,14 @@ impl Stage {
             Stage::Index => "index",
         }
     }
+
+    /// What events of it are counted as, whatever comes.
+    fn ops(self) -> &'static [&'static str] {
+        match self {
+            Stage::Capture | Stage::Embed => &["create", "update", "delete", "truncate", "read"],
+            Stage::Index => &["upsert", "delete", "truncate"],
+        }
+    }
 }
 
 /// The metrics of one pipeline: each carries its name.
@@ -110,12 +129,29 @@ pub struct PipelineMetrics {
     tally: Arc<Tally>,
 }
 
-/// What a command says of a time that it has seen the beginning and the end of.
-#[derive(Debug, Default)]
+/// What is counted for people, too: commands that see the beginning and the end of a time, and the status.
+#[derive(Debug)]
 struct Tally {
     computed: AtomicU64,
     cached: AtomicU64,
     changed: AtomicU64,
+    /// By stage, in the order of [`Stage`].
+    events: [AtomicU64; 3],
+    /// [`UNKNOWN`] before they were counted.
+    open_letters: AtomicU64,
+    embed_lag: AtomicU64,
+    embed_position: AtomicU64,
+}
+
+/// Stands for a number that nobody has said yet.
+const UNKNOWN: u64 = u64::MAX;
+
+impl Default for Tally {
+    fn default() -> Self {
+        let [computed, cached, changed] = [0; 3].map(AtomicU64::new);
+        let [open_letters, embed_lag, embed_position] = [UNKNOWN; 3].map(AtomicU64::new);
+        Tally { computed, cached, changed, events: Default::default(), open_letters, embed_lag, embed_position }
+    }
 }
 
 /// What was done since the process started.
@@ -141,8 +177,27 @@ impl PipelineMetrics {
 
     /// `count` events with this `op` went through `stage`.
     pub fn events(&self, stage: Stage, op: &'static str, count: u64) {
+        self.tally.events[stage as usize].fetch_add(count, Ordering::Relaxed);
         counter!("vecsync_events_total", "pipeline" => self.label(), "stage" => stage.as_label(), "op" => op)
             .increment(count);
+    }
+
+    /// Events can come through this stage here. Without a count from the beginning, the first is no increase.
+    pub fn has_stage(&self, stage: Stage) {
+        stage.ops().iter().for_each(|op| self.events(stage, op, 0));
+    }
+
+    /// How many events came through a stage so far.
+    pub fn events_of(&self, stage: Stage) -> u64 {
+        self.tally.events[stage as usize].load(Ordering::Relaxed)
+    }
+
+    /// What capture is doing, of all that it can.
+    pub fn capture_state(&self, states: &[&'static str], current: &str) {
+        for state in states {
+            gauge!("vecsync_capture_state", "pipeline" => self.label(), "state" => *state)
+                .set(f64::from(u8::from(*state == current)));
+        }
     }
 
     /// The newest event of `stage` was committed at this time, milliseconds since the Unix epoch.
@@ -152,12 +207,27 @@ impl PipelineMetrics {
     }
 
     /// WAL of the source, in bytes: not yet captured, kept by the slot, and left before the slot is lost.
-    pub fn source(&self, lag: u64, retained: u64, safe: Option<i64>) {
-        gauge!("vecsync_source_lag_bytes", "pipeline" => self.label()).set(lag as f64);
-        gauge!("vecsync_slot_retained_wal_bytes", "pipeline" => self.label()).set(retained as f64);
-        if let Some(safe) = safe {
-            gauge!("vecsync_slot_safe_wal_bytes", "pipeline" => self.label()).set(safe as f64);
-        }
+    pub fn source(&self, lag: Option<u64>, retained: Option<u64>, safe: Option<u64>) {
+        gauge!("vecsync_source_lag_bytes", "pipeline" => self.label()).set(number(lag));
+        gauge!("vecsync_slot_retained_wal_bytes", "pipeline" => self.label()).set(number(retained));
+        gauge!("vecsync_slot_safe_wal_bytes", "pipeline" => self.label()).set(number(safe));
+    }
+
+    /// Records of `changes` that embed has not taken; and those that it has, where that is known here.
+    pub fn embed_stands(&self, records: u64, position: Option<u64>) {
+        self.tally.embed_lag.store(records, Ordering::Relaxed);
+        self.tally.embed_position.store(position.unwrap_or(UNKNOWN), Ordering::Relaxed);
+        gauge!("vecsync_embed_lag_records", "pipeline" => self.label()).set(records as f64);
+    }
+
+    /// The first of these, where it was said.
+    pub fn embed_lag_known(&self) -> Option<u64> {
+        known(&self.tally.embed_lag)
+    }
+
+    /// The second.
+    pub fn embed_position_known(&self) -> Option<u64> {
+        known(&self.tally.embed_position)
     }
 
     /// Texts whose vector was computed, and texts whose vector was known.
@@ -177,7 +247,7 @@ impl PipelineMetrics {
     /// What was done so far.
     pub fn done(&self) -> Done {
         let of = |count: &AtomicU64| count.load(Ordering::Relaxed);
-        let Tally { computed, cached, changed } = &*self.tally;
+        let Tally { computed, cached, changed, .. } = &*self.tally;
         Done { computed: of(computed), cached: of(cached), changed: of(changed) }
     }
 
@@ -203,15 +273,46 @@ impl PipelineMetrics {
         counter!("vecsync_dead_letters_total", "pipeline" => self.label(), "reason" => reason).increment(1);
     }
 
+    /// So many records that were put aside are not mended.
+    pub fn open_letters(&self, count: u64) {
+        self.tally.open_letters.store(count, Ordering::Relaxed);
+        gauge!("vecsync_dead_letters_open", "pipeline" => self.label()).set(count as f64);
+    }
+
+    /// The same, where it was said.
+    pub fn open_letters_known(&self) -> Option<u64> {
+        known(&self.tally.open_letters)
+    }
+
     /// A change that was committed at `commit_ts_ms` is durable in the store at `now_ms`.
     pub fn end_to_end(&self, store: &'static str, commit_ts_ms: i64, now_ms: i64) {
         histogram!("vecsync_end_to_end_latency_seconds", "pipeline" => self.label(), "store" => store)
             .record((now_ms - commit_ts_ms).max(0) as f64 / 1000.0);
     }
 
-    /// How many points a store holds.
-    pub fn store_points(&self, store: &'static str, points: u64) {
-        gauge!("vecsync_store_points", "pipeline" => self.label(), "store" => store).set(points as f64);
+    /// A store is kept or asked here. Without a count from the beginning, the first is no increase.
+    pub fn has_store(&self, store: &'static str) {
+        for result in ["ok", "error"] {
+            counter!("vecsync_store_connections_total", "pipeline" => self.label(), "store" => store, "result" => result)
+                .increment(0);
+            for operation in ["search", "upsert"] {
+                counter!("vecsync_store_requests_total", "pipeline" => self.label(), "store" => store, "operation" => operation, "result" => result)
+                    .increment(0);
+            }
+        }
+    }
+
+    /// How old what a store holds may be, in milliseconds, and whether searches may ask it.
+    pub fn store_standing(&self, store: &'static str, staleness_ms: Option<u64>, is_searchable: bool) {
+        gauge!("vecsync_staleness_seconds", "pipeline" => self.label(), "store" => store)
+            .set(number(staleness_ms) / 1000.0);
+        gauge!("vecsync_store_searchable", "pipeline" => self.label(), "store" => store)
+            .set(f64::from(u8::from(is_searchable)));
+    }
+
+    /// How many points a store holds; `None`: it cannot be asked.
+    pub fn store_points(&self, store: &'static str, points: Option<u64>) {
+        gauge!("vecsync_store_points", "pipeline" => self.label(), "store" => store).set(number(points));
     }
 
     /// How large it is on disk.
@@ -267,6 +368,14 @@ impl PipelineMetrics {
         gauge!("vecsync_verify_last_success_timestamp_seconds", "pipeline" => self.label()).set(at_ms as f64 / 1000.0);
     }
 
+    /// Searches can end so. Without a count from the beginning, the first is no increase.
+    pub fn query_ends(&self, ends: &[(&'static str, u16)]) {
+        for (served_by, code) in ends {
+            counter!("vecsync_queries_total", "pipeline" => self.label(), "served_by" => *served_by, "code" => code.to_string())
+                .increment(0);
+        }
+    }
+
     /// One search was answered with this HTTP status.
     pub fn query(&self, served_by: &'static str, code: u16, took: Duration) {
         counter!("vecsync_queries_total", "pipeline" => self.label(), "served_by" => served_by, "code" => code.to_string())
@@ -289,6 +398,44 @@ pub fn retries_of(target: &'static str) {
 /// An attempt at `target` failed and is made again.
 pub fn retried(target: &'static str) {
     counter!("vecsync_retries_total", "target" => target).increment(1);
+}
+
+/// What the process has taken of its machine so far. The names are those that Prometheus's own clients use.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Process {
+    /// Seconds on processors.
+    pub cpu_seconds: f64,
+    /// Bytes of memory in use.
+    pub resident_bytes: u64,
+    /// Open file descriptors.
+    pub open_fds: u64,
+    /// Most that may be open.
+    pub max_fds: u64,
+    /// Threads.
+    pub threads: u64,
+    /// When it began, seconds since the Unix epoch.
+    pub started: f64,
+}
+
+/// What the process has taken so far.
+pub fn process(process: &Process) {
+    let Process { cpu_seconds, resident_bytes, open_fds, max_fds, threads, started } = *process;
+    gauge!("process_resident_memory_bytes").set(resident_bytes as f64);
+    gauge!("process_open_fds").set(open_fds as f64);
+    gauge!("process_max_fds").set(max_fds as f64);
+    gauge!("process_threads").set(threads as f64);
+    gauge!("process_start_time_seconds").set(started);
+    // A counter of whole numbers would count whole seconds.
+    gauge!("process_cpu_seconds_total").set(cpu_seconds);
+}
+
+fn known(count: &AtomicU64) -> Option<u64> {
+    Some(count.load(Ordering::Relaxed)).filter(|count| *count != UNKNOWN)
+}
+
+/// A gauge's value; NaN for what is not known, which no comparison holds for.
+fn number(known: Option<u64>) -> f64 {
+    known.map_or(f64::NAN, |number| number as f64)
 }
 
 /// Free space where the data directory is, in bytes.

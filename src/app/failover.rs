@@ -35,6 +35,11 @@ impl Failover {
         Failover { breaker: Arc::new(Mutex::new(breaker)), fault: Arc::default(), metrics }
     }
 
+    /// Its state, as metrics name it.
+    pub fn state(&self) -> &'static str {
+        self.lock().state().as_label()
+    }
+
     /// `Err`: Qdrant is not to be asked, and under which name that is counted.
     pub fn check(&self) -> Result<(), &'static str> {
         let breaker = self.lock();

@@ -1,6 +1,14 @@
-//! What the process asks of its operating system and of the C library, before anything else.
+//! What the process asks of its operating system and of the C library: limits and blocks before anything else, and what it has
+//! taken so far.
+
+use std::fs;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+use crate::metrics::Process;
+
+/// The unit of times in `/proc`, whatever the kernel's own clock is: USER_HZ of proc(5) on Linux.
+const TICKS_PER_SECOND: f64 = 100.0;
 
 /// Connections are files: the soft limit is often 1,024, and every process may raise its own to the hard one.
 pub(super) fn raise_file_limit() {
@@ -22,5 +30,49 @@ pub(super) fn keep_large_blocks() {
         if unsafe { libc::mallopt(parameter, bytes) } == 0 {
             tracing::warn!(parameter, bytes, "set the allocator");
         }
+    }
+}
+
+/// What the process has taken so far; it began at `started`, seconds since the Unix epoch. What `/proc` does not say is 0.
+pub(super) fn taken(started: f64) -> Process {
+    let text = |name: &str| fs::read_to_string(format!("/proc/self/{name}")).unwrap_or_default();
+    let status = text("status");
+    Process {
+        cpu_seconds: cpu_seconds(&text("stat")),
+        resident_bytes: field(&status, "VmRSS:") * 1024,
+        open_fds: fs::read_dir("/proc/self/fd").map_or(0, |files| files.count() as u64),
+        max_fds: getrlimit(Resource::Nofile).current.unwrap_or(0),
+        threads: field(&status, "Threads:"),
+        started,
+    }
+}
+
+/// User and system time, the 14th and 15th field of `/proc/self/stat`; the second, a name in parentheses, may hold anything.
+fn cpu_seconds(stat: &str) -> f64 {
+    let fields = stat.rsplit_once(')').map_or("", |(_, fields)| fields);
+    let ticks: u64 = fields.split_whitespace().skip(11).take(2).filter_map(|ticks| ticks.parse::<u64>().ok()).sum();
+    ticks as f64 / TICKS_PER_SECOND
+}
+
+/// The number behind a name in `/proc/self/status`.
+fn field(status: &str, name: &str) -> u64 {
+    let line = status.lines().find_map(|line| line.strip_prefix(name));
+    line.and_then(|rest| rest.split_whitespace().next()?.parse().ok()).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_finds_itself() {
+        let began = std::time::Instant::now();
+        while cpu_seconds(&fs::read_to_string("/proc/self/stat").expect("readable")) == 0.0 {
+            assert!(began.elapsed().as_secs() < 20, "no time on a processor");
+        }
+        let taken = taken(7.0);
+        assert!(taken.cpu_seconds > 0.0 && taken.resident_bytes > 1 << 20, "{taken:?}");
+        assert!(taken.threads >= 1 && taken.open_fds >= 3 && taken.max_fds >= taken.open_fds, "{taken:?}");
+        assert_eq!(cpu_seconds("7 (a) b) S 1 2 3 4 5 6 7 8 9 10 150 50 0 0"), 2.0);
     }
 }

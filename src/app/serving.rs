@@ -16,6 +16,7 @@ use crate::freshness::Freshness;
 use crate::index::mirror::Begun;
 use crate::index::primary::STORE;
 use crate::index::{self, Arrivals, Filter, Generations, Hit, Mirror, MirrorError};
+use crate::metrics::PipelineMetrics;
 use crate::retry::Chain;
 use crate::serve::health::{self, Component, Report, Status};
 use crate::serve::{FilterValue, SearchAnswer, SearchError, SearchRequest, SearchResult};
@@ -28,6 +29,8 @@ pub(super) struct Shared {
     pub generations: Option<Generations>,
     /// Capture's, where it is in this process.
     pub status: Option<watch::Receiver<capture::Status>>,
+    /// How the source stands to the log, where capture is in this process.
+    pub source: Option<watch::Receiver<capture::Standing>>,
     /// The primary store, where one is configured.
     pub qdrant: Option<Qdrant>,
     /// The mirror's.
@@ -43,6 +46,7 @@ pub(super) struct Shared {
     /// Of each topic.
     pub partitions: u16,
     pub serves: bool,
+    pub metrics: PipelineMetrics,
 }
 
 /// A store that is fed from elsewhere is late beyond this.

@@ -1,11 +1,14 @@
 //! What the status page shows beside health: the stores side by side, who would answer a search, the last changes.
 
 use super::LOCAL;
+use super::measures::label;
 use super::serving::Shared;
+use crate::capture::Standing;
 use crate::clock::now_ms;
 use crate::config::Document;
 use crate::index::primary::STORE;
-use crate::serve::status::{State, Store};
+use crate::metrics;
+use crate::serve::status::{Slot, Stage, State, Store};
 
 impl Shared {
     /// How the stores are. Waits for nothing.
@@ -32,9 +35,36 @@ impl Shared {
         State {
             served_by: self.would_answer(),
             title_field: self.arrivals.title_field().cloned(),
+            stages: self.stages(),
+            slot: self.source.as_ref().map(|source| {
+                let Standing { retained_bytes, safe_bytes, .. } = *source.borrow();
+                Slot { retained_bytes, safe_bytes }
+            }),
+            breaker: self.qdrant.as_ref().map(|qdrant| qdrant.failover.state()),
+            dead_letters_open: self.metrics.open_letters_known(),
             stores,
             changes: self.arrivals.last(),
         }
+    }
+
+    fn stages(&self) -> Vec<Stage> {
+        let of = |name, stage| Stage { name, events: self.metrics.events_of(stage), ..Stage::default() };
+        let mut stages = vec![];
+        if let (Some(status), Some(source)) = (&self.status, &self.source) {
+            let Standing { received, lag_bytes, .. } = *source.borrow();
+            let (state, position) = (Some(label(&status.borrow().phase)), received.map(|lsn| lsn.to_string()));
+            stages.push(Stage { state, position, lag_bytes, ..of("capture", metrics::Stage::Capture) });
+        }
+        if let Some(lag) = self.metrics.embed_lag_known() {
+            let position = self.metrics.embed_position_known().map(|records| records.to_string());
+            stages.push(Stage { position, lag_records: Some(lag), ..of("embed", metrics::Stage::Embed) });
+        }
+        if let Some(mirror) = self.mirror() {
+            let position = Some(mirror.positions().iter().sum::<u64>().to_string());
+            let lag_records = self.arrivals.lag(LOCAL);
+            stages.push(Stage { position, lag_records, ..of("index", metrics::Stage::Index) });
+        }
+        stages
     }
 
     /// The store that a search made now would be answered by, if all goes well.
@@ -52,7 +82,7 @@ impl Shared {
         primary.map(|_| STORE).or_else(|| mirror().map(|_| LOCAL))
     }
 
-    fn staleness_ms(&self, store: &str) -> Option<u64> {
+    pub(super) fn staleness_ms(&self, store: &str) -> Option<u64> {
         let as_of_ms = self.standing(store).as_of_ms?;
         Some(u64::try_from(now_ms() - as_of_ms).unwrap_or(0))
     }

@@ -209,12 +209,11 @@ impl Watching {
         let measured = spawn_blocking(move || (size(), free_bytes(&data_dir))).await;
         if let Ok((stored, free)) = measured {
             if let Some((points, bytes)) = stored {
-                self.metrics.store_points(LOCAL, points);
+                self.metrics.store_points(LOCAL, Some(points));
                 self.metrics.store_bytes(LOCAL, bytes);
             }
-            let qdrant = self.shared.qdrant.as_ref().and_then(|qdrant| qdrant.primary.state().points);
-            if let Some(points) = qdrant {
-                self.metrics.store_points(STORE, points);
+            if let Some(qdrant) = &self.shared.qdrant {
+                self.metrics.store_points(STORE, qdrant.primary.state().points);
             }
             metrics::data_dir_free(free);
         }

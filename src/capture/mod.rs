@@ -19,6 +19,7 @@ pub mod slot;
 pub mod snapshot;
 pub mod socket;
 pub mod sql;
+pub mod standing;
 pub mod survey;
 pub mod tls;
 pub mod values;
@@ -38,6 +39,7 @@ use crate::shutdown::Shutdown;
 use crate::topic::{Log, LogError, Offsets, SnapshotMarker};
 
 pub use progress::Refusal;
+pub use standing::{Received, Standing, watch_source};
 
 /// Given the columns that there are, says of every other one that the pipeline names where it names it.
 pub type ColumnCheck = Arc<dyn Fn(&[&str]) -> Vec<String> + Send + Sync>;
@@ -73,6 +75,8 @@ pub struct Capture {
     pub log: Log,
     /// Counters.
     pub metrics: PipelineMetrics,
+    /// How far the log is.
+    pub received: Received,
 }
 
 /// What capture is doing, for health and progress.

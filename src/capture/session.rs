@@ -62,6 +62,7 @@ pub(super) async fn run(
         started = start(capture) => started?,
     };
     let Started { sql, table, publication, shape, stream, state, database, identity, pace, unseen } = started;
+    capture.received.begin(state.confirm);
     tracing::info!(slot = capture.source.slot, from = %state.confirm, "streaming {}.{}", table.schema, table.name);
 
     let template = Source {
@@ -273,6 +274,8 @@ impl Session<'_> {
     ) -> Result<(), CaptureError> {
         let mut probe_at = Instant::now();
         loop {
+            // What has been received is in the log: every turn ends with an append.
+            self.capture.received.note(self.sequencer.received());
             let next = {
                 let pieces = open_snapshot(&mut self.snapshot, self.sequencer.received());
                 let piece = async {
@@ -453,7 +456,7 @@ impl Session<'_> {
             let shape = catalog::shape(sql, self.table.oid).await?;
             Ok::<_, CaptureError>((progress, running, identity, shape))
         };
-        let ((flushed, slot), running, identity, shape) = answered(PROBE_PATIENCE, asked).await?;
+        let ((flushed, _), running, identity, shape) = answered(PROBE_PATIENCE, asked).await?;
         if identity != self.identity {
             let state = CaptureState { snapshot: SnapshotMarker::Wanted, ..self.state.clone() };
             self.record(vec![], state).await?;
@@ -461,11 +464,6 @@ impl Session<'_> {
         }
         if let Some(running) = running {
             self.sequencer.keep_unseen(&running);
-        }
-        if let Some(slot) = slot {
-            // What has been received is in the log: every turn of the loop ends with an append.
-            let lag = flushed.0.saturating_sub(self.sequencer.received().0);
-            self.capture.metrics.source(lag, slot.retained_bytes, slot.safe_wal_size);
         }
         if shape != self.shape {
             self.take_shape().await?;

@@ -93,7 +93,14 @@ impl Worker {
         let mut give_up_at: Option<Instant> = None;
         let mut letters = Letters::default();
         let depth = if self.rows.take_turns() { 1 } else { DEPTH };
+        // Elsewhere the partitions that are ours come later.
+        if let EmbedLog::Embedded(_) = &log
+            && let Ok(open) = letters.current(&mut log).await
+        {
+            self.metrics.open_letters(open.len() as u64);
+        }
         while give_up_at.is_none() || !under_way.is_empty() {
+            self.metrics.embed_stands(log.lag(), log.position());
             if log.has_replay() && under_way.is_empty() && give_up_at.is_none() {
                 // Nothing of the partitions is under way, so nothing can overtake their beginning.
                 if let Err(fault) = log.begin_replay().await
@@ -156,6 +163,7 @@ impl Worker {
         let mut dead_letters = processed.dead_letters;
         dead_letters.extend(open.close(&processed.settled, now_ms()));
         log.commit(processed.vectors, dead_letters, &processed.ends).await?;
+        self.metrics.open_letters(open.len() as u64);
         // Counted when durable, so that what is done again after a fault is not counted twice.
         for (op, count) in processed.counts {
             self.metrics.events(Stage::Embed, op, count);

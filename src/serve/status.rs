@@ -16,10 +16,44 @@ pub struct State {
     pub served_by: Option<&'static str>,
     /// The field of the payload that is a row's title, where one is.
     pub title_field: Option<String>,
+    /// The stages that are at work here, in the order data flows.
+    pub stages: Vec<Stage>,
+    /// The slot's WAL on the source, where capture is here.
+    pub slot: Option<Slot>,
+    /// The state of the breaker before Qdrant, where one is configured.
+    pub breaker: Option<&'static str>,
+    /// Records that were put aside and are not mended, where embed is here and knows.
+    pub dead_letters_open: Option<u64>,
     /// The stores that are kept here.
     pub stores: Vec<Store>,
     /// The last changes that reached a store, the newest first.
     pub changes: Vec<Arrival>,
+}
+
+/// A stage of the pipeline. A number that is not known, or not said of this stage, is `None`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct Stage {
+    /// `capture`, `embed` or `index`.
+    pub name: &'static str,
+    /// What it is doing, where that can be told: capture alone.
+    pub state: Option<&'static str>,
+    /// Events since the process began.
+    pub events: u64,
+    /// Where it is: in the source's WAL, or in its topic, the records of all partitions counted together.
+    pub position: Option<String>,
+    /// WAL of the source that it lacks, in bytes.
+    pub lag_bytes: Option<u64>,
+    /// Records of the topic before it that it lacks.
+    pub lag_records: Option<u64>,
+}
+
+/// The replication slot, as the source says it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Slot {
+    /// WAL that it keeps, in bytes.
+    pub retained_bytes: Option<u64>,
+    /// WAL that can still be written before it is lost; `None` where there is no limit.
+    pub safe_bytes: Option<u64>,
 }
 
 /// A store.
@@ -50,6 +84,10 @@ struct Body<'a> {
     title_field: Option<&'a str>,
     faults: Vec<Fault<'a>>,
     load: Option<Load>,
+    stages: &'a [Stage],
+    slot: Option<Slot>,
+    breaker: Option<&'static str>,
+    dead_letters_open: Option<u64>,
     stores: Vec<StoreBody<'a>>,
     changes: Vec<Change<'a>>,
 }
@@ -107,6 +145,10 @@ pub(super) fn body(
         title_field: state.title_field.as_deref(),
         faults: faults(report),
         load: load(report),
+        stages: &state.stages,
+        slot: state.slot,
+        breaker: state.breaker,
+        dead_letters_open: state.dead_letters_open,
         stores: state.stores.iter().map(|one| store(one, report)).collect(),
         changes: state.changes.iter().map(change).collect(),
     })
@@ -173,6 +215,17 @@ mod tests {
         let state = State {
             served_by: Some(LOCAL),
             title_field: Some("question".into()),
+            stages: vec![Stage {
+                name: "capture",
+                state: Some("streaming"),
+                events: 9,
+                position: Some("0/A".into()),
+                lag_bytes: Some(3),
+                lag_records: None,
+            }],
+            slot: Some(Slot { retained_bytes: Some(5), safe_bytes: None }),
+            breaker: Some("closed"),
+            dead_letters_open: Some(2),
             stores: vec![store],
             changes: vec![change],
         };
@@ -183,6 +236,9 @@ mod tests {
             "title_field": "question",
             "faults": [{"component": "source", "status": "degraded", "error": "gone"}],
             "load": {"rows": 3, "expected": 9},
+            "stages": [{"name": "capture", "state": "streaming", "events": 9, "position": "0/A", "lag_bytes": 3,
+                "lag_records": null}],
+            "slot": {"retained_bytes": 5, "safe_bytes": null}, "breaker": "closed", "dead_letters_open": 2,
             "stores": [{"name": "local", "status": "healthy", "rows": 5, "points": 6, "staleness_ms": 7,
                 "lag_records": 0}],
             "changes": [{"op": "upsert", "id": {"a": 1}, "title": "How?",

@@ -208,6 +208,14 @@ impl EmbedLog {
         }
     }
 
+    /// Records that stand before the committed positions, over all partitions; `None`: the brokers know it.
+    pub fn position(&self) -> Option<u64> {
+        match self {
+            EmbedLog::Embedded(log) => Some(log.committed().iter().sum()),
+            EmbedLog::Kafka(_) => None,
+        }
+    }
+
     /// Writes embed's outputs, its dead letters and its positions, those partitions' next offsets to read, in one
     /// transaction; returns when all is durable. If the future is dropped, the transaction may be written all the same.
     pub async fn commit(

@@ -413,6 +413,7 @@ fn full() -> State {
         title_field: Some("question".into()),
         stores: vec![store(QDRANT, None, Some(1_391)), store(LOCAL, Some(1_266), Some(1_391))],
         changes: (0..20).map(change).collect(),
+        ..State::default()
     }
 }
 

@@ -30,7 +30,12 @@ pub struct Pair {
 
 impl Pair {
     pub fn prepare(qdrant: Qdrant, rows: i64) -> Pair {
-        let site = Site::prepare();
+        Pair::prepare_with(qdrant, rows, &[])
+    }
+
+    /// With settings of PostgreSQL.
+    pub fn prepare_with(qdrant: Qdrant, rows: i64, settings: &[(&str, &str)]) -> Pair {
+        let site = Site::prepare_with(settings);
         if rows > 0 {
             let rows: Vec<String> = (1..=rows)
                 .map(|id| values(id, &format!("Question {id}?"), &format!("Answer {id}."), &category(id as usize)))

@@ -15,9 +15,6 @@ const KEY_FILE: &str = "/run/secrets/vecsync_api_key";
 /// What a setting of libpq's does that the program reads as well.
 const OF_LIBPQ: &[&str] = &["PGPASSWORD"];
 
-/// What is mounted and comes with the dashboards.
-const OF_THE_DASHBOARDS: &[&str] = &["dashboards/prometheus/prometheus.yml", "dashboards/grafana/provisioning"];
-
 fn read(path: &str) -> String {
     fs::read_to_string(path).unwrap_or_else(|error| panic!("read {path}: {error}"))
 }
@@ -192,8 +189,7 @@ fn every_path_that_is_mounted_is_there() {
             let (from, to) = mount.split_once(':').unwrap();
             match from.strip_prefix("./") {
                 Some(path) => {
-                    let is_there = Path::new(path).exists() || OF_THE_DASHBOARDS.contains(&path);
-                    assert!(is_there, "{name} mounts {path}");
+                    assert!(Path::new(path).exists(), "{name} mounts {path}");
                     assert!(to.ends_with(":ro"), "{name} may write into {path}");
                 }
                 None => assert!(volumes.contains_key(from) && used.insert(from.to_owned()), "{name}: volume {from}"),
@@ -248,10 +244,8 @@ fn every_variable_is_asked_for_and_every_setting_is_one() {
     let path = compose["secrets"]["vecsync_api_key"]["file"].as_str().unwrap();
     let folder = path.trim_start_matches('.').rsplit_once('/').unwrap().0;
     assert!(read(".gitignore").lines().any(|line| line == folder), "{folder} could be committed");
-    if Path::new(OF_THE_DASHBOARDS[0]).exists() {
-        let scraping = yaml(OF_THE_DASHBOARDS[0])["scrape_configs"][0].clone();
-        assert_eq!(scraping["authorization"]["credentials_file"], KEY_FILE);
-    }
+    let scraping = yaml("dashboards/prometheus/prometheus.yml")["scrape_configs"][0].clone();
+    assert_eq!(scraping["authorization"]["credentials_file"], KEY_FILE);
     let debug = yaml("docker-compose.debug.yml");
     let names: Vec<String> = environment(&debug["services"]["vecsync"]["environment"]).into_keys().collect();
     assert_eq!(names, ["VECSYNC_LOG"]);

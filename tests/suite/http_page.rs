@@ -23,7 +23,7 @@ async fn with_keys() -> Server {
         reached: [("local", 12)].into(),
     };
     let store = Store { name: "local", rows: Some(1), points: Some(2), staleness_ms: None, lag_records: None };
-    let state = State { served_by: Some("local"), title_field: None, stores: vec![store], changes: vec![change] };
+    let state = State { served_by: Some("local"), stores: vec![store], changes: vec![change], ..State::default() };
     let service = Service { state: Arc::new(move || state.clone()), ..service(one_result) };
     Server::start(service, Settings { keys, ..settings(Limits::default()) }).await
 }

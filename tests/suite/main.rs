@@ -23,4 +23,5 @@ mod finding;
 mod house;
 mod http;
 mod http_page;
+mod operations;
 mod pipeline_schema;

@@ -38,6 +38,15 @@ impl Disk {
         fs::write(self.ballast(), zeros).expect("there is so much room");
     }
 
+    /// Makes it as large as what is on it and so much more.
+    pub fn resize(&self, left: u64) {
+        let stat = rustix::fs::statvfs(self.path()).expect("ask for free space");
+        let used = (stat.f_blocks - stat.f_bfree) * stat.f_frsize;
+        let size = format!("remount,size={}", used + left);
+        let resized = Command::new("mount").args(["-o", &size]).arg(self.path()).status();
+        assert!(resized.expect("start mount").success(), "the disk was not resized");
+    }
+
     /// Gives back what `fill` took.
     pub fn make_room(&self) {
         fs::remove_file(self.ballast()).expect("it was filled");

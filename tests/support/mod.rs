@@ -13,6 +13,7 @@ pub mod kafka;
 pub mod postgres;
 pub mod postgres_tls;
 pub mod process;
+pub mod prometheus;
 pub mod psql;
 pub mod qdrant;
 pub mod questions;

@@ -218,7 +218,8 @@ impl Vecsync {
         self.command(arguments).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("start vecsync")
     }
 
-    fn command(&self, arguments: &[&str]) -> Command {
+    /// Another process with the same settings, not started.
+    pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_vecsync"));
         // The folder has no `.env`, and no setting of this machine goes along.
         command.args(arguments).current_dir(self.folder.path()).env_clear().envs(&self.settings);
