@@ -1,7 +1,7 @@
 //! Every metric vecsync has: name, unit, labels, buckets, and the one registry. No label carries a key, a text or an LSN.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
@@ -139,6 +139,7 @@ struct Tally {
     events: [AtomicU64; 3],
     /// [`UNKNOWN`] before they were counted.
     open_letters: AtomicU64,
+    embeds: AtomicBool,
     embed_lag: AtomicU64,
     embed_position: AtomicU64,
 }
@@ -150,7 +151,8 @@ impl Default for Tally {
     fn default() -> Self {
         let [computed, cached, changed] = [0; 3].map(AtomicU64::new);
         let [open_letters, embed_lag, embed_position] = [UNKNOWN; 3].map(AtomicU64::new);
-        Tally { computed, cached, changed, events: Default::default(), open_letters, embed_lag, embed_position }
+        let (events, embeds) = Default::default();
+        Tally { computed, cached, changed, events, open_letters, embeds, embed_lag, embed_position }
     }
 }
 
@@ -213,21 +215,18 @@ impl PipelineMetrics {
         gauge!("vecsync_slot_safe_wal_bytes", "pipeline" => self.label()).set(number(safe));
     }
 
-    /// Records of `changes` that embed has not taken; and those that it has, where that is known here.
-    pub fn embed_stands(&self, records: u64, position: Option<u64>) {
-        self.tally.embed_lag.store(records, Ordering::Relaxed);
+    /// Embed is at work: records of `changes` that it has not taken, and those that it has, where that is known here.
+    pub fn embed_stands(&self, records: Option<u64>, position: Option<u64>) {
+        self.tally.embeds.store(true, Ordering::Relaxed);
+        self.tally.embed_lag.store(records.unwrap_or(UNKNOWN), Ordering::Relaxed);
         self.tally.embed_position.store(position.unwrap_or(UNKNOWN), Ordering::Relaxed);
-        gauge!("vecsync_embed_lag_records", "pipeline" => self.label()).set(records as f64);
+        gauge!("vecsync_embed_lag_records", "pipeline" => self.label()).set(number(records));
     }
 
-    /// The first of these, where it was said.
-    pub fn embed_lag_known(&self) -> Option<u64> {
-        known(&self.tally.embed_lag)
-    }
-
-    /// The second.
-    pub fn embed_position_known(&self) -> Option<u64> {
-        known(&self.tally.embed_position)
+    /// The same, where embed is at work here.
+    pub fn embed_standing(&self) -> Option<(Option<u64>, Option<u64>)> {
+        let tally = &self.tally;
+        tally.embeds.load(Ordering::Relaxed).then(|| (known(&tally.embed_lag), known(&tally.embed_position)))
     }
 
     /// Texts whose vector was computed, and texts whose vector was known.
@@ -274,9 +273,9 @@ impl PipelineMetrics {
     }
 
     /// So many records that were put aside are not mended.
-    pub fn open_letters(&self, count: u64) {
-        self.tally.open_letters.store(count, Ordering::Relaxed);
-        gauge!("vecsync_dead_letters_open", "pipeline" => self.label()).set(count as f64);
+    pub fn open_letters(&self, count: Option<u64>) {
+        self.tally.open_letters.store(count.unwrap_or(UNKNOWN), Ordering::Relaxed);
+        gauge!("vecsync_dead_letters_open", "pipeline" => self.label()).set(number(count));
     }
 
     /// The same, where it was said.

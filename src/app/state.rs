@@ -55,9 +55,9 @@ impl Shared {
             let (state, position) = (Some(label(&status.borrow().phase)), received.map(|lsn| lsn.to_string()));
             stages.push(Stage { state, position, lag_bytes, ..of("capture", metrics::Stage::Capture) });
         }
-        if let Some(lag) = self.metrics.embed_lag_known() {
-            let position = self.metrics.embed_position_known().map(|records| records.to_string());
-            stages.push(Stage { position, lag_records: Some(lag), ..of("embed", metrics::Stage::Embed) });
+        if let Some((lag_records, position)) = self.metrics.embed_standing() {
+            let position = position.map(|records| records.to_string());
+            stages.push(Stage { position, lag_records, ..of("embed", metrics::Stage::Embed) });
         }
         if let Some(mirror) = self.mirror() {
             let position = Some(mirror.positions().iter().sum::<u64>().to_string());

@@ -49,8 +49,9 @@ pub async fn look(client: &Client, table: &Table, publication: &str) -> Result<O
     let version = check_server(client).await?;
     let published = read(client, table, publication, version).await?;
     let published = published.map(|published| check(publication, table, published)).transpose()?;
-    // What a publication that is made has.
-    check_rights(client, table, published.as_ref().unwrap_or(&Publication::default())).await?;
+    if let Some(published) = &published {
+        check_rights(client, table, published).await?;
+    }
     Ok(published)
 }
 

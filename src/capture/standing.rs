@@ -11,7 +11,7 @@ use super::slot::{self, Slot};
 use super::sql::{self, Sql};
 use super::{Capture, Phase, Status};
 use crate::event::Lsn;
-use crate::retry::Chain;
+use crate::retry::{Chain, Retry};
 use crate::shutdown::Shutdown;
 
 /// How often the source is asked.
@@ -63,28 +63,48 @@ pub async fn watch_source(
     let mut ticks = interval(ASK_EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut connection: Option<Sql> = None;
+    let mut retry = Retry::new("source_watch");
     loop {
-        tokio::select! {
+        let look = async {
+            ticks.tick().await;
+            let mut fault = None;
+            if connection.is_none() && !matches!(status.borrow().phase, Phase::Starting | Phase::Retrying(_)) {
+                match timeout(PATIENCE, sql::connect(&capture.database)).await {
+                    Ok(Ok(made)) => {
+                        connection = Some(made);
+                        retry.reset();
+                    }
+                    Ok(Err(error)) => fault = Some(Chain(&error).to_string()),
+                    Err(_) => fault = Some(format!("no connection within {} s", PATIENCE.as_secs())),
+                }
+            }
+            (ask(&capture, &mut connection).await, fault)
+        };
+        let (now, fault) = tokio::select! {
             biased;
             () = shutdown.raised() => return,
-            _ = ticks.tick() => {}
-        }
-        if connection.is_none() && !matches!(status.borrow().phase, Phase::Starting | Phase::Retrying(_)) {
-            connection = timeout(PATIENCE, sql::connect(&capture.database)).await.ok().and_then(Result::ok);
-        }
-        let mut now = Standing { received: capture.received.get(), ..Standing::default() };
-        if let Some(sql) = &connection {
-            match timeout(PATIENCE, slot::source_progress(sql, &capture.source.slot)).await {
-                Ok(Ok((flushed, slot))) => now = seen(capture.received.get(), flushed, slot.as_ref()),
-                Ok(Err(error)) => {
-                    tracing::debug!("{}", Chain(&error));
-                    connection = None;
-                }
-                Err(_) => connection = None,
-            }
-        }
+            looked = look => looked,
+        };
         standing.send_replace(now);
+        if let Some(fault) = fault
+            && !retry.wait(&format!("connect to look at the source's lag and slot: {fault}"), &shutdown).await
+        {
+            return;
+        }
     }
+}
+
+/// Asks over the connection, and drops one that does not answer.
+async fn ask(capture: &Capture, connection: &mut Option<Sql>) -> Standing {
+    let unknown = Standing { received: capture.received.get(), ..Standing::default() };
+    let Some(sql) = connection else { return unknown };
+    match timeout(PATIENCE, slot::source_progress(sql, &capture.source.slot)).await {
+        Ok(Ok((flushed, slot))) => return seen(capture.received.get(), flushed, slot.as_ref()),
+        Ok(Err(error)) => tracing::debug!("{}", Chain(&error)),
+        Err(_) => tracing::debug!("look at the source: no answer within {} s", PATIENCE.as_secs()),
+    }
+    *connection = None;
+    unknown
 }
 
 fn seen(received: Option<Lsn>, flushed: Lsn, slot: Option<&Slot>) -> Standing {

@@ -241,9 +241,12 @@ fn stats_lines(source: Option<&SourceStats>, stores: Option<&[StoreStats]>) -> S
     let mut lines = String::new();
     match source {
         Some(source) => {
-            let SourceStats { table, rows, lag_bytes, log_rows, log_lag_records, faults: _ } = source;
-            let lag = lag_bytes
-                .map_or_else(|| "no replication slot".to_owned(), |lag| format!("{lag} bytes of WAL not confirmed"));
+            let SourceStats { table, rows, lag_bytes, log_rows, log_lag_records, faults } = source;
+            let lag = match lag_bytes {
+                Some(lag) => format!("{lag} bytes of WAL not confirmed"),
+                None if faults.is_empty() => "no replication slot".to_owned(),
+                None => "replication slot not known".to_owned(),
+            };
             let _ = writeln!(lines, "source  {:>10} rows    {}, {lag}", shown(*rows), plain(table));
             let lag = log_lag_records.map_or_else(String::new, |lag| format!("    {lag} records not embedded"));
             let _ = writeln!(lines, "log     {:>10} rows{lag}", shown(*log_rows));

@@ -93,14 +93,17 @@ impl Worker {
         let mut give_up_at: Option<Instant> = None;
         let mut letters = Letters::default();
         let depth = if self.rows.take_turns() { 1 } else { DEPTH };
-        // Elsewhere the partitions that are ours come later.
-        if let EmbedLog::Embedded(_) = &log
-            && let Ok(open) = letters.current(&mut log).await
-        {
-            self.metrics.open_letters(open.len() as u64);
-        }
+        // Over Kafka the partitions that are ours come later.
+        let open = match &log {
+            EmbedLog::Embedded(_) => letters.current(&mut log).await.ok().map(|open| open.len() as u64),
+            EmbedLog::Kafka(_) => None,
+        };
+        self.metrics.open_letters(open);
         while give_up_at.is_none() || !under_way.is_empty() {
             self.metrics.embed_stands(log.lag(), log.position());
+            if letters.are_of_others(&log) {
+                self.metrics.open_letters(None);
+            }
             if log.has_replay() && under_way.is_empty() && give_up_at.is_none() {
                 // Nothing of the partitions is under way, so nothing can overtake their beginning.
                 if let Err(fault) = log.begin_replay().await
@@ -136,7 +139,7 @@ impl Worker {
                     match batch {
                         Ok(batch) if batch.is_empty() => continue,
                         Ok(batch) => {
-                            rows_max = if log.lag() > 0 { (rows_max * 2).min(ROWS_MAX) } else { ROWS_MIN };
+                            rows_max = if log.fetched() > 0 { (rows_max * 2).min(ROWS_MAX) } else { ROWS_MIN };
                             let (rows, bytes_max) = (Arc::clone(&self.rows), log.record_bytes_max());
                             let task = tokio::spawn(async move { rows::process(&rows, batch, bytes_max).await });
                             under_way.push_back(AbortOnDropHandle::new(task));
@@ -163,7 +166,7 @@ impl Worker {
         let mut dead_letters = processed.dead_letters;
         dead_letters.extend(open.close(&processed.settled, now_ms()));
         log.commit(processed.vectors, dead_letters, &processed.ends).await?;
-        self.metrics.open_letters(open.len() as u64);
+        self.metrics.open_letters(Some(open.len() as u64));
         // Counted when durable, so that what is done again after a fault is not counted twice.
         for (op, count) in processed.counts {
             self.metrics.events(Stage::Embed, op, count);
@@ -189,6 +192,11 @@ struct Letters {
 }
 
 impl Letters {
+    /// Whether those that were read are of partitions that may not be ours any more.
+    fn are_of_others(&self, log: &EmbedLog) -> bool {
+        self.open.as_ref().is_some_and(|(tenure, _)| *tenure != log.tenures())
+    }
+
     /// Those that the log holds now for the partitions that are ours.
     async fn current(&mut self, log: &mut EmbedLog) -> Result<&mut OpenLetters, LogError> {
         let tenure = log.tenures();

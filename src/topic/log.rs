@@ -200,11 +200,19 @@ impl EmbedLog {
         }
     }
 
-    /// About how many records wait.
-    pub fn lag(&self) -> u64 {
+    /// About how many records wait, as far as they have been fetched.
+    pub fn fetched(&self) -> u64 {
         match self {
             EmbedLog::Embedded(log) => log.lag(),
             EmbedLog::Kafka(log) => log.lag(),
+        }
+    }
+
+    /// Records that stand behind the committed positions; `None`: the brokers know it.
+    pub fn lag(&self) -> Option<u64> {
+        match self {
+            EmbedLog::Embedded(log) => Some(log.lag()),
+            EmbedLog::Kafka(_) => None,
         }
     }
 
