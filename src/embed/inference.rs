@@ -146,10 +146,9 @@ impl Inference {
         let mut outcomes: Vec<Outcome> = texts.iter().map(|_| Err(EmbedError::Stopped)).collect();
         let mut members = vec![];
         for (index, text) in texts.iter().enumerate() {
-            if (1..=TOKENS_MAX).contains(&text.len()) {
-                members.push(index);
-            } else {
-                outcomes[index] = Err(EmbedError::Length { tokens: text.len() });
+            match check_length(text) {
+                Ok(()) => members.push(index),
+                Err(fault) => outcomes[index] = Err(fault),
             }
         }
         let lengths: Vec<usize> = members.iter().map(|index| texts[*index].len()).collect();
@@ -322,9 +321,7 @@ fn serve(mut own: Option<Model>, queue: &Arc<Queue>, takes: Takes) {
 impl Place {
     fn embed(&mut self, text: &TokenIds) -> Outcome {
         let Some(model) = &mut self.model else { return Err(EmbedError::Stopped) };
-        if !(1..=TOKENS_MAX).contains(&text.len()) {
-            return Err(EmbedError::Length { tokens: text.len() });
-        }
+        check_length(text)?;
         run(model, &[text]).pop().unwrap_or(Err(EmbedError::Stopped))
     }
 }
@@ -340,8 +337,16 @@ impl Drop for Place {
     }
 }
 
-/// Runs the model. The thread is the model's only one: were it gone, everybody would wait for it. A call overwrites all that
-/// the one before has left in the model.
+/// Refuses what the model has no positions for, and what has no token at all.
+fn check_length(text: &TokenIds) -> Result<(), EmbedError> {
+    match text.len() {
+        1..=TOKENS_MAX => Ok(()),
+        tokens => Err(EmbedError::Length { tokens }),
+    }
+}
+
+/// Runs the model. A panic takes neither the thread nor the model with it: were they gone, everybody would wait for them. A call
+/// overwrites all that the one before has left in the model.
 fn guarded(model: &mut Model, texts: &[&TokenIds]) -> Result<Vec<Outcome>, ort::Error> {
     let results = catch_unwind(AssertUnwindSafe(|| model.run(texts)));
     results.unwrap_or_else(|_| Err(ort::Error::new("the call panicked")))
