@@ -44,8 +44,8 @@ pub fn measure(model: &str, compare: bool) -> (Site, Figures) {
     let mut bare = Limit::start(model);
     let (texts, tokens, padding) = bare.tuned();
     let texts = texts as f64;
-    let (mut rounds, mut limits) = (vec![], vec![bare.rate(0, ROUNDS + 1)]);
-    let (mut shares, mut with_start) = (vec![], vec![]);
+    let (mut rounds, mut limits) = (vec![], vec![bare.rates(0, ROUNDS + 1)]);
+    let (mut shares, mut of_same, mut with_start) = (vec![], vec![], vec![]);
     for round in 1..=ROUNDS {
         eprintln!("backfill, {model}: {ROWS} rows, round {round} of {ROUNDS}");
         if round > 1 {
@@ -61,9 +61,10 @@ pub fn measure(model: &str, compare: bool) -> (Site, Figures) {
         let made = load(&mut site, model);
         eprintln!("{:.0} ms to the first row, {:.1} s to the last", ms(made.first), made.all.as_secs_f64());
         // It stands still while the model alone is measured, as any idle vecsync.
-        limits.push(bare.rate(round, ROUNDS + 1));
-        let limit = (limits[round - 1] + limits[round]) / 2.0;
+        limits.push(bare.rates(round, ROUNDS + 1));
+        let [limit, same] = [0, 1].map(|which| (limits[round - 1][which] + limits[round][which]) / 2.0);
         shares.push(texts / made.all.as_secs_f64() / limit);
+        of_same.push(texts / made.all.as_secs_f64() / same);
         with_start.push(texts / (made.start + made.all).as_secs_f64() / limit);
         rounds.push(made);
     }
@@ -71,14 +72,17 @@ pub fn measure(model: &str, compare: bool) -> (Site, Figures) {
     let most = |of: &dyn Fn(&Round) -> f64| rounds.iter().map(of).fold(0.0, f64::max);
     let seconds = median(&|round| round.all.as_secs_f64());
     let shares = sorted(shares);
+    let limit = |which: usize| percentile(&sorted(limits.iter().map(|rates| rates[which]).collect()), 0.5);
     let figures = vec![
         ("of_bare", percentile(&shares, 0.5)),
         ("of_bare_least", shares[0]),
         ("of_bare_most", percentile(&shares, 1.0)),
+        ("of_bare_same_vectors", percentile(&sorted(of_same), 0.5)),
         ("of_bare_with_start", percentile(&sorted(with_start), 0.5)),
         ("rows_per_s", ROWS as f64 / seconds),
         ("texts_per_s", texts / seconds),
-        ("bare_texts_per_s", percentile(&sorted(limits), 0.5)),
+        ("bare_texts_per_s", limit(0)),
+        ("bare_same_vectors_texts_per_s", limit(1)),
         ("tokens_per_text", tokens as f64 / texts),
         ("bare_padding_percent", padding),
         ("seconds", seconds),

@@ -89,10 +89,12 @@ impl Limit {
         (number("texts"), number("tokens"), answer["padding_percent"].as_f64().expect("a number"))
     }
 
-    /// Texts per second with the best options over every `parts`-th text, from `part` on. All parts together are all texts; they
-    /// are run between the rounds of what they are compared with, so that a machine that grows slower does so for both.
-    pub fn rate(&mut self, part: usize, parts: usize) -> f64 {
-        self.ask(json!({"part": part, "parts": parts}))["rate"].as_f64().expect("a number")
+    /// Texts per second with the best options over every `parts`-th text, from `part` on, and with the best of those by which each
+    /// text has the vector that it has alone. All parts together are all texts; they are run between the rounds of what they are
+    /// compared with, so that a machine that grows slower does so for both.
+    pub fn rates(&mut self, part: usize, parts: usize) -> [f64; 2] {
+        let answer = self.ask(json!({"part": part, "parts": parts}));
+        ["best", "same"].map(|name| answer[name].as_f64().expect("a number"))
     }
 
     /// Rows per second as the peers embed them: one row a call, padded to 128 tokens.
@@ -150,8 +152,11 @@ pub fn serve(model: &str) -> ExitCode {
     for line in std::io::stdin().lines() {
         let question: Value = serde_json::from_str(&line.expect("readable")).expect("JSON");
         let answer = if question["tune"] == true {
-            let options = tune(&environment, &file, &texts);
-            best = Some((Loop::open(&environment, &file, options), options));
+            let options = tune(&environment, &file, &texts, &BUDGETS);
+            // The int8 model quantises over all texts of a call, so their vectors depend on each other; those of fp32 do not.
+            let same = if model == "fp32" { options } else { tune(&environment, &file, &texts, &[1]) };
+            let open = |options: Options| (Loop::open(&environment, &file, options), options.budget);
+            best = Some([open(options), open(same)]);
             let calls = pack(&texts, options.budget);
             let padded: usize = calls.iter().map(|call| call.len() * call[0].len()).sum();
             let tokens: usize = texts.iter().map(Vec::len).sum();
@@ -168,9 +173,10 @@ pub fn serve(model: &str) -> ExitCode {
             json!({"rate": Loop::open(&environment, &file, one).padded(&rows)})
         } else {
             let number = |name: &str| question[name].as_u64().expect("a number") as usize;
-            let (model, options) = best.as_mut().expect("tuned first");
             let part: Vec<&TokenIds> = texts.iter().skip(number("part")).step_by(number("parts")).collect();
-            json!({"rate": model.rate(&part, options.budget)})
+            let rates =
+                best.as_mut().expect("tuned first").each_mut().map(|(model, budget)| model.rate(&part, *budget));
+            json!({"best": rates[0], "same": rates[1]})
         };
         println!("{answer}");
     }
@@ -196,8 +202,8 @@ impl Options {
     }
 }
 
-/// Tries budgets, then the split of threads, then each other option on its own, and gives the best of what was tried.
-fn tune(environment: &Environment, file: &Path, texts: &[TokenIds]) -> Options {
+/// Tries these budgets, then the split of threads, then each other option on its own, and gives the best of what was tried.
+fn tune(environment: &Environment, file: &Path, texts: &[TokenIds], budgets: &[usize]) -> Options {
     let texts: Vec<&TokenIds> = texts.iter().step_by(TRIED).collect();
     let (cores, plain) = (cores(), Options::plain(cores()));
     let mut best = (plain, 0.0);
@@ -218,10 +224,14 @@ fn tune(environment: &Environment, file: &Path, texts: &[TokenIds]) -> Options {
         }
         best.0
     };
-    let on = try_all(&BUDGETS.map(|budget| Options { budget, ..plain }));
+    let on = try_all(&budgets.iter().map(|&budget| Options { budget, ..plain }).collect::<Vec<_>>());
     let one = Options { sessions: 1, intra: cores, ..on };
-    let more = Options { budget: (on.budget * 2).max(512), ..one };
-    let on = try_all(&[one, Options { spins: true, ..one }, more, Options { spins: true, ..more }]);
+    let mut split = vec![one];
+    if budgets.len() > 1 {
+        split.push(Options { budget: (on.budget * 2).max(512), ..one });
+    }
+    split.extend(split.clone().iter().map(|one| Options { spins: true, ..*one }));
+    let on = try_all(&split);
     let best = try_all(&[
         Options { is_extended: true, ..on },
         Options { arena: false, ..on },

@@ -394,20 +394,24 @@ impl Matrix {
     }
 }
 
-/// The best documents so far, each with its best window. Holds a few more than wanted, so that sorting is rare.
+/// The best documents so far, each with its best window. Holds up to twice as many as wanted, so that sorting is rare; not
+/// more, because what keeps vectors from being looked at is the last sorting's threshold.
 struct Best {
     limit: usize,
+    /// With so many it is time to sort.
+    full: usize,
     /// Nothing below this can be among the best any more.
     threshold: f32,
     by_document: HashMap<u32, (f32, usize)>,
 }
 
 impl Best {
-    /// Documents that may wait for the next sorting, beyond the limit.
-    const SLACK: usize = 256;
+    /// Documents that may wait for the next sorting, beyond the limit: as many as that, within these.
+    const SLACK: (usize, usize) = (8, 256);
 
     fn new(limit: usize, min_score: f32) -> Self {
-        Best { limit, threshold: min_score, by_document: HashMap::new() }
+        let full = limit.saturating_add(limit.clamp(Self::SLACK.0, Self::SLACK.1));
+        Best { limit, full, threshold: min_score, by_document: HashMap::new() }
     }
 
     fn offer(&mut self, matrix: &Matrix, document: u32, slot: usize, score: f32) {
@@ -416,7 +420,7 @@ impl Best {
         if score > best.0 || (score == best.0 && matrix.earlier(document, slot, best.1)) {
             *best = (score, slot);
         }
-        if self.by_document.len() >= self.limit.saturating_add(Self::SLACK) {
+        if self.by_document.len() >= self.full {
             let kept = self.take_ranked(matrix);
             if let Some(&(_, score, _)) = kept.last() {
                 self.threshold = score;

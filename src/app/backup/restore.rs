@@ -316,7 +316,7 @@ impl Restore<'_> {
         let cached = ends.is_some().then(|| self.config.data_dir.join("embeddings"));
         let space = embed::space(&self.config.model);
         let fill = move || -> Result<_, BackupError> {
-            let cache = cached.map_or_else(Cache::off, |folder| Cache::open_bounded(&folder, u64::MAX));
+            let cache = cached.map_or_else(Cache::off, |folder| Cache::open_bounded(&folder, usize::MAX));
             let mut rows = Vec::with_capacity(CACHED_AT_ONCE);
             let generations = Generations::open(settings, &space, |_| false)?;
             let filled = generations.current().mirror.import(&path, pace, |row| {
