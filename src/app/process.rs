@@ -33,6 +33,16 @@ pub(super) fn keep_large_blocks() {
     }
 }
 
+/// Gives the system back what is allocated for nothing any more: of its own accord the allocator does that only at the end of
+/// what it has. Takes some milliseconds, in which others wait to allocate.
+pub(super) fn give_memory_back() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: takes an integer; other threads may allocate meanwhile.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
+
 /// What the process has taken so far; it began at `started`, seconds since the Unix epoch. What `/proc` does not say is 0.
 pub(super) fn taken(started: f64) -> Process {
     let text = |name: &str| fs::read_to_string(format!("/proc/self/{name}")).unwrap_or_default();

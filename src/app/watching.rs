@@ -8,8 +8,8 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::sync::watch;
 use tokio::task::spawn_blocking;
 
-use super::LOCAL;
 use super::serving::Shared;
+use super::{LOCAL, process};
 use crate::capture;
 use crate::clock::now_ms;
 use crate::freshness::Freshness;
@@ -50,7 +50,7 @@ impl Watching {
         let mut check = tokio::time::interval(CHECK_EVERY);
         let mut bar: Option<Progress> = None;
         let mut last = self.held();
-        let (mut feeds, mut is_whole) = (true, false);
+        let (mut feeds, mut is_whole, mut has_slack) = (true, false, false);
         // Where there is no Qdrant nothing changes there either.
         let mut primary = self.shared.qdrant.as_ref().map(|qdrant| qdrant.primary.subscribe());
         loop {
@@ -60,8 +60,11 @@ impl Watching {
                 Ok(()) = status.changed() => self.note(&status.borrow_and_update()),
                 changed = self.stored.changed(), if feeds => feeds = changed.is_ok(),
                 Some(Ok(())) = changed(&mut primary) => {}
-                _ = measure.tick() => self.measure().await,
-                _ = prune.tick() => self.prune().await?,
+                _ = measure.tick() => self.measure(std::mem::take(&mut has_slack)).await,
+                _ = prune.tick() => {
+                    self.prune().await?;
+                    has_slack = true;
+                }
                 _ = check.tick() => self.check_log().await,
             }
             let stored = self.stored.borrow_and_update().clone();
@@ -83,6 +86,8 @@ impl Watching {
             }
             if !is_whole && self.shared.freshness().is_loaded() {
                 is_whole = self.take_over().await;
+                // A first load has ended, or another model has gone.
+                has_slack |= is_whole;
             }
             self.show_load(&status.borrow(), &mut bar);
         }
@@ -186,10 +191,15 @@ impl Watching {
 
     fn show_load(&self, status: &capture::Status, bar: &mut Option<Progress>) {
         let Some(mirror) = self.shared.mirror() else { return };
-        let (loaded, expected) = (self.shared.freshness().is_loaded(), status.snapshot.expected);
+        let loaded = self.shared.freshness().is_loaded();
+        // Where the rows are embedded anew out of the log, there are as many as before.
+        let before = || self.shared.stand_in().map_or(0, |stand_in| stand_in.earlier.mirror.rows());
+        let expected = Some(status.snapshot.expected).filter(|expected| *expected > 0).unwrap_or_else(before);
         match bar {
             Some(progress) => {
-                progress.set_total(expected);
+                if expected > 0 {
+                    progress.set_total(expected);
+                }
                 progress.set(mirror.rows());
                 if loaded && let Some(progress) = bar.take() {
                     progress.finish();
@@ -202,11 +212,18 @@ impl Watching {
         }
     }
 
-    async fn measure(&self) {
+    /// `has_slack`: much was freed lately.
+    async fn measure(&self, has_slack: bool) {
         self.registry.run_upkeep();
         let (mirror, data_dir) = (self.shared.mirror(), self.data_dir.clone());
         let size = move || mirror.map(|mirror| (mirror.points(), mirror.size_on_disk().unwrap_or(0)));
-        let measured = spawn_blocking(move || (size(), free_bytes(&data_dir))).await;
+        let measured = spawn_blocking(move || {
+            if has_slack {
+                process::give_memory_back();
+            }
+            (size(), free_bytes(&data_dir))
+        })
+        .await;
         if let Ok((stored, free)) = measured {
             if let Some((points, bytes)) = stored {
                 self.metrics.store_points(LOCAL, Some(points));

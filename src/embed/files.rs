@@ -13,6 +13,9 @@ use crate::config::Precision;
 const FP32_SHA256: &str = "ca46f1a88a9c6e61b918af1ab38be3e7903b986616551f0a6f10a7ecc5730cd4";
 /// all-MiniLM-L6-v2, ONNX, dynamically quantised.
 const INT8_SHA256: &str = "afdb6f1a0e45b715d0bb9b11772f032c399babd23bfc31fed1c170afc848bdb1";
+/// What a file has to have that may be either.
+const EITHER: &str = "ca46f1a88a9c6e61b918af1ab38be3e7903b986616551f0a6f10a7ecc5730cd4 (fp32) or \
+                      afdb6f1a0e45b715d0bb9b11772f032c399babd23bfc31fed1c170afc848bdb1 (int8)";
 /// Its tokenizer.
 const TOKENIZER_SHA256: &str = "da0e79933b9ed51798a3ae27893d3c5fa4a201126cef75586296df9b4d2c62a0";
 /// The fp32 file has 91 MB, the int8 file 23: what is longer than this is taken for fp32 until its hash says more.
@@ -106,6 +109,8 @@ pub struct Files {
     pub model: PathBuf,
     /// What it is, or claims to be.
     pub precision: Precision,
+    /// Nobody has said so: there is one file, and its length says which it is.
+    pub is_guessed: bool,
     /// The tokenizer.
     pub tokenizer: PathBuf,
     /// ONNX Runtime's library.
@@ -118,17 +123,18 @@ impl Files {
     pub fn choose(settings: &config::Model) -> Files {
         let folder = &settings.dir;
         let (plain, quantised) = (folder.join("model.onnx"), folder.join("model_int8.onnx"));
+        let is_guessed = settings.precision.is_none() && plain.exists() && !quantised.exists();
         let (model, precision) = match settings.precision {
             Some(Precision::Fp32) => (plain, Precision::Fp32),
             Some(Precision::Int8) if plain.exists() && !quantised.exists() => (plain, Precision::Int8),
-            None if plain.exists() && !quantised.exists() => {
+            None if is_guessed => {
                 let fp32 = plain.metadata().is_ok_and(|file| file.len() >= FP32_BYTES_MIN);
                 (plain, if fp32 { Precision::Fp32 } else { Precision::Int8 })
             }
             Some(Precision::Int8) | None => (quantised, Precision::Int8),
         };
         let runtime = settings.runtime.clone().unwrap_or_else(|| find_runtime(folder));
-        Files { model, precision, tokenizer: folder.join("tokenizer.json"), runtime }
+        Files { model, precision, is_guessed, tokenizer: folder.join("tokenizer.json"), runtime }
     }
 
     /// The hashes that model and tokenizer have to have.
@@ -151,6 +157,9 @@ impl Files {
             |source| LoadError::Read { what, path: self.model.clone(), wanted, setting: "VECSYNC_MODEL_DIR", source };
         let mut file = File::open(&self.model).map_err(fault)?;
         let (found, bytes) = hash(&mut file).map_err(fault)?;
+        if self.is_guessed && found != wanted {
+            return check_hash("model", &self.model, found, bytes, EITHER);
+        }
         check_hash(what, &self.model, found, bytes, wanted)
     }
 

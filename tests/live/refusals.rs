@@ -194,6 +194,11 @@ fn a_model_file_that_is_missing_or_cut_short_is_named() {
         fs::remove_dir_all(&folder).unwrap();
         fs::create_dir(&folder).unwrap();
     }
+    eprintln!("the only model is cut short, and nobody says which it was");
+    files.iter().filter(|file| **file != "model_int8.onnx").for_each(|file| link(file));
+    let whole = fs::read(model_dir().join("model.onnx")).unwrap();
+    fs::write(format!("{folder}/model.onnx"), &whole[..whole.len() / 3]).unwrap();
+    refused(&vecsync, &["model.onnx", "(fp32) or", "(int8)", "truncated"]);
 }
 
 #[test]
