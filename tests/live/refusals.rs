@@ -198,6 +198,7 @@ fn a_model_file_that_is_missing_or_cut_short_is_named() {
     files.iter().filter(|file| **file != "model_int8.onnx").for_each(|file| link(file));
     let whole = fs::read(model_dir().join("model.onnx")).unwrap();
     fs::write(format!("{folder}/model.onnx"), &whole[..whole.len() / 3]).unwrap();
+    vecsync.set("VECSYNC_MODEL", "");
     refused(&vecsync, &["model.onnx", "(fp32) or", "(int8)", "truncated"]);
 }
 
