@@ -18,6 +18,9 @@ pub struct Cli {
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
+    /// Which pipeline it is about, where VECSYNC_PIPELINE is a folder of several
+    #[arg(long, global = true, value_name = "NAME")]
+    pub pipeline: Option<String>,
 }
 
 /// The commands.
@@ -245,6 +248,17 @@ mod tests {
         let Command::Search(search) = parse(&words).expect("valid") else { panic!("another command") };
         assert_eq!((search.text.as_str(), search.limit, search.json), ("lost password", 3, true));
         assert_eq!(search.filters, [("a".to_owned(), "1".to_owned()), ("b".to_owned(), "x=y".to_owned())]);
+    }
+
+    #[test]
+    fn every_command_takes_the_name_of_a_pipeline() {
+        let named = |words: &[&str]| {
+            let cli = Cli::try_parse_from(["vecsync"].iter().chain(words)).expect("valid");
+            cli.pipeline
+        };
+        assert_eq!(named(&["sync", "--pipeline", "faq"]).as_deref(), Some("faq"));
+        assert_eq!(named(&["dead-letters", "retry", "--all", "--pipeline", "faq"]).as_deref(), Some("faq"));
+        assert_eq!(named(&["search", "x"]), None);
     }
 
     #[test]

@@ -35,9 +35,25 @@ pub async fn status(settings: &Settings, as_json: bool) -> Result<String, Client
     if as_json {
         return Ok(format!("{report:#}\n"));
     }
-    let text = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
     let mut lines = format!("vecsync at {} is {}\n", settings.url, text(&report["status"]));
-    for (name, component) in report["components"].as_object().into_iter().flatten() {
+    match report["pipelines"].as_object() {
+        None => component_lines(&report["components"], &mut lines),
+        Some(pipelines) => {
+            for (name, pipeline) in pipelines {
+                let _ = writeln!(lines, "pipeline {name} is {}", text(&pipeline["status"]));
+                component_lines(&pipeline["components"], &mut lines);
+            }
+        }
+    }
+    Ok(lines)
+}
+
+fn text(value: &Value) -> String {
+    value.as_str().map_or_else(|| value.to_string(), str::to_owned)
+}
+
+fn component_lines(components: &Value, lines: &mut String) {
+    for (name, component) in components.as_object().into_iter().flatten() {
         let mut line = format!("  {name:<8} {:<10}", text(&component["status"]));
         for (field, value) in component.as_object().into_iter().flatten() {
             if field != "status" && !value.is_null() {
@@ -47,7 +63,6 @@ pub async fn status(settings: &Settings, as_json: bool) -> Result<String, Client
         lines.push_str(line.trim_end());
         lines.push('\n');
     }
-    Ok(lines)
 }
 
 /// `vecsync healthcheck`: why the running vecsync is not ready; `None`: it is. It needs no key.

@@ -20,7 +20,7 @@ use vecsync::commands::verify::Found;
 use vecsync::config::environment::Environment;
 use vecsync::config::problems::{Problem, Problems};
 use vecsync::config::settings::Settings;
-use vecsync::config::{Config, Document, Log, Role, listing, pipeline};
+use vecsync::config::{Config, Configs, Document, Log, Role, folder, listing, pipeline};
 use vecsync::control::Request;
 use vecsync::embed::DocumentError;
 use vecsync::retry::Chain;
@@ -49,6 +49,12 @@ impl From<Problems> for Failure {
     }
 }
 
+impl From<app::AppError> for Failure {
+    fn from(error: app::AppError) -> Self {
+        Failure::Error(Box::new(error))
+    }
+}
+
 impl From<Box<dyn Error>> for Failure {
     fn from(error: Box<dyn Error>) -> Self {
         Failure::Error(error)
@@ -56,7 +62,8 @@ impl From<Box<dyn Error>> for Failure {
 }
 
 fn main() -> ExitCode {
-    match dispatch(Cli::parse().command) {
+    let cli = Cli::parse();
+    match dispatch(cli.command, cli.pipeline.as_deref()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(Failure::Problems(problems)) => {
             let many = if problems.len() == 1 { "problem" } else { "problems" };
@@ -74,14 +81,19 @@ fn main() -> ExitCode {
     }
 }
 
-fn dispatch(command: Command) -> Result<(), Failure> {
+fn dispatch(command: Command, named: Option<&str>) -> Result<(), Failure> {
     let environment = Environment::of_process();
+    let about = About { environment: &environment, named };
     match command {
+        Command::Run { .. } | Command::Pipeline(_) | Command::Config if named.is_some() => {
+            let what = "is for commands about one pipeline: this one takes all that VECSYNC_PIPELINE names";
+            Err(Problems::from(Problem::new("--pipeline", what)).into())
+        }
         Command::Run { role } => run(&environment, &role),
-        Command::Init(wanted) => init(&environment, wanted),
-        Command::Check(wanted) => check(&environment, wanted),
+        Command::Init(wanted) => init(&about, wanted),
+        Command::Check(wanted) => check(&about, wanted),
         Command::Search(search) => {
-            let settings = Settings::read(&environment)?;
+            let settings = about.server()?;
             let query = Query {
                 text: search.text,
                 limit: Some(search.limit as usize),
@@ -90,21 +102,21 @@ fn dispatch(command: Command) -> Result<(), Failure> {
             };
             print(&to_end(&settings.log, commands::search(&settings, &query, search.json))?)
         }
-        Command::Sync(wanted) => resync(&environment, wanted),
+        Command::Sync(wanted) => resync(&about, wanted),
         Command::Status { watch: true, .. } => {
-            let settings = Settings::read(&environment)?;
+            let settings = about.server()?;
             to_end(&settings.log, commands::watch::watch(&settings))
         }
         Command::Status { json, .. } => {
-            let settings = Settings::read(&environment)?;
+            let settings = about.server()?;
             print(&to_end(&settings.log, commands::status(&settings, json))?)
         }
         Command::Replay { topic, into, json } => {
-            let settings = Settings::read(&environment)?;
+            let settings = about.settings()?;
             print(&to_end(&settings.log, commands::replay::replay(&settings, topic, into, json))?)
         }
         Command::Verify { repair, json } => {
-            let settings = Settings::read(&environment)?;
+            let settings = about.settings()?;
             let (said, found) = to_end(&settings.log, commands::verify::verify(&settings, repair, json))?;
             print(&said)?;
             match found {
@@ -114,25 +126,25 @@ fn dispatch(command: Command) -> Result<(), Failure> {
             }
         }
         Command::Backup { dir, json } => {
-            let settings = Settings::read(&environment)?;
+            let settings = about.settings()?;
             let said = match to_end(&settings.log, commands::backup::backup(&settings, &dir, json))? {
                 Some(said) => said,
                 None => {
-                    let config = Config::load(&environment, &[], &check_templates)?;
+                    let config = about.config()?;
                     block_on(commands::backup::backup_alone(config, dir, json))?
                 }
             };
             print(&said)
         }
         Command::Restore { dir, only, json } => {
-            let config = Config::load(&environment, &[], &check_templates)?;
+            let config = about.config()?;
             print(&to_end(&config.log, commands::backup::restore(&config, &dir, only, json))?)
         }
-        Command::DeadLetters(command) => dead_letters(&environment, command),
+        Command::DeadLetters(command) => dead_letters(&about, command),
         Command::Pipeline(Pipeline::Check { files }) => check_pipelines(&files),
         Command::Pipeline(Pipeline::Schema) => print(pipeline::SCHEMA),
         Command::Healthcheck => {
-            let settings = Settings::read(&environment)?;
+            let settings = about.server()?;
             match to_end(&settings.log, commands::healthcheck(&settings))? {
                 None => print("ready\n"),
                 Some(why) => Err(Failure::Unhealthy(why)),
@@ -147,13 +159,80 @@ fn dispatch(command: Command) -> Result<(), Failure> {
 }
 
 fn run(environment: &Environment, roles: &[Role]) -> Result<(), Failure> {
-    let config = Config::load(environment, roles, &check_templates)?;
-    to_end(&config.log.clone(), app::run(config))
+    let configs = Configs::load(environment, roles, &check_templates)?;
+    let log = configs.pipelines[configs.default].log.clone();
+    to_end(&log, app::run(configs))
 }
 
-fn resync(environment: &Environment, wanted: Sync) -> Result<(), Failure> {
+/// What a command is about: the pipeline that is named, or the only one.
+struct About<'a> {
+    environment: &'a Environment,
+    named: Option<&'a str>,
+}
+
+impl About<'_> {
+    /// How a running vecsync is reached over HTTP: it knows its pipelines itself, and which is meant where none is named.
+    fn server(&self) -> Result<Settings, Failure> {
+        let settings = Settings::read(self.environment)?;
+        Ok(match self.named {
+            Some(name) => settings.of_pipeline(name)?,
+            None => settings,
+        })
+    }
+
+    /// How the vecsync that has the pipeline is reached, also through its data directory.
+    fn settings(&self) -> Result<Settings, Failure> {
+        let settings = self.server()?;
+        let names = folder::names(&settings.pipeline);
+        let name = match self.named {
+            // Files that cannot be read are no reason not to reach one that runs.
+            Some(name) if names.is_empty() => name,
+            _ => match self.place(&names)? {
+                Some(place) => &names[place],
+                None => return Ok(settings),
+            },
+        };
+        let data_dir = app::home::of(&settings.data_dir, name, names.len() == 1).map_err(Box::<dyn Error>::from)?;
+        Ok(Settings { data_dir, ..settings })
+    }
+
+    /// The configuration of the pipeline.
+    fn config(&self) -> Result<Config, Failure> {
+        let mut configs = self.configs()?;
+        let place = self.place(&configs.names())?.unwrap_or(configs.default);
+        Ok(configs.pipelines.swap_remove(place))
+    }
+
+    /// The configurations of all, each with the place of its data.
+    fn configs(&self) -> Result<Configs, Failure> {
+        let mut configs = Configs::load(self.environment, &[], &check_templates)?;
+        app::home::settle(&mut configs).map_err(Box::<dyn Error>::from)?;
+        Ok(configs)
+    }
+
+    /// Which of these is meant; `None`: there is none.
+    fn place(&self, names: &[String]) -> Result<Option<usize>, Failure> {
+        let refused = |problem: Problem| Failure::from(Problems::from(problem));
+        match self.named {
+            Some(name) => match names.iter().position(|known| known == name) {
+                Some(place) => Ok(Some(place)),
+                None => {
+                    let what = format!("there is no such pipeline; there are {}", names.join(", "));
+                    Err(refused(Problem::new("--pipeline", what).showing(name)))
+                }
+            },
+            None if names.len() > 1 => {
+                let what = format!("is missing: VECSYNC_PIPELINE has several, name one of {}", names.join(", "));
+                Err(refused(Problem::new("--pipeline", what)))
+            }
+            None => Ok((!names.is_empty()).then_some(0)),
+        }
+    }
+}
+
+fn resync(about: &About<'_>, wanted: Sync) -> Result<(), Failure> {
     let Sync { force, dry_run, batch_size, stats_only, json } = wanted;
-    let settings = Settings::read(environment)?;
+    let settings = about.settings()?;
     let wanted = Wanted { force, batch_rows: batch_size };
     let said = to_end(&settings.log, async {
         match (dry_run, stats_only) {
@@ -163,29 +242,45 @@ fn resync(environment: &Environment, wanted: Sync) -> Result<(), Failure> {
         }
     })?;
     let Some(said) = said else {
-        let config = Config::load(environment, &[], &check_templates)?;
+        let config = about.config()?;
         return print(&block_on(sync::prepare(config, wanted, json))?);
     };
     print(&said.text)?;
     said.failed.map_or(Ok(()), |failed| Err(Failure::Error(Box::new(failed))))
 }
 
-fn check(environment: &Environment, wanted: Check) -> Result<(), Failure> {
+fn check(about: &About<'_>, wanted: Check) -> Result<(), Failure> {
     let Check { skip_health, skip_operations, drill, verbose } = wanted;
     let drill = drill.map(Duration::from_secs);
-    let config = Config::load(environment, &[], &check_templates)?;
-    let settings = Settings::read(environment)?;
     let wanted = commands::check::Wanted { skip_health, skip_operations, drill, verbose };
-    match to_end(&config.log, commands::check::check(&config, &settings, wanted))? {
+    let mut configs = about.configs()?;
+    let is_one = configs.pipelines.len() == 1;
+    if about.named.is_some() || drill.is_some() {
+        let place = about.place(&configs.names())?.unwrap_or(configs.default);
+        configs.pipelines = vec![configs.pipelines.swap_remove(place)];
+    }
+    let settings = Settings::read(about.environment)?;
+    let log = settings.log.clone();
+    let checked = async {
+        let mut wrong = 0;
+        for config in &configs.pipelines {
+            let settings = if is_one { settings.clone() } else { settings.of_pipeline(&config.pipeline.name)? };
+            let settings = Settings { data_dir: config.data_dir.clone(), ..settings };
+            wrong += commands::check::check(config, &settings, wanted, !is_one).await?;
+        }
+        Ok::<_, Failure>(wrong)
+    };
+    logging::start(&log).map_err(Box::<dyn Error>::from)?;
+    match run_on_all_cores(checked)? {
         0 => Ok(()),
         1 => Err(Failure::Unhealthy("one thing is not as it should be".to_owned())),
         wrong => Err(Failure::Unhealthy(format!("{wrong} things are not as they should be"))),
     }
 }
 
-fn init(environment: &Environment, wanted: Init) -> Result<(), Failure> {
+fn init(about: &About<'_>, wanted: Init) -> Result<(), Failure> {
     let Init { health_check_only, validate, stats, recreate, migrate, local_store_path } = wanted;
-    let config = Config::load(environment, &[], &check_templates)?;
+    let config = about.config()?;
     let no_qdrant = || {
         let mut problems = Problems::new();
         problems.push(Problem::new(
@@ -204,13 +299,13 @@ fn init(environment: &Environment, wanted: Init) -> Result<(), Failure> {
     said.unhealthy.map_or(Ok(()), |what| Err(Failure::Unhealthy(what)))
 }
 
-fn dead_letters(environment: &Environment, command: DeadLetters) -> Result<(), Failure> {
-    let settings = Settings::read(environment)?;
+fn dead_letters(about: &About<'_>, command: DeadLetters) -> Result<(), Failure> {
+    let settings = about.settings()?;
     let (request, as_json, lines): (_, _, fn(&Value) -> String) = match command {
         DeadLetters::Retry { ids, all: _ } => {
             let retried = to_end(&settings.log, letters::retry(&settings, ids));
             let is_foreign = |config: Config| config.pipeline.source.topic.is_some();
-            if retried.is_err() && Config::load(environment, &[], &check_templates).is_ok_and(is_foreign) {
+            if retried.is_err() && about.config().is_ok_and(is_foreign) {
                 return Err(Failure::Error(app::foreign::NO_RETRY.into()));
             }
             let (said, failed) = retried?;
@@ -223,7 +318,7 @@ fn dead_letters(environment: &Environment, command: DeadLetters) -> Result<(), F
     let answer = match to_end(&settings.log, letters::ask(&settings, request.clone()))? {
         Some(answer) => answer,
         None => {
-            let config = Config::load(environment, &[], &check_templates)?;
+            let config = about.config()?;
             block_on(letters::read(config, request))?
         }
     };
@@ -232,7 +327,7 @@ fn dead_letters(environment: &Environment, command: DeadLetters) -> Result<(), F
 
 fn check_pipelines(files: &[PathBuf]) -> Result<(), Failure> {
     let mut problems = Problems::new();
-    for (file, result) in files.iter().zip(pipeline::read_files(files, &check_templates)) {
+    for (file, result) in folder::read_all(files, &check_templates) {
         if let Some(pipeline) = problems.take(result) {
             let source = &pipeline.source;
             let line = format!("{}: ok: {} from {}.{}\n", file.display(), pipeline.name, source.schema, source.table);
@@ -259,6 +354,10 @@ fn to_end<T, E: Error + 'static>(log: &Log, command: impl Future<Output = Result
 
 /// Runs a command on as many threads as there are cores.
 fn block_on<T, E: Error + 'static>(command: impl Future<Output = Result<T, E>>) -> Result<T, Failure> {
+    run_on_all_cores(async { command.await.map_err(|error| Failure::Error(Box::new(error))) })
+}
+
+fn run_on_all_cores<T>(command: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(cores)
@@ -266,7 +365,7 @@ fn block_on<T, E: Error + 'static>(command: impl Future<Output = Result<T, E>>) 
         .enable_all()
         .build()
         .map_err(Box::<dyn Error>::from)?;
-    runtime.block_on(command).map_err(|error| Failure::Error(Box::new(error)))
+    runtime.block_on(command)
 }
 
 /// Writes to standard output. Nobody reading on (`| head`) is no failure.

@@ -27,6 +27,7 @@ pub fn install(version: &'static str, model: &str) -> Result<PrometheusHandle, B
 
 fn describe() {
     let gauges = [
+        ("vecsync_pipeline_up", Unit::Count, "1 while a pipeline runs, 0 while it failed and is tried again"),
         ("vecsync_capture_state", Unit::Count, "1 for what capture is doing, 0 for the others"),
         ("vecsync_staleness_seconds", Unit::Seconds, "How old what a store holds may be; NaN: not known"),
         ("vecsync_store_searchable", Unit::Count, "1 while searches may ask a store, else 0"),
@@ -192,6 +193,11 @@ impl PipelineMetrics {
     /// How many events came through a stage so far.
     pub fn events_of(&self, stage: Stage) -> u64 {
         self.tally.events[stage as usize].load(Ordering::Relaxed)
+    }
+
+    /// Whether the pipeline runs, whatever its parts do.
+    pub fn is_up(&self, is_up: bool) {
+        gauge!("vecsync_pipeline_up", "pipeline" => self.label()).set(f64::from(u8::from(is_up)));
     }
 
     /// What capture is doing, of all that it can.

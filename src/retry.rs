@@ -21,11 +21,16 @@ impl Retry {
     /// Starts at 100 ms, doubles up to 10 s, each wait moved by up to half at random; never gives up.
     /// `target` is the value of the metrics label.
     pub fn new(target: &'static str) -> Self {
+        Retry::paced(target, Duration::from_millis(100), Duration::from_secs(10))
+    }
+
+    /// The same with another first and another longest wait.
+    pub fn paced(target: &'static str, first: Duration, longest: Duration) -> Self {
         let backoff = ExponentialBackoffBuilder::new()
-            .with_initial_interval(Duration::from_millis(100))
+            .with_initial_interval(first)
             .with_multiplier(2.0)
             .with_randomization_factor(0.5)
-            .with_max_interval(Duration::from_secs(10))
+            .with_max_interval(longest)
             .with_max_elapsed_time(None)
             .build();
         metrics::retries_of(target);

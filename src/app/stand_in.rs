@@ -1,7 +1,8 @@
 //! The mirror of the revision before, with the model that its vectors are of: it answers until the stores of the revision that is
 //! configured are whole. Never mixed: a query's vector goes to the stores of its own model only.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::task::spawn_blocking;
@@ -10,7 +11,7 @@ use super::LOCAL;
 use super::serving::{Shared, results, vector_of};
 use crate::clock::now_ms;
 use crate::config;
-use crate::embed::{self, Embedder};
+use crate::embed::{self, Embedder, LoadError, WeakEmbedder};
 use crate::freshness::Freshness;
 use crate::index::{Earlier, Filter, Generations};
 use crate::retry::Chain;
@@ -29,15 +30,37 @@ pub(super) struct StandIn {
     whole_since: Mutex<Option<Instant>>,
 }
 
+/// The models of earlier revisions, each loaded once for all pipelines that need it and held by them alone. Clones are the same.
+#[derive(Clone, Default)]
+pub(super) struct Models(Arc<Mutex<BTreeMap<String, WeakEmbedder>>>);
+
+impl Models {
+    /// The model of a space. Blocks; who comes second waits for the first.
+    fn load(&self, model: &config::Model, space: &str) -> Result<Embedder, LoadError> {
+        let mut held = lock(&self.0);
+        if let Some(embedder) = held.get(space).and_then(WeakEmbedder::upgrade) {
+            return Ok(embedder);
+        }
+        let embedder = Embedder::load(model, 1)?;
+        held.insert(space.to_owned(), embedder.downgrade());
+        Ok(embedder)
+    }
+}
+
 impl StandIn {
     /// The one of these generations; blocking, as it may have to load another model. `embedder` is the configured one.
-    pub fn load(generations: &Generations, model: &config::Model, embedder: &Embedder) -> Option<StandIn> {
+    pub fn load(
+        generations: &Generations,
+        model: &config::Model,
+        embedder: &Embedder,
+        models: &Models,
+    ) -> Option<StandIn> {
         let earlier = generations.earlier()?;
         let embedder = if earlier.space == embed::space(model) {
             embedder.clone()
         } else {
             let wanted = embed::model_of_space(model, &earlier.space)?;
-            match Embedder::load(&wanted, 1) {
+            match models.load(&wanted, &earlier.space) {
                 Ok(embedder) => embedder,
                 Err(error) => {
                     tracing::warn!("{}: revision {} cannot be searched meanwhile", Chain(&error), earlier.revision);

@@ -1,10 +1,9 @@
 //! Follows how fresh the mirror is, measures, prunes, shows the initial load. Decides nothing about rows.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
-use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::sync::watch;
 use tokio::task::spawn_blocking;
 
@@ -15,7 +14,7 @@ use crate::clock::now_ms;
 use crate::freshness::Freshness;
 use crate::index::primary::STORE;
 use crate::index::{Generations, PrimaryState};
-use crate::metrics::{self, PipelineMetrics};
+use crate::metrics::PipelineMetrics;
 use crate::progress_bar::Progress;
 use crate::retry::Chain;
 use crate::shutdown::Shutdown;
@@ -35,9 +34,7 @@ pub(super) struct Watching {
     pub log: Log,
     pub revision: String,
     pub stored: watch::Receiver<Offsets>,
-    pub data_dir: PathBuf,
     pub metrics: PipelineMetrics,
-    pub registry: PrometheusHandle,
 }
 
 impl Watching {
@@ -214,25 +211,20 @@ impl Watching {
 
     /// `has_slack`: much was freed lately.
     async fn measure(&self, has_slack: bool) {
-        self.registry.run_upkeep();
-        let (mirror, data_dir) = (self.shared.mirror(), self.data_dir.clone());
+        let mirror = self.shared.mirror();
         let size = move || mirror.map(|mirror| (mirror.points(), mirror.size_on_disk().unwrap_or(0)));
         let measured = spawn_blocking(move || {
             if has_slack {
                 process::give_memory_back();
             }
-            (size(), free_bytes(&data_dir))
-        })
-        .await;
-        if let Ok((stored, free)) = measured {
-            if let Some((points, bytes)) = stored {
-                self.metrics.store_points(LOCAL, Some(points));
-                self.metrics.store_bytes(LOCAL, bytes);
-            }
-            if let Some(qdrant) = &self.shared.qdrant {
-                self.metrics.store_points(STORE, qdrant.primary.state().points);
-            }
-            metrics::data_dir_free(free);
+            size()
+        });
+        if let Ok(Some((points, bytes))) = measured.await {
+            self.metrics.store_points(LOCAL, Some(points));
+            self.metrics.store_bytes(LOCAL, bytes);
+        }
+        if let Some(qdrant) = &self.shared.qdrant {
+            self.metrics.store_points(STORE, qdrant.primary.state().points);
         }
     }
 }

@@ -26,9 +26,12 @@ pub struct Wanted {
     pub verbose: bool,
 }
 
-/// Looks at everything and prints each finding as it comes. Gives how many are wrong.
-pub async fn check(config: &Config, settings: &Settings, wanted: Wanted) -> Result<usize, AppError> {
+/// Looks at everything and prints each finding as it comes. Gives how many are wrong. `is_named`: says first of which pipeline.
+pub async fn check(config: &Config, settings: &Settings, wanted: Wanted, is_named: bool) -> Result<usize, AppError> {
     let mut wrong = 0;
+    if is_named {
+        let _ = writeln!(std::io::stdout().lock(), "pipeline {}", config.pipeline.name);
+    }
     let mut tell = |finding: Finding| {
         wrong += usize::from(finding.result.is_err());
         // Nobody reading on is no failure.

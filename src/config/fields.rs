@@ -160,6 +160,15 @@ impl<'t> Fields<'t> {
         })
     }
 
+    /// True or false.
+    pub(super) fn truth(&mut self, section: &Section<'_, 't>, key: &str) -> Option<bool> {
+        let value = value_of(section, key)?;
+        match value.get_ref() {
+            DeValue::Boolean(truth) => Some(*truth),
+            _ => self.wrong(value, &section.path(key), "wanted true or false"),
+        }
+    }
+
     /// A number from 0 to 1.
     pub(super) fn share(&mut self, section: &Section<'_, 't>, key: &str) -> Option<f32> {
         let value = value_of(section, key)?;

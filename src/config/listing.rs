@@ -5,6 +5,7 @@ use std::path::Path;
 
 use super::database;
 use super::environment::Environment;
+use super::folder;
 use super::problems::{Problems, without_userinfo};
 use super::settings::{self, SETTINGS, Settings, Show, default_url, given};
 
@@ -13,7 +14,11 @@ const VALUE_WIDTH_MAX: usize = 44;
 
 /// What `vecsync config` prints.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Listing(Vec<Listed>);
+pub struct Listing {
+    rows: Vec<Listed>,
+    /// Which pipelines there are, where there are several.
+    pipelines: Option<String>,
+}
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Listed {
@@ -42,7 +47,18 @@ pub fn listing(environment: &Environment) -> (Listing, Problems) {
         };
         Listed { name: known.name, value, origin }
     });
-    (Listing(rows.collect()), problems)
+    let pipelines = pipelines(&settings::pipeline_path(environment));
+    (Listing { rows: rows.collect(), pipelines }, problems)
+}
+
+/// Names several pipelines and the default among them. Whether their files are good is not asked here.
+fn pipelines(path: &Path) -> Option<String> {
+    let set = folder::read_set(path, &|_| vec![]).ok().filter(|set| set.pipelines.len() > 1)?;
+    let name = |(place, (_, pipeline)): (usize, &(_, super::Pipeline))| match place == set.default {
+        true => format!("{} (the default)", pipeline.name),
+        false => pipeline.name.clone(),
+    };
+    Some(set.pipelines.iter().enumerate().map(name).collect::<Vec<_>>().join(", "))
 }
 
 fn shown(value: &str, show: Show, database_is_good: bool) -> String {
@@ -59,10 +75,14 @@ fn shown(value: &str, show: Show, database_is_good: bool) -> String {
 
 impl fmt::Display for Listing {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let width = |text: fn(&Listed) -> &str| self.0.iter().map(|row| text(row).chars().count()).max().unwrap_or(0);
+        let width =
+            |text: fn(&Listed) -> &str| self.rows.iter().map(|row| text(row).chars().count()).max().unwrap_or(0);
         let (names, values) = (width(|row| row.name), width(|row| &row.value).min(VALUE_WIDTH_MAX));
-        for row in &self.0 {
+        for row in &self.rows {
             writeln!(f, "{:names$}  {:values$}  {}", row.name, row.value, row.origin)?;
+        }
+        if let Some(pipelines) = &self.pipelines {
+            writeln!(f, "Pipelines: {pipelines}")?;
         }
         Ok(())
     }

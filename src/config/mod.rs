@@ -6,6 +6,7 @@ mod conninfo;
 mod database;
 pub mod environment;
 mod fields;
+pub mod folder;
 mod kafka;
 mod keys;
 pub mod listing;
@@ -24,7 +25,7 @@ use pipeline::CheckTemplates;
 use problems::{Problem, Problems};
 use settings::Settings;
 
-/// All that a running vecsync needs to know. Built only by a parser that has checked everything.
+/// All that a running vecsync needs to know of one pipeline. Built only by a parser that has checked everything.
 #[derive(Clone, Debug)]
 pub struct Config {
     /// What this process does; at least one.
@@ -33,8 +34,10 @@ pub struct Config {
     pub database: Option<Database>,
     /// What to index.
     pub pipeline: Pipeline,
-    /// Embedded log, mirror, embedding cache.
+    /// Where this pipeline has its log, mirror and sockets: `root_dir`, or a folder below it.
     pub data_dir: PathBuf,
+    /// `VECSYNC_DATA_DIR`: what all pipelines share is here.
+    pub root_dir: PathBuf,
     /// The log.
     pub topics: Topics,
     /// The brokers that hold it; none: it is on this machine.
@@ -62,62 +65,115 @@ pub enum Role {
     Serve,
 }
 
-impl Config {
+/// The configurations of all pipelines of a process. What is not the pipeline's own is the same in each.
+#[derive(Clone, Debug)]
+pub struct Configs {
+    /// At least one, in the order of their files.
+    pub pipelines: Vec<Config>,
+    /// The place of the one that is meant where none is named.
+    pub default: usize,
+}
+
+impl Configs {
     /// Reads all that `run` needs. `roles` are those asked for, none meaning all; `check_templates` says what is
     /// wrong with a document's templates.
     pub fn load(
         environment: &Environment,
         roles: &[Role],
         check_templates: CheckTemplates<'_>,
-    ) -> Result<Config, Problems> {
+    ) -> Result<Configs, Problems> {
         let mut problems = Problems::new();
-        let all = [Role::Capture, Role::Embed, Role::Index, Role::Serve];
-        let asked = roles;
         let database = problems.take(database::read(environment));
         let settings = problems.take(Settings::read(environment));
-        // With settings that cannot be read the file is still looked at: it has problems of its own to tell.
+        // With settings that cannot be read the files are still looked at: they have problems of their own to tell.
         let path =
             settings.as_ref().map_or_else(|| settings::pipeline_path(environment), |given| given.pipeline.clone());
-        let pipeline = problems.take(pipeline::read(&path, check_templates));
-        let topic = pipeline.as_ref().and_then(|pipeline| pipeline.source.topic.as_ref());
-        let does = |role: &Role| match asked {
-            [] => *role != Role::Capture || topic.is_none(),
-            asked => asked.contains(role),
+        let set = problems.take(folder::read_set(&path, check_templates));
+        // What is said of roles is said once, also where the files could not be read.
+        let pipelines: Vec<Option<&Pipeline>> = match &set {
+            Some(set) => set.pipelines.iter().map(|(_, pipeline)| Some(pipeline)).collect(),
+            None => vec![None],
         };
-        let roles: Vec<Role> = all.into_iter().filter(does).collect();
-        let (captures, has_brokers) =
-            (roles.contains(&Role::Capture), settings::given(environment, kafka::BROKERS).is_some());
-        if let Some(topic) = topic {
-            if captures {
-                let what =
-                    format!("capture is not for this pipeline: its source.topic is {topic}, which Debezium fills");
-                problems.push(Problem::new("--role", what));
-            }
-            if !has_brokers {
-                problems.push(Problem::new(
-                    kafka::BROKERS,
-                    "is not set: source.topic of the pipeline file is a topic of Kafka",
-                ));
-            }
-        } else if let (Some(None), true) = (&database, captures) {
-            let what = "is not set; wanted postgresql://user:password@host:port/database";
-            problems.push(Problem::new(database::DATABASE_URL, what));
+        check_roles(environment, roles, &pipelines, database.as_ref(), &mut problems);
+        if let (Some(set), Some(server)) = (&set, settings.as_ref().and_then(|settings| settings.qdrant.as_ref())) {
+            problems.take::<()>(folder::same_collection(set, &server.collection).or(Some(())));
         }
-        if topic.is_none() && roles.len() < all.len() && !has_brokers {
-            let what = "the embedded log serves one process, which has all four: leave it out, or set KAFKA_BROKERS";
-            problems.push(Problem::new("--role", what));
-        }
-        let config = match (settings, database, pipeline) {
-            (Some(settings), Some(database), Some(pipeline)) => {
-                let Settings { data_dir, topics, kafka, mut qdrant, model, server, log, .. } = settings;
-                if let (Some(qdrant), Some(collection)) = (&mut qdrant, &pipeline.collection) {
-                    qdrant.collection.clone_from(collection);
-                }
-                Some(Config { roles, database, pipeline, data_dir, topics, kafka, qdrant, model, server, log })
+        let configs = match (settings, database, set) {
+            (Some(settings), Some(database), Some(folder::Set { pipelines, default })) => {
+                let one = |(_, pipeline)| Config::of(&settings, database.clone(), roles, pipeline);
+                Some(Configs { pipelines: pipelines.into_iter().map(one).collect(), default })
             }
             _ => None,
         };
-        problems.or(config)
+        problems.or(configs)
+    }
+
+    /// Their names, in the order of their files.
+    pub fn names(&self) -> Vec<String> {
+        self.pipelines.iter().map(|config| config.pipeline.name.clone()).collect()
+    }
+}
+
+const ALL_ROLES: [Role; 4] = [Role::Capture, Role::Embed, Role::Index, Role::Serve];
+
+impl Config {
+    fn of(settings: &Settings, database: Option<Database>, asked: &[Role], pipeline: Pipeline) -> Config {
+        let Settings { data_dir, topics, kafka, mut qdrant, model, server, log, .. } = settings.clone();
+        if let (Some(qdrant), Some(collection)) = (&mut qdrant, &pipeline.collection) {
+            qdrant.collection.clone_from(collection);
+        }
+        let roles = roles_of(asked, Some(&pipeline));
+        let root_dir = data_dir.clone();
+        Config { roles, database, pipeline, data_dir, root_dir, topics, kafka, qdrant, model, server, log }
+    }
+}
+
+/// What a process does for a pipeline: what is asked for, and unasked all that there is to do.
+fn roles_of(asked: &[Role], pipeline: Option<&Pipeline>) -> Vec<Role> {
+    let has_topic = pipeline.is_some_and(|pipeline| pipeline.source.topic.is_some());
+    let does = |role: &Role| match asked {
+        [] => *role != Role::Capture || !has_topic,
+        asked => asked.contains(role),
+    };
+    ALL_ROLES.into_iter().filter(does).collect()
+}
+
+fn topic_of<'a>(pipeline: &Option<&'a Pipeline>) -> Option<&'a String> {
+    pipeline.and_then(|pipeline| pipeline.source.topic.as_ref())
+}
+
+/// What the roles need that is not set.
+fn check_roles(
+    environment: &Environment,
+    asked: &[Role],
+    pipelines: &[Option<&Pipeline>],
+    database: Option<&Option<Database>>,
+    problems: &mut Problems,
+) {
+    let has_brokers = settings::given(environment, kafka::BROKERS).is_some();
+    let captures = |pipeline: &Option<&Pipeline>| roles_of(asked, *pipeline).contains(&Role::Capture);
+    for pipeline in pipelines {
+        if let (Some(topic), true) = (topic_of(pipeline), captures(pipeline)) {
+            let which = match pipeline {
+                Some(pipeline) if pipelines.len() > 1 => format!("the pipeline {}", pipeline.name),
+                _ => "this pipeline".to_owned(),
+            };
+            let what = format!("capture is not for {which}: its source.topic is {topic}, which Debezium fills");
+            problems.push(Problem::new("--role", what));
+        }
+    }
+    if pipelines.iter().any(|pipeline| topic_of(pipeline).is_some()) && !has_brokers {
+        let what = "is not set: source.topic of the pipeline file is a topic of Kafka";
+        problems.push(Problem::new(kafka::BROKERS, what));
+    }
+    let own: Vec<_> = pipelines.iter().filter(|pipeline| topic_of(pipeline).is_none()).collect();
+    if matches!(database, Some(None)) && own.iter().any(|pipeline| captures(pipeline)) {
+        let what = "is not set; wanted postgresql://user:password@host:port/database";
+        problems.push(Problem::new(database::DATABASE_URL, what));
+    }
+    if !own.is_empty() && !asked.is_empty() && roles_of(asked, None).len() < ALL_ROLES.len() && !has_brokers {
+        let what = "the embedded log serves one process, which has all four: leave it out, or set KAFKA_BROKERS";
+        problems.push(Problem::new("--role", what));
     }
 }
 
@@ -181,6 +237,8 @@ pub enum SslRoot {
 pub struct Pipeline {
     /// Name: lower-case letters, digits and underscores.
     pub name: String,
+    /// Whether it is marked as the one that is meant where several are there and none is named.
+    pub is_default: bool,
     /// Where rows come from.
     pub source: Source,
     /// What is embedded and returned.

@@ -1,7 +1,7 @@
 //! Reads pipeline files. Knows their keys and rules; asks the caller about templates, and no database about columns.
 
 use std::io::{self, Read};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use super::fields::{Fields, Section};
 use super::problems::{Problem, Problems};
@@ -32,38 +32,8 @@ const WINDOW_TOKENS_RANGE: std::ops::RangeInclusive<usize> = 16..=512;
 /// Fields that a point's payload has of its own.
 const RESERVED: &[&str] = &["_vecsync", "passage"];
 
-/// Reads one pipeline: a file, or the one `*.toml` of a folder.
+/// Reads one pipeline file.
 pub fn read(path: &Path, check_templates: CheckTemplates<'_>) -> Result<Pipeline, Problems> {
-    read_file(&the_file(path)?, check_templates)
-}
-
-/// Reads several files as one set: their names and slots must differ. Each file's pipeline, or what is wrong with it.
-pub fn read_files(paths: &[PathBuf], check_templates: CheckTemplates<'_>) -> Vec<Result<Pipeline, Problems>> {
-    let mut read: Vec<Result<Pipeline, Problems>> = Vec::new();
-    for path in paths {
-        let pipeline = read_file(path, check_templates).and_then(|pipeline| {
-            let mut problems = Problems::new();
-            for (other, other_path) in
-                read.iter().zip(paths).filter_map(|(other, path)| Some((other.as_ref().ok()?, path)))
-            {
-                if other.name == pipeline.name {
-                    let what = format!("{} has the same name", other_path.display());
-                    problems.push(Problem::new(format!("{}: name", path.display()), what).showing(&pipeline.name));
-                }
-                if other.source.slot == pipeline.source.slot && pipeline.source.topic.is_none() {
-                    let what = format!("{} uses the same slot", other_path.display());
-                    let place = format!("{}: source.slot", path.display());
-                    problems.push(Problem::new(place, what).showing(&pipeline.source.slot));
-                }
-            }
-            problems.or(Some(pipeline))
-        });
-        read.push(pipeline);
-    }
-    read
-}
-
-fn read_file(path: &Path, check_templates: CheckTemplates<'_>) -> Result<Pipeline, Problems> {
     let name = path.display().to_string();
     let text = read_text(path).map_err(|error| Problem::new(&name, format!("cannot be read: {error}")))?;
     parse(&name, &text, check_templates)
@@ -78,39 +48,11 @@ fn read_text(path: &Path) -> io::Result<String> {
     Ok(text)
 }
 
-/// A folder stands for the one pipeline file in it.
-fn the_file(path: &Path) -> Result<PathBuf, Problems> {
-    if !path.exists() {
-        let what = "there is no such file or folder, or it cannot be reached";
-        return Err(Problem::new(format!("VECSYNC_PIPELINE {}", path.display()), what).into());
-    }
-    if !path.is_dir() {
-        return Ok(path.to_owned());
-    }
-    let unreadable = |error: io::Error| Problem::new(path.display().to_string(), format!("cannot be read: {error}"));
-    let mut files = Vec::new();
-    for entry in std::fs::read_dir(path).map_err(unreadable)? {
-        let file = entry.map_err(unreadable)?.path();
-        if file.extension().is_some_and(|extension| extension == "toml") {
-            files.push(file);
-        }
-    }
-    files.sort();
-    let found = match files.len() {
-        1 => return Ok(files.remove(0)),
-        0 => "the folder holds no pipeline file (*.toml)".to_owned(),
-        _ => {
-            let names: Vec<_> = files.iter().filter_map(|file| file.file_name()?.to_str()).collect();
-            format!("several pipelines are not supported by this version: name one of {}", names.join(", "))
-        }
-    };
-    Err(Problem::new(format!("VECSYNC_PIPELINE {}", path.display()), found).into())
-}
-
 /// Reads the text of a pipeline file; `file` names it in problems.
 pub fn parse(file: &str, text: &str, check_templates: CheckTemplates<'_>) -> Result<Pipeline, Problems> {
     let (mut fields, table) = Fields::parse(file, text)?;
-    let root = fields.root(table.get_ref(), &["name", "source", "document", "index"]);
+    let root = fields.root(table.get_ref(), &["name", "default", "source", "document", "index"]);
+    let is_default = fields.truth(&root, "default").unwrap_or(false);
     let name = name(&mut fields, &root);
     let source = source(&mut fields, &root, name.as_deref().unwrap_or_default());
     let document = document(&mut fields, &root);
@@ -122,7 +64,7 @@ pub fn parse(file: &str, text: &str, check_templates: CheckTemplates<'_>) -> Res
     }
     let pipeline = match (name, source, document, index) {
         (Some(name), Some(source), Some(document), Some((filters, collection))) => {
-            Some(Pipeline { name, source, document, filters, collection })
+            Some(Pipeline { name, is_default, source, document, filters, collection })
         }
         _ => None,
     };
@@ -367,6 +309,7 @@ filters = ["category"]
             pipeline,
             Pipeline {
                 name: "faq".into(),
+                is_default: false,
                 source: Source {
                     schema: "public".into(),
                     table: "faq_faq".into(),
@@ -509,6 +452,14 @@ filters = "category"
     }
 
     #[test]
+    fn one_of_several_may_be_marked_as_the_default() {
+        let with = |value: &str| GOOD.replace("[source]", &format!("default = {value}\n[source]"));
+        assert!(parse("p.toml", &with("true"), &|_| vec![]).expect("good").is_default);
+        assert!(!parse("p.toml", &with("false"), &|_| vec![]).expect("good").is_default);
+        check(&with("1"), &["p.toml:3: default = 1: wanted true or false"]);
+    }
+
+    #[test]
     fn templates_are_asked_about() {
         let problems = parse("p.toml", GOOD, &|document| vec![format!("document.text: {} is bad", document.text)]);
         assert_eq!(problems.expect_err("bad").to_string(), "p.toml: document.text: {{ answer }} is bad");
@@ -536,23 +487,5 @@ filters = "category"
         check(r#""a"#, Err("not closed"));
         check(r#""a"b"#, Err("wanted a table"));
         check(&"x".repeat(64), Err("63 bytes"));
-    }
-
-    #[test]
-    fn a_folder_stands_for_its_one_file() {
-        let folder = tempfile::tempdir().expect("temporary folder");
-        let read = || read(folder.path(), &|_| Vec::new()).map_err(|problems| problems.to_string());
-        assert!(read().expect_err("empty").contains("holds no pipeline file"));
-        std::fs::write(folder.path().join("a.toml"), GOOD).expect("written");
-        std::fs::write(folder.path().join("notes.txt"), "x").expect("written");
-        assert_eq!(read().expect("one").name, "faq");
-        std::fs::write(folder.path().join("b.toml"), GOOD).expect("written");
-        assert!(read().expect_err("two").contains("name one of a.toml, b.toml"));
-
-        let files = [folder.path().join("a.toml"), folder.path().join("b.toml"), folder.path().join("c.toml")];
-        let results = read_files(&files, &|_| Vec::new());
-        assert!(results[0].is_ok());
-        assert_eq!(results[1].as_ref().expect_err("the same").len(), 2);
-        assert!(results[2].as_ref().expect_err("missing").to_string().contains("cannot be read"));
     }
 }

@@ -163,6 +163,17 @@ impl Settings {
         let settings = reader.settings();
         reader.problems.or(Some(settings))
     }
+
+    /// The same for commands that reach one pipeline of a running vecsync: its paths stand below its name.
+    pub fn of_pipeline(&self, name: &str) -> Result<Self, Problems> {
+        let refused = || Problem::new("--pipeline", "wanted lower-case letters, digits and underscores").showing(name);
+        if name.is_empty() || !name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_') {
+            return Err(refused().into());
+        }
+        let url = format!("{}/pipelines/{name}", self.url.to_string().trim_end_matches('/'));
+        let url = Uri::from_str(&url).map_err(|_| refused())?;
+        Ok(Settings { url, ..self.clone() })
+    }
 }
 
 struct Reader<'a> {

@@ -7,7 +7,7 @@ use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use prost::Message;
 use sha2::{Digest, Sha256};
@@ -64,7 +64,18 @@ const WINDOWS: u8 = b'w';
 
 /// A bounded cache. Clones are the same cache.
 #[derive(Clone)]
-pub struct Cache(Option<Arc<Store>>);
+pub struct Cache {
+    store: Option<Arc<Store>>,
+    scope: Arc<Scope>,
+}
+
+/// Whose forced resyncs are numbered; see [`Cache::for_another`].
+#[derive(Default)]
+struct Scope {
+    name: String,
+    /// The last one that was met here.
+    met: AtomicU64,
+}
 
 struct Store {
     path: PathBuf,
@@ -75,7 +86,7 @@ struct Store {
 impl Cache {
     /// A cache that holds nothing.
     pub fn off() -> Cache {
-        Cache(None)
+        Cache { store: None, scope: Arc::default() }
     }
 
     /// Opens the cache in this folder, or makes one. Where that is not possible, texts are embedded without a cache. Blocks.
@@ -88,13 +99,21 @@ impl Cache {
         match Entries::open(folder, limit) {
             Ok(entries) => {
                 let path = folder.to_owned();
-                Cache(Some(Arc::new(Store { path, entries, failed: AtomicBool::new(false) })))
+                let store = Store { path, entries, failed: AtomicBool::new(false) };
+                Cache { store: Some(Arc::new(store)), scope: Arc::default() }
             }
             Err(fault) => {
                 tracing::warn!("open embedding cache {}: {fault}; going on without it", folder.display());
                 Cache::off()
             }
         }
+    }
+
+    /// The same cache for another pipeline: the texts that were embedded are everybody's, the numbers of forced resyncs each
+    /// one's own. What one of them forgets is forgotten for all, and costs them an embedding where it is asked for again.
+    pub fn for_another(&self, scope: &str) -> Cache {
+        let scope = Scope { name: scope.to_owned(), met: AtomicU64::new(0) };
+        Cache { store: self.store.clone(), scope: Arc::new(scope) }
     }
 
     /// A text's vector.
@@ -149,8 +168,10 @@ impl Cache {
     /// Forgets all that was kept before the resync of this number was met for the first time. What is kept afterwards
     /// serves it, however often its records are read, until one of a greater number is met.
     pub fn begin_anew(&self, number: u64) {
-        let Some(store) = self.usable().filter(|store| store.entries.anew() < number) else { return };
-        store.guard("empty", || store.entries.begin_anew(number));
+        let Some(store) = self.usable().filter(|_| self.scope.met.load(Ordering::Acquire) < number) else { return };
+        if store.guard("empty", || store.entries.begin_anew(&self.scope.name, number)).is_some() {
+            self.scope.met.fetch_max(number, Ordering::AcqRel);
+        }
     }
 
     /// Writes what is kept to disk. Blocks.
@@ -161,7 +182,7 @@ impl Cache {
     }
 
     fn usable(&self) -> Option<&Store> {
-        self.0.as_deref().filter(|store| !store.failed.load(Ordering::Relaxed))
+        self.store.as_deref().filter(|store| !store.failed.load(Ordering::Relaxed))
     }
 
     fn get(&self, entry: Name) -> Option<Vec<u8>> {
@@ -257,6 +278,33 @@ mod tests {
     }
 
     #[test]
+    fn forced_resyncs_of_two_pipelines_are_numbered_apart() {
+        let folder = tempfile::tempdir().expect("folder");
+        let path = folder.path().join("embeddings");
+        let keep = |cache: &Cache, number| cache.keep([(key(number), &vector(number))], []);
+        let (first, second) = {
+            let cache = Cache::open(&path);
+            (cache.clone(), cache.for_another("b"))
+        };
+        first.begin_anew(1);
+        keep(&first, 1);
+        assert!(second.vector(&key(1)).is_some(), "a text that was embedded is everybody's");
+        // The first forced resync of the other one embeds all of its texts anew, too.
+        second.begin_anew(1);
+        assert!(second.vector(&key(1)).is_none());
+        keep(&second, 2);
+        (0..2).for_each(|_| [&first, &second].into_iter().for_each(|cache| cache.begin_anew(1)));
+        first.flush();
+        drop((first, second));
+        let cache = Cache::open(&path);
+        cache.begin_anew(1);
+        cache.for_another("b").begin_anew(1);
+        assert!(cache.vector(&key(2)).is_some());
+        cache.for_another("c").begin_anew(1);
+        assert!(cache.vector(&key(2)).is_none());
+    }
+
+    #[test]
     fn what_was_kept_before_a_forced_resync_is_forgotten_once() {
         let folder = tempfile::tempdir().expect("folder");
         let path = folder.path().join("embeddings");
@@ -287,7 +335,7 @@ mod tests {
         let cache = Cache::open(folder.path());
         cache.keep([(key(1), &vector(1))], []);
         let second = Cache::open(folder.path());
-        assert!(second.0.is_none(), "another process has it");
+        assert!(second.store.is_none(), "another process has it");
         second.keep([(key(2), &vector(2))], []);
         assert_eq!((second.vector(&key(1)), cache.vector(&key(1))), (None, Some(vector(1))));
     }

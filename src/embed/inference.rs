@@ -4,6 +4,7 @@
 use std::collections::VecDeque;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Instant;
@@ -61,9 +62,48 @@ struct Place {
     model: Option<Model>,
 }
 
+/// Whose rows they are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Lane(u64);
+
+/// What waits, of each lane in its order. The lanes have turns, so that nobody's backfill holds up somebody else's rows.
+struct Lanes<T> {
+    waiting: VecDeque<(Lane, VecDeque<T>)>,
+}
+
+impl<T> Default for Lanes<T> {
+    fn default() -> Self {
+        Lanes { waiting: VecDeque::new() }
+    }
+}
+
+impl<T> Lanes<T> {
+    fn extend(&mut self, lane: Lane, more: Vec<T>) {
+        match self.waiting.iter_mut().find(|(of, _)| *of == lane) {
+            Some((_, calls)) => calls.extend(more),
+            None if more.is_empty() => {}
+            None => self.waiting.push_back((lane, more.into())),
+        }
+    }
+
+    /// The next of the lane whose turn it is.
+    fn pop(&mut self) -> Option<T> {
+        let (lane, mut calls) = self.waiting.pop_front()?;
+        let next = calls.pop_front();
+        if !calls.is_empty() {
+            self.waiting.push_back((lane, calls));
+        }
+        next
+    }
+
+    fn len(&self) -> usize {
+        self.waiting.iter().map(|(_, calls)| calls.len()).sum()
+    }
+}
+
 #[derive(Default)]
 struct State {
-    rows: VecDeque<Call>,
+    rows: Lanes<Call>,
     queries: VecDeque<Call>,
     /// Queries that are being embedded.
     queries_running: usize,
@@ -92,6 +132,7 @@ pub struct Inference {
     /// How many of them take rows.
     for_rows: usize,
     budget: usize,
+    lanes: AtomicU64,
 }
 
 impl Inference {
@@ -99,7 +140,13 @@ impl Inference {
     pub fn start(rows: Vec<Model>, query: Model, budget: usize) -> io::Result<Inference> {
         let queue = Arc::new(Queue::new(rows.len(), query));
         // Made before the first thread, so that those already started are joined if a later one cannot be.
-        let mut inference = Inference { queue: Arc::clone(&queue), threads: vec![], for_rows: rows.len(), budget };
+        let mut inference = Inference {
+            queue: Arc::clone(&queue),
+            threads: vec![],
+            for_rows: rows.len(),
+            budget,
+            lanes: AtomicU64::new(0),
+        };
         let rows = rows.into_iter().map(|model| (Some(model), Takes::RowsFirst));
         for (model, takes) in rows.chain([(None, Takes::Queries)]) {
             let queue = Arc::clone(&queue);
@@ -107,6 +154,11 @@ impl Inference {
             inference.threads.push(thread.spawn(move || serve(model, &queue, takes))?);
         }
         Ok(inference)
+    }
+
+    /// A lane that nobody has.
+    pub fn lane(&self) -> Lane {
+        Lane(self.lanes.fetch_add(1, Ordering::Relaxed))
     }
 
     /// Queries that wait.
@@ -126,13 +178,13 @@ impl Inference {
     }
 
     /// Embeds texts of rows; the results are in their order.
-    pub async fn embed(&self, texts: Vec<TokenIds>) -> Vec<Outcome> {
+    pub async fn embed(&self, lane: Lane, texts: Vec<TokenIds>) -> Vec<Outcome> {
         // Few texts are spread over all threads.
         let pack = |lengths: &[usize]| {
             let share = lengths.iter().sum::<usize>().div_ceil(self.for_rows.max(1));
             batch::pack(lengths, self.budget.min(share))
         };
-        self.run(texts, pack, |state, calls| state.rows.extend(calls)).await
+        self.run(texts, pack, |state, calls| state.rows.extend(lane, calls)).await
     }
 
     /// Runs the model over texts. When the future is dropped, calls that have not begun are not made. The queues are bounded
@@ -236,7 +288,7 @@ impl Queue {
                 return None;
             }
             if matches!(takes, Takes::RowsFirst)
-                && let Some(call) = state.rows.pop_front()
+                && let Some(call) = state.rows.pop()
             {
                 // A query that would have had its turn on this thread has it on the other.
                 self.wake(&mut state);
@@ -371,4 +423,28 @@ fn run(model: &mut Model, texts: &[&TokenIds]) -> Vec<Outcome> {
         });
     }
     outcomes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_row_waits_for_one_call_of_each_backfill() {
+        let [large, other, small] = [0, 1, 2].map(Lane);
+        let mut lanes = Lanes::default();
+        lanes.extend(large, (0..100).map(|n| ("large", n)).collect());
+        lanes.extend(other, vec![("other", 0), ("other", 1)]);
+        assert_eq!(lanes.pop(), Some(("large", 0)));
+        lanes.extend(small, vec![("small", 0)]);
+        lanes.extend(large, vec![("large", 100)]);
+        lanes.extend(small, vec![]);
+        let next: Vec<_> = (0..4).filter_map(|_| lanes.pop()).collect();
+        assert_eq!(next, [("other", 0), ("large", 1), ("small", 0), ("other", 1)]);
+        // What is left is in its order, and nothing is lost.
+        assert_eq!(lanes.len(), 99);
+        let rest: Vec<_> = std::iter::from_fn(|| lanes.pop()).collect();
+        assert_eq!(rest, (2..=100).map(|n| ("large", n)).collect::<Vec<_>>());
+        assert_eq!(lanes.len(), 0);
+    }
 }

@@ -18,14 +18,14 @@ mod weights;
 pub mod window;
 pub mod worker;
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use quick_cache::sync::Cache as Asked;
 use sha2::{Digest, Sha256};
 
 use crate::config::{self, Precision};
 use files::Files;
-use inference::Inference;
+use inference::{Inference, Lane};
 use model::{Model, ModelFile};
 use tokens::{TokenIds, Tokens};
 
@@ -58,7 +58,23 @@ pub struct QueryVector {
 
 /// A loaded model with its tokenizer and the threads that run it. Clones are the same one; the last ends the threads.
 #[derive(Clone)]
-pub struct Embedder(Arc<Inner>);
+pub struct Embedder {
+    inner: Arc<Inner>,
+    /// Whose rows it embeds: those of several take turns.
+    lane: Lane,
+}
+
+/// An embedder that is kept loaded by others alone.
+#[derive(Clone)]
+pub struct WeakEmbedder(Weak<Inner>);
+
+impl WeakEmbedder {
+    /// The embedder, if anybody still has it.
+    pub fn upgrade(&self) -> Option<Embedder> {
+        let inner = self.0.upgrade()?;
+        Some(Embedder { lane: inner.inference.lane(), inner })
+    }
+}
 
 struct Inner {
     tokens: Tokens,
@@ -93,40 +109,51 @@ impl Embedder {
         let model_sha256 = checked?;
         let (tokens, tokenizer_sha256) = tokenizer?;
         let (rows, query) = models?;
-        Ok(Embedder(Arc::new(Inner {
+        let inner = Inner {
             tokens,
             precision: files.precision,
             model_sha256,
             tokenizer_sha256,
             inference: Inference::start(rows, query, budget).map_err(LoadError::Thread)?,
             asked: Asked::new(QUERIES_KEPT),
-        })))
+        };
+        Ok(Embedder { lane: inner.inference.lane(), inner: Arc::new(inner) })
+    }
+
+    /// The same model for the rows of somebody else, who takes turns with all others.
+    pub fn for_another(&self) -> Embedder {
+        Embedder { inner: Arc::clone(&self.inner), lane: self.inner.inference.lane() }
+    }
+
+    /// Does not keep it loaded.
+    pub fn downgrade(&self) -> WeakEmbedder {
+        WeakEmbedder(Arc::downgrade(&self.inner))
     }
 
     /// The model's name.
     pub fn model_name(&self) -> &str {
-        name_of(self.0.precision)
+        name_of(self.inner.precision)
     }
 
     /// The model's arithmetic.
     pub fn precision(&self) -> Precision {
-        self.0.precision
+        self.inner.precision
     }
 
     /// The tokenizer.
     pub fn tokens(&self) -> &Tokens {
-        &self.0.tokens
+        &self.inner.tokens
     }
 
     /// See [`revision`].
     pub fn revision(&self, document: &config::Document) -> String {
-        revision_of(self.0.model_sha256, self.0.tokenizer_sha256, document)
+        revision_of(self.inner.model_sha256, self.inner.tokenizer_sha256, document)
     }
 
     /// The name of a text's vector in the cache: it depends on nothing but the model and the token ids.
     pub(crate) fn vector_key(&self, text: &TokenIds) -> cache::Key {
         let mut hasher = Sha256::new();
-        hasher.update(self.0.model_sha256);
+        hasher.update(self.inner.model_sha256);
         for id in text {
             hasher.update(id.to_le_bytes());
         }
@@ -137,25 +164,25 @@ impl Embedder {
     /// `QUERY_TOKENS_MAX` tokens are used, and the answer says so. A query that was asked a moment ago, or is being
     /// embedded for somebody else, is not embedded again.
     pub async fn query(&self, text: &str) -> Result<QueryVector, EmbedError> {
-        let (ids, truncated) = self.0.tokens.truncated(text, QUERY_TOKENS_MAX)?;
+        let (ids, truncated) = self.inner.tokens.truncated(text, QUERY_TOKENS_MAX)?;
         if ids.len() == tokens::SPECIAL_TOKENS {
             return Err(EmbedError::Empty);
         }
-        let vector = self.0.asked.get_or_insert_async(&ids, self.embed_query(&ids)).await?;
+        let vector = self.inner.asked.get_or_insert_async(&ids, self.embed_query(&ids)).await?;
         Ok(QueryVector { vector, truncated })
     }
 
     async fn embed_query(&self, ids: &TokenIds) -> Result<Vector, EmbedError> {
-        let waiting = self.0.inference.queries_waiting();
+        let waiting = self.inner.inference.queries_waiting();
         if waiting >= QUERIES_WAITING_MAX {
             return Err(EmbedError::Busy { waiting });
         }
-        self.0.inference.query(ids.clone()).await
+        self.inner.inference.query(ids.clone()).await
     }
 
     /// Embeds texts, in length-sorted calls; the results are in the order of the texts.
     pub async fn embed(&self, texts: Vec<TokenIds>) -> Vec<Result<Vector, EmbedError>> {
-        self.0.inference.embed(texts).await
+        self.inner.inference.embed(self.lane, texts).await
     }
 }
 

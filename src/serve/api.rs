@@ -25,7 +25,7 @@ use super::health::{self, Endpoint};
 use super::limits::{BODY_BYTES_MAX, HEADER_BYTES_MAX, Limits, URI_BYTES_MAX};
 use super::problem::{Problem, shown};
 use super::search::{self, AnswerBody, SearchAnswer, SearchError, SearchRequest};
-use super::{Keys, SearchFn, Service, openapi, page, status};
+use super::{Keys, SearchFn, Service, Services, openapi, page, status};
 use crate::metrics::PipelineMetrics;
 use crate::shutdown::Shutdown;
 
@@ -44,20 +44,21 @@ type Answer = Response<Full<Bytes>>;
 
 /// Answers requests.
 pub(super) struct Api {
-    service: Service,
+    services: Services,
     openapi: Bytes,
     keys: Keys,
     search_deadline: Duration,
     limits: Arc<Limits>,
     admission: Admission,
-    metrics: PipelineMetrics,
+    /// Of each pipeline.
+    metrics: Vec<PipelineMetrics>,
     request_ids: RequestIds,
     shutdown: Shutdown,
 }
 
 impl Api {
     pub(super) fn new(
-        service: Service,
+        services: Services,
         keys: Keys,
         search_deadline: Duration,
         limits: Arc<Limits>,
@@ -65,10 +66,10 @@ impl Api {
     ) -> Self {
         Api {
             admission: Admission::new(&limits),
-            metrics: PipelineMetrics::new(&service.pipeline),
+            metrics: services.pipelines.iter().map(|service| PipelineMetrics::new(&service.pipeline)).collect(),
             request_ids: RequestIds::new(),
-            openapi: openapi::document(&service.pipeline, &service.filters, !keys.is_empty()).into(),
-            service,
+            openapi: openapi::document(&services, !keys.is_empty()).into(),
+            services,
             keys,
             search_deadline,
             limits,
@@ -92,41 +93,68 @@ impl Api {
     }
 
     async fn respond(&self, request: Request<Incoming>, id: &str, access: &mut Access) -> Result<Answer, Problem> {
-        match Route::of(request.uri().path(), &self.service.pipeline) {
-            Some(Route::Search) => {
-                let mut count = SearchCount::begin(&self.metrics);
-                let result = self.search(request, id, &mut count, access).await;
+        let Some((named, route)) = route(request.uri().path()) else {
+            check_head(&request)?;
+            self.check_key(request.headers())?;
+            return Err(Problem::new(StatusCode::NOT_FOUND, "no such path; searches are at /search"));
+        };
+        let place = match named.map(|name| (name, self.services.place(name))) {
+            None => self.services.default,
+            Some((_, Some(place))) => place,
+            Some((name, None)) => {
+                let detail =
+                    format!("no such pipeline: {}; there are {}", shown(name), self.services.names().join(", "));
+                check_head(&request)?;
+                self.check_key(request.headers())?;
+                return Err(Problem::new(StatusCode::NOT_FOUND, detail));
+            }
+        };
+        let service = &self.services.pipelines[place];
+        match route {
+            Route::Search => {
+                let mut count = SearchCount::begin(&self.metrics[place]);
+                let result = self.search(request, id, service, &mut count, access).await;
                 count.end(result.as_ref().map_or_else(|problem| problem.status, Response::status));
                 result
             }
-            Some(Route::Health(endpoint)) => {
+            Route::Health(endpoint) => {
                 check_head(&request)?;
                 check_is_read(request.method())?;
-                let (status, body) = health::respond(endpoint, || (self.service.health)(), OffsetDateTime::now_utc());
+                let now = OffsetDateTime::now_utc();
+                let is_of_all = named.is_none() && self.services.pipelines.len() > 1;
+                let (status, body) = match is_of_all {
+                    true => {
+                        let report = |place: usize| (self.services.pipelines[place].health)();
+                        let names = (&*self.services.names(), self.services.default);
+                        health::respond_for_all(endpoint, names, report, || (self.services.ready)(), now)
+                    }
+                    false => health::respond(endpoint, || (service.health)(), now),
+                };
                 Ok(json(status, body.to_string()))
             }
-            Some(Route::Metrics) => {
+            Route::Metrics => {
                 check_head(&request)?;
                 self.check_key(request.headers())?;
                 check_is_read(request.method())?;
                 let kind = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
-                Ok(response(StatusCode::OK, kind, (self.service.metrics)()))
+                Ok(response(StatusCode::OK, kind, (self.services.metrics)()))
             }
-            Some(Route::Status) => {
+            Route::Status => {
                 check_head(&request)?;
                 self.check_key(request.headers())?;
                 check_is_read(request.method())?;
-                let (report, state) = ((self.service.health)(), (self.service.state)());
-                let named = (self.service.pipeline.as_str(), self.service.filters.as_slice());
-                let body = status::body(named, &report, &state, OffsetDateTime::now_utc());
+                let (report, state) = ((service.health)(), (service.state)());
+                let siblings = self.siblings();
+                let of = status::Of { pipeline: &service.pipeline, filters: &service.filters, siblings: &siblings };
+                let body = status::body(of, &report, &state, OffsetDateTime::now_utc());
                 Ok(json(StatusCode::OK, body.map_err(|error| internal(id, &error))?))
             }
-            Some(Route::OpenApi) => {
+            Route::OpenApi => {
                 check_head(&request)?;
                 check_is_read(request.method())?;
                 Ok(response(StatusCode::OK, JSON, self.openapi.clone()))
             }
-            Some(Route::Page(file)) => {
+            Route::Page(file) => {
                 check_head(&request)?;
                 check_is_read(request.method())?;
                 let kind = HeaderValue::from_static(file.kind);
@@ -134,24 +162,29 @@ impl Api {
                 answer.headers_mut().insert(CONTENT_SECURITY_POLICY, page::POLICY);
                 Ok(answer)
             }
-            None => {
-                check_head(&request)?;
-                self.check_key(request.headers())?;
-                Err(Problem::new(StatusCode::NOT_FOUND, "no such path; searches are at /search"))
-            }
         }
+    }
+
+    /// All pipelines of this process, as the status lists them.
+    fn siblings<'a>(&'a self) -> Vec<status::Sibling<'a>> {
+        let sibling = |(place, service): (usize, &'a Service)| {
+            let status = (service.health)().status().as_str();
+            status::Sibling { name: &service.pipeline, default: place == self.services.default, status }
+        };
+        self.services.pipelines.iter().enumerate().map(sibling).collect()
     }
 
     async fn search(
         &self,
         request: Request<Incoming>,
         id: &str,
+        service: &Service,
         count: &mut SearchCount<'_>,
         access: &mut Access,
     ) -> Result<Answer, Problem> {
         check_head(&request)?;
         self.check_key(request.headers())?;
-        let Some(search) = &self.service.search else {
+        let Some(search) = &service.search else {
             return Err(Problem::new(StatusCode::NOT_FOUND, "this vecsync runs without the role `serve`"));
         };
         let wanted = self.read_search(request).await?;
@@ -255,7 +288,7 @@ impl Api {
     }
 }
 
-/// What a path leads to.
+/// What is asked for.
 #[derive(Debug, PartialEq)]
 enum Route {
     Search,
@@ -266,27 +299,27 @@ enum Route {
     Page(&'static page::File),
 }
 
-impl Route {
-    fn of(path: &str, pipeline: &str) -> Option<Self> {
-        let path = path.strip_suffix('/').unwrap_or(path);
-        match path {
-            "/metrics" => return Some(Route::Metrics),
-            "/status" => return Some(Route::Status),
-            "/openapi.json" => return Some(Route::OpenApi),
-            _ => {}
+/// What a path leads to, and the pipeline that it names.
+fn route(path: &str) -> Option<(Option<&str>, Route)> {
+    let path = path.strip_suffix('/').unwrap_or(path);
+    let (pipeline, path) = match path.strip_prefix("/pipelines/") {
+        Some(rest) => {
+            let (name, _) = rest.split_once('/')?;
+            (Some(name), &rest[name.len()..])
         }
-        if let Some(file) = page::file(path) {
-            return Some(Route::Page(file));
-        }
-        let path = match path.strip_prefix("/pipelines/") {
-            Some(rest) => rest.strip_prefix(pipeline)?,
-            None => path,
-        };
-        if path == "/search" {
-            return Some(Route::Search);
-        }
-        path.strip_prefix("/health").and_then(Endpoint::from_path).map(Route::Health)
-    }
+        None => (None, path),
+    };
+    let route = match path {
+        "/search" => Route::Search,
+        "/status" => Route::Status,
+        "/metrics" if pipeline.is_none() => Route::Metrics,
+        "/openapi.json" if pipeline.is_none() => Route::OpenApi,
+        _ => match page::file(path).filter(|_| pipeline.is_none()) {
+            Some(file) => Route::Page(file),
+            None => path.strip_prefix("/health").and_then(Endpoint::from_path).map(Route::Health)?,
+        },
+    };
+    Some((pipeline, route))
 }
 
 /// Lets in as many searches as can be made and as many as can wait; the others are refused at once, so that those let
@@ -429,35 +462,42 @@ mod tests {
 
     #[test]
     fn paths_lead_to_one_place_each() {
-        let health = |endpoint| Some(Route::Health(endpoint));
+        let health = |endpoint| Some((None, Route::Health(endpoint)));
+        let page = |path| page::file(path).map(|file| (None, Route::Page(file)));
         for (path, wanted) in [
-            ("/search", Some(Route::Search)),
-            ("/search/", Some(Route::Search)),
-            ("/pipelines/faq/search", Some(Route::Search)),
-            ("/pipelines/faq/health/ready/", health(Endpoint::Ready)),
+            ("/search", Some((None, Route::Search))),
+            ("/search/", Some((None, Route::Search))),
+            ("/pipelines/faq/search", Some((Some("faq"), Route::Search))),
+            ("/pipelines/faq2/search/", Some((Some("faq2"), Route::Search))),
+            ("/pipelines//search", Some((Some(""), Route::Search))),
+            ("/pipelines/faq/health/ready/", Some((Some("faq"), Route::Health(Endpoint::Ready)))),
+            ("/pipelines/faq/health", Some((Some("faq"), Route::Health(Endpoint::Summary)))),
+            ("/pipelines/faq/status", Some((Some("faq"), Route::Status))),
             ("/health", health(Endpoint::Summary)),
             ("/health/", health(Endpoint::Summary)),
             ("/health/vector-store/", health(Endpoint::VectorStore)),
-            ("/metrics", Some(Route::Metrics)),
-            ("/metrics/", Some(Route::Metrics)),
-            ("/status", Some(Route::Status)),
-            ("/status/", Some(Route::Status)),
-            ("/openapi.json", Some(Route::OpenApi)),
-            ("/", page::file("").map(Route::Page)),
-            ("", page::file("").map(Route::Page)),
-            ("/page.js", page::file("/page.js").map(Route::Page)),
+            ("/metrics", Some((None, Route::Metrics))),
+            ("/metrics/", Some((None, Route::Metrics))),
+            ("/status", Some((None, Route::Status))),
+            ("/status/", Some((None, Route::Status))),
+            ("/openapi.json", Some((None, Route::OpenApi))),
+            ("/", page("")),
+            ("", page("")),
+            ("/page.js", page("/page.js")),
             ("//", None),
             ("/index.html", None),
             ("//search", None),
             ("/search//", None),
             ("/searching", None),
             ("/healthy", None),
-            ("/pipelines/other/search", None),
-            ("/pipelines/faq2/search", None),
+            ("/pipelines", None),
             ("/pipelines/faq", None),
+            ("/pipelines/faq/", None),
             ("/pipelines/faq/metrics", None),
+            ("/pipelines/faq/page.js", None),
+            ("/pipelines/faq/openapi.json", None),
         ] {
-            assert_eq!(Route::of(path, "faq"), wanted, "{path}");
+            assert_eq!(route(path), wanted, "{path}");
         }
     }
 

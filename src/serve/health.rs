@@ -114,6 +114,42 @@ pub(super) fn respond(endpoint: Endpoint, report: impl FnOnce() -> Report, now: 
     }
 }
 
+/// The same of a process with several pipelines: of all of them together, but for the stores, which are those of the default
+/// one. `ready`: see [`super::Services::ready`].
+pub(super) fn respond_for_all(
+    endpoint: Endpoint,
+    (names, default): (&[&str], usize),
+    report: impl Fn(usize) -> Report,
+    ready: impl FnOnce() -> Result<(), String>,
+    now: OffsetDateTime,
+) -> (StatusCode, Value) {
+    if matches!(endpoint, Endpoint::Live | Endpoint::VectorStore | Endpoint::Qdrant) {
+        return respond(endpoint, || report(default), now);
+    }
+    let reports: Vec<Report> = (0..names.len()).map(report).collect();
+    let all = Report::of_all(&reports, ready());
+    if matches!(endpoint, Endpoint::Summary | Endpoint::Ready) {
+        return respond(endpoint, || all, now);
+    }
+    let (status, mut body) = respond(endpoint, || all, now);
+    let each = names.iter().zip(&reports).map(|(name, report)| ((*name).to_owned(), of_pipeline(report)));
+    body["pipelines"] = Value::Object(each.collect());
+    body["components"] = components(&reports[default]);
+    (status, body)
+}
+
+fn of_pipeline(report: &Report) -> Value {
+    let waits_for = report.readiness().err();
+    json!({
+        "status": report.status().as_str(), "ready": waits_for.is_none(), "waits_for": waits_for,
+        "components": components(report),
+    })
+}
+
+fn components(report: &Report) -> Value {
+    report.components.iter().map(|part| (part.name.to_owned(), component(part))).collect::<Map<_, _>>().into()
+}
+
 fn summary(report: &Report, now: &str) -> (StatusCode, Value) {
     let status = report.status();
     (status.http(), json!({"status": status.as_str(), "timestamp": now}))
@@ -121,12 +157,10 @@ fn summary(report: &Report, now: &str) -> (StatusCode, Value) {
 
 fn detailed(report: &Report, now: &str) -> (StatusCode, Value) {
     let status = report.status();
-    let components: Map<String, Value> =
-        report.components.iter().map(|part| (part.name.to_owned(), component(part))).collect();
     let waits_for = report.readiness().err();
     let body = json!({
         "status": status.as_str(), "timestamp": now, "ready": waits_for.is_none(), "waits_for": waits_for,
-        "components": components,
+        "components": components(report),
     });
     (status.http(), body)
 }
@@ -174,6 +208,13 @@ fn ready(report: &Report, now: &str) -> (StatusCode, Value) {
 }
 
 impl Report {
+    /// Of several pipelines: ready as it is told, and degraded while one of them is not well.
+    fn of_all(reports: &[Report], ready: Result<(), String>) -> Report {
+        let is_well = reports.iter().all(|report| report.status() == Status::Healthy);
+        let status = if is_well { Status::Healthy } else { Status::Degraded };
+        Report { components: vec![Component::new("pipelines", status)], ready, serves: true }
+    }
+
     /// The whole process: unhealthy while it is not ready, degraded while a part is not well.
     pub(super) fn status(&self) -> Status {
         if self.readiness().is_err() {
@@ -185,7 +226,11 @@ impl Report {
         }
     }
 
-    pub(super) fn readiness(&self) -> Result<(), String> {
+    /// Whether it is ready, or what it waits for.
+    ///
+    /// # Errors
+    /// What it waits for.
+    pub fn readiness(&self) -> Result<(), String> {
         self.ready.clone()?;
         let broken = self.components.iter().find(|part| part.status == Status::Unhealthy);
         match broken {
@@ -340,6 +385,37 @@ mod tests {
         assert_eq!(body["components"]["local"], wanted);
         assert_eq!(body["components"]["capture"]["error"], "capture is out");
         assert_eq!((&body["ready"], &body["waits_for"]), (&json!(true), &Value::Null));
+    }
+
+    #[test]
+    fn of_several_pipelines_one_that_does_not_run_is_named_and_the_others_stay_ready() {
+        use Status::{Healthy, Unhealthy};
+        let reports = [
+            report(&[(LOCAL, Healthy)], Ok(()), true),
+            report(&[("pipeline", Unhealthy)], Err("pipeline is out"), true),
+            report(&[(QDRANT, Healthy), (LOCAL, Healthy)], Ok(()), true),
+        ];
+        let ask = |endpoint, default, ready: Result<(), String>| {
+            let report = |place: usize| reports[place].clone();
+            let (code, body) =
+                respond_for_all(endpoint, (&["a", "b", "c"], default), report, || ready, OffsetDateTime::UNIX_EPOCH);
+            (code.as_u16(), body["status"].as_str().unwrap_or_default().to_owned(), body)
+        };
+        let (code, status, body) = ask(Endpoint::Detailed, 2, Ok(()));
+        assert_eq!((code, status.as_str(), &body["ready"]), (200, "degraded", &json!(true)));
+        assert_eq!(body["pipelines"]["b"]["components"]["pipeline"]["error"], "pipeline is out");
+        assert_eq!(
+            (&body["pipelines"]["a"]["status"], &body["pipelines"]["b"]["status"]),
+            (&json!("healthy"), &json!("unhealthy"))
+        );
+        assert_eq!(body["components"], body["pipelines"]["c"]["components"]);
+        let (code, status, body) = ask(Endpoint::Ready, 1, Ok(()));
+        assert_eq!((code, status.as_str(), &body["ready"]), (200, "degraded", &json!(true)));
+        let (code, _, body) = ask(Endpoint::Ready, 1, Err("pipeline a: the first rows".into()));
+        assert_eq!((code, &body["waits_for"]), (503, &json!("pipeline a: the first rows")));
+        assert_eq!(ask(Endpoint::VectorStore, 2, Ok(())).2["store_type"], QDRANT);
+        assert_eq!(ask(Endpoint::Qdrant, 0, Ok(())).1, "disabled");
+        assert_eq!(ask(Endpoint::Live, 1, Err(String::new())).0, 200);
     }
 
     #[test]

@@ -21,7 +21,7 @@ use tokio_rustls::TlsAcceptor;
 use super::api::Api;
 use super::limits::{EVICTED_AT_ONCE, HEAD_BYTES_MAX, Limits};
 use super::socket::{Activity, Socket};
-use super::{ServeError, Service, Settings};
+use super::{ServeError, Services, Settings};
 use crate::retry::Retry;
 use crate::shutdown::Shutdown;
 
@@ -36,7 +36,7 @@ const LOOK_AGAIN: Duration = Duration::from_millis(100);
 /// and never ends the server.
 pub async fn run(
     listener: TcpListener,
-    service: Service,
+    services: Services,
     settings: Settings,
     shutdown: Shutdown,
 ) -> Result<(), ServeError> {
@@ -44,7 +44,7 @@ pub async fn run(
     let scheme = if settings.tls.is_some() { "https" } else { "http" };
     tracing::info!("answering on {scheme}://{address}");
 
-    let mut connections = Connections::new(service, settings, &shutdown);
+    let mut connections = Connections::new(services, settings, &shutdown);
     let mut retry = Retry::new("accept");
     loop {
         let is_full = connections.is_full();
@@ -99,12 +99,18 @@ struct Connections {
 }
 
 impl Connections {
-    fn new(service: Service, settings: Settings, shutdown: &Shutdown) -> Self {
+    fn new(services: Services, settings: Settings, shutdown: &Shutdown) -> Self {
         let limits = Arc::new(settings.limits);
         Connections {
             tasks: JoinSet::new(),
             activities: HashMap::new(),
-            api: Arc::new(Api::new(service, settings.keys, settings.search_deadline, limits.clone(), shutdown.clone())),
+            api: Arc::new(Api::new(
+                services,
+                settings.keys,
+                settings.search_deadline,
+                limits.clone(),
+                shutdown.clone(),
+            )),
             tls: settings.tls.map(|tls| tls.acceptor()),
             limits,
             shutdown: shutdown.clone(),

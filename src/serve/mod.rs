@@ -33,7 +33,43 @@ use crate::config;
 /// Makes one search. Dropping the future gives the search up: its client has gone, or its deadline has passed.
 pub type SearchFn = dyn Fn(SearchRequest) -> BoxFuture<'static, Result<SearchAnswer, SearchError>> + Send + Sync;
 
-/// What this process can answer. Clones answer from the same place.
+/// What this process can answer, all pipelines together.
+#[derive(Clone)]
+pub struct Services {
+    /// At least one.
+    pub pipelines: Vec<Service>,
+    /// The place of the one that answers under the paths that name none.
+    pub default: usize,
+    /// Whether the process can do its work, or what it waits for. Asked where there are several; must not wait.
+    pub ready: Arc<ReadyFn>,
+    /// The metrics in Prometheus's text format.
+    pub metrics: Arc<MetricsFn>,
+}
+
+/// Says whether a process is ready, or what it waits for.
+pub type ReadyFn = dyn Fn() -> Result<(), String> + Send + Sync;
+/// Gives the metrics as they are now.
+pub type MetricsFn = dyn Fn() -> String + Send + Sync;
+
+impl Services {
+    /// Of a single pipeline.
+    pub fn one(service: Service, metrics: Arc<MetricsFn>) -> Services {
+        let health = Arc::clone(&service.health);
+        Services { pipelines: vec![service], default: 0, ready: Arc::new(move || health().readiness()), metrics }
+    }
+
+    /// The names of the pipelines.
+    fn names(&self) -> Vec<&str> {
+        self.pipelines.iter().map(|service| service.pipeline.as_str()).collect()
+    }
+
+    /// The place of the pipeline of this name.
+    fn place(&self, name: &str) -> Option<usize> {
+        self.pipelines.iter().position(|service| service.pipeline == name)
+    }
+}
+
+/// What can be answered of one pipeline. Clones answer from the same place.
 #[derive(Clone)]
 pub struct Service {
     /// Name of the pipeline, as paths and metrics have it.
@@ -46,13 +82,18 @@ pub struct Service {
     pub health: Arc<dyn Fn() -> health::Report + Send + Sync>,
     /// What the status shows beside that. Must not wait either.
     pub state: Arc<dyn Fn() -> status::State + Send + Sync>,
-    /// The metrics in Prometheus's text format.
-    pub metrics: Arc<dyn Fn() -> String + Send + Sync>,
 }
 
 impl fmt::Debug for Service {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Service").field("pipeline", &self.pipeline).finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for Services {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Services { pipelines, default, .. } = self;
+        f.debug_struct("Services").field("pipelines", pipelines).field("default", default).finish_non_exhaustive()
     }
 }
 

@@ -78,6 +78,7 @@ struct Body<'a> {
     ready: bool,
     waits_for: Option<String>,
     pipeline: &'a str,
+    pipelines: &'a [Sibling<'a>],
     searches: bool,
     served_by: Option<&'static str>,
     filters: &'a [String],
@@ -125,9 +126,27 @@ struct Change<'a> {
     latency_ms: &'a BTreeMap<&'static str, u64>,
 }
 
+/// Whose state it is.
+pub(super) struct Of<'a> {
+    pub(super) pipeline: &'a str,
+    /// Fields that searches may filter by.
+    pub(super) filters: &'a [String],
+    /// All pipelines of the process, this one among them.
+    pub(super) siblings: &'a [Sibling<'a>],
+}
+
+/// One of the pipelines of a process.
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct Sibling<'a> {
+    pub(super) name: &'a str,
+    /// Whether it answers under the paths that name no pipeline.
+    pub(super) default: bool,
+    pub(super) status: &'static str,
+}
+
 /// The body of an answer.
 pub(super) fn body(
-    (pipeline, filters): (&str, &[String]),
+    Of { pipeline, filters, siblings }: Of<'_>,
     report: &Report,
     state: &State,
     now: OffsetDateTime,
@@ -139,6 +158,7 @@ pub(super) fn body(
         ready: waits_for.is_none(),
         waits_for,
         pipeline,
+        pipelines: siblings,
         searches: report.serves,
         served_by: state.served_by,
         filters,
@@ -229,10 +249,12 @@ mod tests {
             stores: vec![store],
             changes: vec![change],
         };
-        let text = body(("faq", &["category".into()]), &report, &state, OffsetDateTime::UNIX_EPOCH).expect("a body");
+        let siblings = [Sibling { name: "faq", default: true, status: "degraded" }];
+        let of = Of { pipeline: "faq", filters: &["category".into()], siblings: &siblings };
+        let text = body(of, &report, &state, OffsetDateTime::UNIX_EPOCH).expect("a body");
         let wanted = json!({
             "status": "degraded", "timestamp": "1970-01-01T00:00:00.000000", "ready": true, "waits_for": null,
-            "pipeline": "faq", "searches": true, "served_by": "local", "filters": ["category"],
+            "pipeline": "faq", "pipelines": [{"name": "faq", "default": true, "status": "degraded"}], "searches": true, "served_by": "local", "filters": ["category"],
             "title_field": "question",
             "faults": [{"component": "source", "status": "degraded", "error": "gone"}],
             "load": {"rows": 3, "expected": 9},

@@ -27,8 +27,9 @@ use crate::support::vecsync::Vecsync;
 const FASTER: u32 = 120;
 /// Rows with one text, which is embedded once: more than a store may be behind.
 const MANY: u32 = 10_100;
-/// What only promtool shows, and why: its fault would have to last for minutes whatever the factor.
-const BY_PROMTOOL_ALONE: [&str; 1] = ["VecsyncSlowToSearchable"];
+/// What only promtool shows, and why: the fault of the one would have to last for minutes whatever the factor, that of the other
+/// takes several pipelines, whose metric `pipelines` looks at.
+const BY_PROMTOOL_ALONE: [&str; 2] = ["VecsyncSlowToSearchable", "VecsyncPipelineDown"];
 /// What only who may mount a disk sees.
 const BY_A_FULL_DISK: [&str; 4] =
     ["VecsyncDataDiskFull", "VecsyncStoreNeedsRoom", "VecsyncSourceLag", "VecsyncSlotRetainsWal"];

@@ -25,6 +25,7 @@ mod load;
 mod misconfigured;
 mod openapi;
 mod page;
+mod pipelines;
 mod property;
 mod qdrant_commands;
 mod qdrant_generations;

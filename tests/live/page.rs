@@ -13,7 +13,7 @@ use vecsync::index::Arrival;
 use vecsync::serve::health::{Component, LOCAL, QDRANT, Report, Status};
 use vecsync::serve::status::{State, Store};
 use vecsync::serve::{
-    Keys, Limits, SearchAnswer, SearchError, SearchRequest, SearchResult, Service, Settings, Tls, run,
+    Keys, Limits, SearchAnswer, SearchError, SearchRequest, SearchResult, Service, Services, Settings, Tls, run,
 };
 use vecsync::shutdown::Shutdown;
 
@@ -129,6 +129,43 @@ fn the_keyboard_is_enough() {
     browser.expect(FOCUS, &json!("kettles 5"));
     assert_eq!(browser.run("return history.length").as_u64(), before);
     assert_eq!(browser.complaints(), Vec::<String>::new());
+}
+
+#[test]
+fn of_several_pipelines_one_is_chosen() {
+    let named = |name: &'static str| {
+        let search = move |request: SearchRequest| {
+            titled(SearchRequest { query: format!("{name} {}", request.query), ..request })
+        };
+        Service { pipeline: name.into(), filters: vec![name.into()], ..service(search) }
+    };
+    let pipelines = vec![named("faq"), named("products")];
+    let services = Services { pipelines, default: 0, ready: Arc::new(|| Ok(())), metrics: Arc::new(String::new) };
+    let server = Server::start_all(services, Keys::default(), None);
+    let mut browser = Browser::start();
+    browser.open(&format!("{}?q=kettle", server.address));
+    browser.expect(&format!("{TITLES}[0]"), &json!("faq kettle 0"));
+    let options = "return [...document.querySelectorAll('#pipelines option')].map((one) => one.textContent)";
+    browser.expect(options, &json!(["faq", "products"]));
+    assert_eq!(browser.run("return document.querySelector('label[for=pipelines]').textContent"), "Pipeline");
+    // With the keyboard, as in any list.
+    browser.run("document.querySelector('#pipelines').focus()");
+    browser.press(DOWN);
+    browser.expect(&format!("{TITLES}[0]"), &json!("products kettle 0"));
+    assert_eq!(browser.run("return location.search"), "?q=kettle&pipeline=products");
+    browser.expect_text("#state", "The index now");
+    // The address says which, also in a fresh page and for who goes back.
+    browser.run("location.reload()");
+    browser.expect(&format!("{TITLES}[0]"), &json!("products kettle 0"));
+    browser.expect("return document.querySelector('#pipelines').value", &json!("products"));
+    browser.run("history.back()");
+    browser.expect(&format!("{TITLES}[0]"), &json!("faq kettle 0"));
+    browser.expect("return document.querySelector('#pipelines').value", &json!("faq"));
+    // One that is not there is said so.
+    browser.open(&format!("{}?q=kettle&pipeline=other", server.address));
+    browser.expect_text("#said", "no such pipeline");
+    let complaints = browser.complaints();
+    assert!(complaints.iter().all(|one| one.contains("404")), "{complaints:#?}");
 }
 
 #[test]
@@ -348,13 +385,17 @@ struct Server {
 
 impl Server {
     fn start(service: Service, keys: Keys, tls: Option<Tls>) -> Self {
+        Self::start_all(Services::one(service, Arc::new(String::new)), keys, tls)
+    }
+
+    fn start_all(services: Services, keys: Keys, tls: Option<Tls>) -> Self {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0")).unwrap();
         let scheme = if tls.is_some() { "https" } else { "http" };
         let address = format!("{scheme}://{}/", listener.local_addr().unwrap());
         let shutdown = Shutdown::new();
         let settings = Settings { keys, tls, search_deadline: Duration::from_secs(5), limits: Limits::default() };
-        runtime.spawn(run(listener, service, settings, shutdown.clone()));
+        runtime.spawn(run(listener, services, settings, shutdown.clone()));
         Server { address, shutdown, _runtime: runtime }
     }
 }
@@ -379,7 +420,6 @@ where
             serves: true,
         }),
         state: Arc::new(State::default),
-        metrics: Arc::new(String::new),
     }
 }
 

@@ -161,6 +161,32 @@ fn run_without_a_database_or_a_pipeline_says_so() {
 }
 
 #[test]
+fn what_two_pipelines_of_a_folder_share_is_refused_with_all_else() {
+    let one = |name: &str, more: &str| {
+        format!("name = '{name}'\n{more}\n[source]\ntable = 't'\n[document]\ntext = 'x'\npayload = []\n")
+    };
+    let program = Program::new()
+        .with("VECSYNC_PIPELINE", "pipelines")
+        .with("QDRANT_HOST", "nowhere.example")
+        .file("pipelines/a.toml", &one("faq", "default = true"))
+        .file("pipelines/b.toml", &one("other", "default = 1"));
+    // What stands in the files first; what concerns Qdrant when they can be read.
+    program.run(&["run"]).refused(&[
+        "DATABASE_URL: is not set",
+        "pipelines/b.toml:2: default = 1: wanted true or false",
+        "pipelines/faq.toml: name = \"faq\": pipelines/a.toml has the same name",
+        "pipelines/faq.toml: source.slot = \"vecsync_faq\": pipelines/a.toml uses the same slot",
+    ]);
+    let program = program.file("pipelines/a.toml", &one("second", "")).file("pipelines/b.toml", &one("third", ""));
+    program.run(&["run"]).refused(&[
+        "DATABASE_URL: is not set",
+        "pipelines/b.toml: index.collection = \"faq_embeddings\": pipelines/a.toml has the collection faq_embeddings (QDRANT",
+        "pipelines/faq.toml: index.collection = \"faq_embeddings\": pipelines/a.toml has the collection",
+        "pipelines/faq.toml: index.collection = \"faq_embeddings\": pipelines/b.toml has the collection",
+    ]);
+}
+
+#[test]
 fn a_topic_of_debeziums_needs_brokers_and_nobody_who_captures() {
     let source = "[source]\ntopic = 'site.public.faq_faq'\n";
     let rest = "[document]\ntext = '{{ answer }}'\npayload = ['answer']\n";

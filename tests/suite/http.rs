@@ -24,8 +24,8 @@ use vecsync::config::Secret;
 use vecsync::serve::health::{Component, LOCAL, Report, Status};
 use vecsync::serve::status::State;
 use vecsync::serve::{
-    FilterValue, Keys, Limits, SearchAnswer, SearchError, SearchRequest, SearchResult, ServeError, Service, Settings,
-    Tls, run,
+    FilterValue, Keys, Limits, SearchAnswer, SearchError, SearchRequest, SearchResult, ServeError, Service, Services,
+    Settings, Tls, run,
 };
 use vecsync::shutdown::Shutdown;
 
@@ -40,10 +40,14 @@ pub(crate) struct Server {
 
 impl Server {
     pub(crate) async fn start(service: Service, settings: Settings) -> Self {
+        Self::start_all(Services::one(service, Arc::new(metrics_text)), settings).await
+    }
+
+    async fn start_all(services: Services, settings: Settings) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("an address");
         let shutdown = Shutdown::new();
-        let task = tokio::spawn(run(listener, service, settings, shutdown.clone()));
+        let task = tokio::spawn(run(listener, services, settings, shutdown.clone()));
         Server { address, shutdown, task }
     }
 
@@ -153,8 +157,11 @@ where
         health: Arc::new(health),
         filters: vec!["category".into()],
         state: Arc::new(State::default),
-        metrics: Arc::new(|| "vecsync_build_info 1\n".into()),
     }
+}
+
+fn metrics_text() -> String {
+    "vecsync_build_info 1\n".to_owned()
 }
 
 pub(crate) fn settings(limits: Limits) -> Settings {
@@ -271,9 +278,10 @@ async fn bad_searches_are_told_what_was_wanted() {
     assert_eq!(reply.is_problem(405, "GET, HEAD, POST").header("allow"), Some("GET, HEAD, POST"));
     let reply = server.send("POST /health/ HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n").await;
     assert_eq!(reply.is_problem(405, "GET, HEAD").header("allow"), Some("GET, HEAD"));
-    for path in ["/nope", "/pipelines/other/search?q=a", "/health/nope/"] {
+    for path in ["/nope", "/pipelines/faq/nope", "/health/nope/"] {
         server.get(path).await.is_problem(404, "no such path");
     }
+    server.get("/pipelines/other/search?q=a").await.is_problem(404, "no such pipeline: \"other\"; there are faq");
     server.stop().await;
 }
 
@@ -883,4 +891,88 @@ async fn the_client_searches_and_says_what_is_wrong() {
     assert!(matches!(error, ClientError::NobodyThere { .. }));
     let wanted = format!("no vecsync answers at {url}: start it with `vecsync run`, or set VECSYNC_URL");
     assert_eq!(error.to_string(), wanted);
+}
+
+/// Three pipelines, of which `b` is the default and `c` does not run.
+fn three() -> Services {
+    let named = |name: &'static str| {
+        let search = move |request: SearchRequest| async move {
+            match name {
+                "c" => Err(SearchError::Unavailable { reason: "it does not run".into(), retry_after_s: 5 }),
+                _ => one_result(SearchRequest { query: format!("{name} {}", request.query), ..request }).await,
+            }
+        };
+        let part = Component::new("pipeline", Status::Unhealthy);
+        let broken = move || Report { components: vec![part.clone()], ready: Err("no table".into()), serves: true };
+        let mut service = Service { pipeline: name.into(), filters: vec![name.into()], ..service(search) };
+        if name == "c" {
+            service.health = Arc::new(broken);
+        }
+        service
+    };
+    let pipelines = ["a", "b", "c"].map(named).into();
+    Services { pipelines, default: 1, ready: Arc::new(|| Ok(())), metrics: Arc::new(metrics_text) }
+}
+
+#[tokio::test]
+async fn each_pipeline_answers_under_its_name_and_the_default_one_under_none() {
+    let server = Server::start_all(three(), settings(Limits::default())).await;
+    let passage = async |path: &str| server.get(path).await.json()["results"][0]["passage"].clone();
+    assert_eq!(passage("/search?q=x").await, "b x|5|0|");
+    assert_eq!(passage("/pipelines/b/search?q=x").await, "b x|5|0|");
+    assert_eq!(passage("/pipelines/a/search/?q=x").await, "a x|5|0|");
+    server.get("/pipelines/c/search?q=x").await.is_problem(503, "it does not run");
+    server.get("/pipelines/d/search?q=x").await.is_problem(404, "no such pipeline: \"d\"; there are a, b, c");
+    server.get("/pipelines/d/health/").await.is_problem(404, "there are a, b, c");
+    server.get("/pipelines/a/metrics").await.is_problem(404, "no such path");
+
+    // Of all together, and of one.
+    let all = server.get("/health/detailed/").await;
+    let body = all.json();
+    assert_eq!((all.status, &body["status"], &body["ready"]), (200, &json!("degraded"), &json!(true)), "{body}");
+    assert_eq!(body["pipelines"]["c"]["waits_for"], "no table");
+    assert_eq!(body["pipelines"]["a"]["status"], "healthy");
+    for (path, status) in [
+        ("/health/", 200),
+        ("/health/ready/", 200),
+        ("/health/qdrant/", 200),
+        ("/pipelines/a/health/ready/", 200),
+        ("/pipelines/c/health/ready/", 503),
+        ("/pipelines/c/health/live/", 200),
+        ("/pipelines/c/health/detailed/", 503),
+    ] {
+        let reply = server.get(path).await;
+        assert_eq!(reply.status, status, "{path}: {}", reply.json());
+    }
+    let one = server.get("/pipelines/a/health/detailed/").await.json();
+    assert!(one.get("pipelines").is_none() && one["components"].get(LOCAL).is_some(), "{one}");
+
+    let state = server.get("/status").await.json();
+    let pipelines = json!([{"name": "a", "default": false, "status": "healthy"},
+        {"name": "b", "default": true, "status": "healthy"}, {"name": "c", "default": false, "status": "unhealthy"}]);
+    assert_eq!((&state["pipeline"], &state["pipelines"]), (&json!("b"), &pipelines));
+    assert_eq!(server.get("/pipelines/c/status").await.json()["pipeline"], "c");
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn searches_are_counted_for_their_pipeline() {
+    let recorder = PrometheusBuilder::new().build_recorder();
+    let handle = recorder.handle();
+    let _guard = metrics::set_default_local_recorder(&recorder);
+    let server = Server::start_all(three(), settings(Limits::default())).await;
+    for path in ["/search?q=x", "/pipelines/a/search?q=x", "/pipelines/a/search?q=y", "/pipelines/c/search?q=x"] {
+        server.get(path).await;
+    }
+    let text = handle.render();
+    for (pipeline, code, count) in [("a", 200, 2), ("b", 200, 1), ("c", 503, 1)] {
+        let line = |line: &&str| {
+            line.starts_with("vecsync_queries_total")
+                && line.contains(&format!("pipeline=\"{pipeline}\""))
+                && line.contains(&format!("code=\"{code}\""))
+        };
+        let found = text.lines().find(line).unwrap_or_else(|| panic!("{pipeline} is not in {text}"));
+        assert!(found.ends_with(&format!(" {count}")), "{found}");
+    }
+    server.stop().await;
 }

@@ -109,6 +109,7 @@ const PATHS: &[&str] = &[
     "/pipelines/faq/health/ready",
     "/pipelines/faq/health/vector-store",
     "/pipelines/faq/search",
+    "/pipelines/faq/status",
     "/search",
     "/status",
 ];

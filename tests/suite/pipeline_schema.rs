@@ -139,7 +139,7 @@ fn put(file: &mut Table, path: &str, value: Option<toml::Value>) {
 #[test]
 fn the_schema_accepts_what_the_parser_accepts() {
     let mut paths: Vec<String> = keys().into_iter().collect();
-    assert_eq!(paths.len(), 17, "{paths:?}");
+    assert_eq!(paths.len(), 18, "{paths:?}");
     paths.extend(
         ["names", "source.query", "source.watch", "source.tables", "document.titel", "index.x", "sink"]
             .map(String::from),

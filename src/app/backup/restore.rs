@@ -313,7 +313,7 @@ impl Restore<'_> {
         let settings = MirrorSettings { dir: building.join(MIRROR_DIR), ..mirror_settings(self.config, revision) };
         let (path, pace) = (self.dir.join(MIRROR), self.pace.clone());
         // The table is read again, and what is in it unchanged is not to be embedded again.
-        let cached = ends.is_some().then(|| self.config.data_dir.join("embeddings"));
+        let cached = ends.is_some().then(|| self.config.root_dir.join("embeddings"));
         let space = embed::space(&self.config.model);
         let fill = move || -> Result<_, BackupError> {
             let cache = cached.map_or_else(Cache::off, |folder| Cache::open_bounded(&folder, usize::MAX));

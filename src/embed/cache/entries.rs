@@ -30,6 +30,9 @@ const LENGTH_BITS: u32 = 24;
 const RECORD_MAX: usize = 1 << LENGTH_BITS;
 /// One lock for all: two processes would write over each other's records.
 const LOCK: &str = "lock";
+/// What the files begin with that have, each for one scope, the number of its last resync that was forced. That of the scope
+/// without a name stands in the files of entries.
+const ANEW: &str = "anew.";
 
 /// A bounded store of entries in a folder.
 pub struct Entries {
@@ -125,20 +128,23 @@ impl Entries {
         self.tidy()
     }
 
-    /// The number of the last resync that was forced.
-    pub fn anew(&self) -> u64 {
-        self.files.read().unwrap_or_else(PoisonError::into_inner).anew
-    }
-
-    /// Forgets everything, unless this resync or a later one has done so.
-    pub fn begin_anew(&self, resync: u64) -> io::Result<()> {
+    /// Forgets everything, unless this resync or a later one of the same scope has done so. Each scope has numbers of its own.
+    pub fn begin_anew(&self, scope: &str, resync: u64) -> io::Result<()> {
         let mut files = self.files.write().unwrap_or_else(PoisonError::into_inner);
         // Another batch may have met it meanwhile.
-        if files.anew >= resync {
+        let path = self.folder.join(format!("{ANEW}{scope}"));
+        let met = if scope.is_empty() { files.anew } else { number_in(&path)? };
+        if met >= resync {
             return Ok(());
         }
-        let number = files.number + 1;
-        *files = Files { number, newer: Filled::create(&self.folder, number, resync)?, older: None, anew: resync };
+        // Not the next number: what a kill leaves of the file before must not be taken for the older one.
+        let number = files.number + 2;
+        let anew = if scope.is_empty() { resync } else { files.anew };
+        *files = Files { number, newer: Filled::create(&self.folder, number, anew)?, older: None, anew };
+        if !scope.is_empty() {
+            // Behind it, so that a kill before it begins anew once more.
+            std::fs::write(&path, resync.to_string())?;
+        }
         drop(files);
         self.tidy()
     }
@@ -160,7 +166,8 @@ impl Entries {
         }
         for entry in std::fs::read_dir(&self.folder)? {
             let entry = entry?;
-            if used.iter().any(|name| entry.file_name() == name.as_str()) {
+            let is_number = entry.file_name().to_string_lossy().starts_with(ANEW);
+            if is_number || used.iter().any(|name| entry.file_name() == name.as_str()) {
                 continue;
             }
             // Something else may be there, such as the folder of an earlier version.
@@ -171,6 +178,15 @@ impl Entries {
             }
         }
         Ok(())
+    }
+}
+
+/// The number in a file; 0 where there is none, or what a crash has left of one.
+fn number_in(path: &Path) -> io::Result<u64> {
+    match std::fs::read(path) {
+        Ok(text) => Ok(String::from_utf8_lossy(&text).parse().unwrap_or(0)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(0),
+        Err(error) => Err(error),
     }
 }
 
@@ -371,25 +387,31 @@ mod tests {
 
     #[test]
     fn a_forced_resync_forgets_everything_once_also_when_it_was_killed() {
-        let folder = tempfile::tempdir().expect("folder");
-        let entries = Entries::open(folder.path(), 8).expect("open");
-        (0..6).for_each(|number| put(&entries, number));
-        let before = files(folder.path());
-        let copies: Vec<_> =
-            before.iter().map(|name| (name, std::fs::read(folder.path().join(name)).expect("there"))).collect();
-        entries.begin_anew(7).expect("written");
-        assert_eq!((entries.anew(), get(&entries, 5)), (7, None));
-        put(&entries, 9);
-        entries.begin_anew(7).expect("nothing to do");
-        entries.begin_anew(6).expect("nothing to do");
-        drop(entries);
-        // Killed between the new file and the removal of the others.
-        for (name, bytes) in copies {
-            std::fs::write(folder.path().join(name), bytes).expect("written");
+        // The files that are left: the lock, one of each kind, and that with a scope's number.
+        for (scope, left) in [("", 3), ("b", 4)] {
+            let folder = tempfile::tempdir().expect("folder");
+            let entries = Entries::open(folder.path(), 8).expect("open");
+            (0..6).for_each(|number| put(&entries, number));
+            let before = files(folder.path());
+            let copies: Vec<_> =
+                before.iter().map(|name| (name, std::fs::read(folder.path().join(name)).expect("there"))).collect();
+            entries.begin_anew(scope, 7).expect("written");
+            assert_eq!(get(&entries, 5), None);
+            put(&entries, 9);
+            entries.begin_anew(scope, 7).expect("nothing to do");
+            entries.begin_anew(scope, 6).expect("nothing to do");
+            drop(entries);
+            // Killed between the new file and the removal of the others.
+            for (name, bytes) in copies {
+                std::fs::write(folder.path().join(name), bytes).expect("written");
+            }
+            let entries = Entries::open(folder.path(), 8).expect("open");
+            entries.begin_anew(scope, 7).expect("nothing to do");
+            assert_eq!((get(&entries, 5), get(&entries, 9).as_deref()), (None, Some("9")), "{scope}");
+            assert_eq!(files(folder.path()).len(), left, "{:?}", files(folder.path()));
+            entries.begin_anew("another", 1).expect("written");
+            assert_eq!(get(&entries, 9), None, "{scope}");
         }
-        let entries = Entries::open(folder.path(), 8).expect("open");
-        assert_eq!((entries.anew(), get(&entries, 5), get(&entries, 9).as_deref()), (7, None, Some("9")));
-        assert_eq!(files(folder.path()).len(), 3, "{:?}", files(folder.path()));
     }
 
     #[test]

@@ -38,6 +38,14 @@ pub struct KeptRow {
     pub row: Option<EmbeddedRow>,
 }
 
+/// The pipeline that a mirror is of; `None`: it is empty. Opens the folder as it is, for who is about to use it. Blocking.
+pub fn pipeline_of(dir: &Path) -> Result<Option<String>, MirrorError> {
+    let store = guarded("open", dir, || Store::open(dir))?;
+    let Some(state) = store.get(STATE_KEY)? else { return Ok(None) };
+    let damaged = |what: String| MirrorError::Damaged { path: shown(dir), what };
+    MirrorState::from_bytes(&state).map(|state| Some(state.pipeline)).map_err(|damage| damaged(damage.0))
+}
+
 impl Reading {
     /// Copies the folder into `scratch` and opens the copy; blocking. Refused where another process has it open. Only one
     /// may use `scratch` at a time; what a killed one has left there is removed.

@@ -77,7 +77,7 @@ async function ask(path, signal) {
   const headers = key ? { Authorization: `Bearer ${key}` } : {};
   const answer = await fetch(path, { headers, signal, cache: "no-store" });
   const body = await answer.json().catch(() => ({}));
-  if (answer.ok || path.startsWith("health")) return body;
+  if (answer.ok || path === "health/") return body;
   if (answer.status === 401) lock(Boolean(key));
   throw new Refused(answer.status, body, Number(answer.headers.get("Retry-After")) || 0);
 }
@@ -110,7 +110,8 @@ at("keys").addEventListener("submit", (event) => {
 
 // The search.
 
-const wanted = { query: "", filter: new Map(), limit: LIMIT };
+// `pipeline` is the one that is chosen; null: the default one, which the server knows.
+const wanted = { pipeline: null, query: "", filter: new Map(), limit: LIMIT };
 let filters = [];
 let titleField = null;
 let asked = 0;
@@ -125,6 +126,11 @@ function parameters() {
   return list;
 }
 
+// The path of the pipeline that is chosen.
+function under(path) {
+  return wanted.pipeline === null ? path : `pipelines/${encodeURIComponent(wanted.pipeline)}/${path}`;
+}
+
 function readAddress() {
   const list = new URLSearchParams(location.search);
   wanted.query = (list.get("q") || "").trim();
@@ -133,11 +139,14 @@ function readAddress() {
     return [one.slice(0, colon), one.slice(colon + 1)];
   }));
   wanted.limit = LIMIT;
+  wanted.pipeline = list.get("pipeline") || null;
   at("query").value = wanted.query;
 }
 
 function writeAddress(push) {
-  const text = parameters().toString();
+  const list = parameters();
+  if (wanted.pipeline !== null) list.set("pipeline", wanted.pipeline);
+  const text = list.toString();
   const address = text ? `?${text}` : location.pathname;
   document.title = wanted.query ? `${wanted.query} – vecsync` : "vecsync";
   if (push && location.search !== (text ? `?${text}` : "")) history.pushState(null, "", address);
@@ -161,7 +170,7 @@ async function search(focusAt) {
   const list = parameters();
   list.set("limit", wanted.limit);
   try {
-    const answer = await ask(`search?${list}`, giveUp.signal);
+    const answer = await ask(under(`search?${list}`), giveUp.signal);
     if (mine !== asked) return;
     showResults(answer, focusAt);
     tell(summary(answer));
@@ -185,7 +194,7 @@ async function refresh() {
   const mine = asked;
   const list = parameters();
   list.set("limit", wanted.limit);
-  const answer = await ask(`search?${list}`).catch(() => null);
+  const answer = await ask(under(`search?${list}`)).catch(() => null);
   if (!answer || mine !== asked || JSON.stringify(answer.results) === shownResults) return;
   showResults(answer);
   tell(summary(answer));
@@ -340,7 +349,26 @@ at("more").addEventListener("click", () => {
 addEventListener("popstate", () => {
   readAddress();
   writeAddress(false);
+  begin();
+});
+
+// Another pipeline was chosen: its state, its results, and none of what was shown of the one before.
+function begin() {
+  shownChanges = "";
+  at("state").hidden = true;
+  [filters, titleField] = [[], null];
+  poll();
   search();
+}
+
+at("pipelines").addEventListener("change", () => {
+  const chosen = at("pipelines").selectedOptions[0];
+  wanted.pipeline = chosen.dataset.default === "true" ? null : chosen.value;
+  // Another pipeline has other fields.
+  wanted.filter.clear();
+  wanted.limit = LIMIT;
+  writeAddress(true);
+  begin();
 });
 
 // The keyboard: `/` to the search, arrows between it and the results, Escape back.
@@ -385,7 +413,7 @@ async function poll() {
   let pause = POLL_MS;
   try {
     const wasLocked = locked;
-    const state = await ask(wasLocked ? "health/" : "status");
+    const state = await ask(wasLocked ? "health/" : under("status"));
     if (mine !== polls) return;
     silentSince = null;
     at("state").classList.remove("silent");
@@ -414,6 +442,7 @@ function showState(state) {
   at("elsewhere").hidden = state.searches;
   at("search").hidden = !state.searches;
   say(at("pipeline"), state.pipeline);
+  showPipelines(state);
   const knew = filters.join() + titleField;
   [filters, titleField] = [state.filters, state.title_field];
   // Results that came before this was known lack their titles and filters.
@@ -421,6 +450,21 @@ function showState(state) {
   showFaults(state);
   showStores(state);
   showChanges(state, isFirst);
+}
+
+function showPipelines(state) {
+  at("choice").hidden = state.pipelines.length < 2;
+  const names = state.pipelines.map((one) => one.name).join();
+  if ([...at("pipelines").options].map((one) => one.value).join() !== names) {
+    const options = state.pipelines.map((one) => {
+      const option = make("option", "", one.name);
+      option.value = one.name;
+      option.dataset.default = String(one.default);
+      return option;
+    });
+    at("pipelines").replaceChildren(...options);
+  }
+  if (at("pipelines").value !== state.pipeline) at("pipelines").value = state.pipeline;
 }
 
 function showFaults(state) {
