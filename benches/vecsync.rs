@@ -10,10 +10,12 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use measure::report::Report;
-use measure::{backfill, capture, embed, failover, finding, freshness, kafka, limit, qdrant, scan, search, soak};
+use measure::{
+    backfill, capture, embed, failover, finding, freshness, joins, kafka, limit, qdrant, scan, search, soak,
+};
 use support::kafka::Kafka;
 
-const USAGE: &str = "usage: [freshness|backfill|embed|search|idle|finding|scan|capture|qdrant|failover|kafka|replay|all]… [--model fp32|int8|both] [--json FILE] [--no-docs]; or: soak SECONDS [--model M]";
+const USAGE: &str = "usage: [freshness|backfill|embed|search|idle|finding|scan|capture|joins|qdrant|failover|kafka|replay|all]… [--model fp32|int8|both] [--json FILE] [--no-docs]; or: soak SECONDS [--model M]";
 
 /// What is measured.
 #[derive(Debug, Default)]
@@ -26,6 +28,7 @@ struct Wanted {
     finding: bool,
     scan: bool,
     capture: bool,
+    joins: bool,
     qdrant: bool,
     failover: bool,
     kafka: bool,
@@ -97,6 +100,10 @@ fn main() -> ExitCode {
         report.add("int8", "capture transaction", capture::transaction());
         report.add("int8", "capture beside", capture::beside());
     }
+    if wanted.joins {
+        // Texts are known.
+        report.add("int8", "joins", joins::measure("int8"));
+    }
     if wanted.qdrant {
         // The vectors are drawn by chance.
         report.add("int8", "qdrant upsert", qdrant::upsert());
@@ -151,6 +158,7 @@ impl Wanted {
                 "finding" => &mut wanted.finding,
                 "scan" => &mut wanted.scan,
                 "capture" => &mut wanted.capture,
+                "joins" => &mut wanted.joins,
                 "qdrant" => &mut wanted.qdrant,
                 "failover" => &mut wanted.failover,
                 "kafka" => {
@@ -192,8 +200,8 @@ impl Wanted {
             for part in [freshness, backfill, embed, search, idle, finding, scan] {
                 *part = true;
             }
-            let Wanted { capture, qdrant, failover, kafka, replay, .. } = &mut wanted;
-            for part in [capture, qdrant, failover, kafka, replay] {
+            let Wanted { capture, joins, qdrant, failover, kafka, replay, .. } = &mut wanted;
+            for part in [capture, joins, qdrant, failover, kafka, replay] {
                 *part = true;
             }
         }

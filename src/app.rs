@@ -3,6 +3,7 @@
 
 mod alone;
 pub mod backup;
+mod behind;
 pub mod check;
 mod commands;
 mod embedding;

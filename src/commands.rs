@@ -6,6 +6,7 @@ pub mod dead_letters;
 mod drill;
 pub mod init;
 pub mod migrate;
+pub mod pipeline;
 pub mod replay;
 pub mod sync;
 pub mod verify;

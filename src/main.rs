@@ -141,7 +141,7 @@ fn dispatch(command: Command, named: Option<&str>) -> Result<(), Failure> {
             print(&to_end(&config.log, commands::backup::restore(&config, &dir, only, json))?)
         }
         Command::DeadLetters(command) => dead_letters(&about, command),
-        Command::Pipeline(Pipeline::Check { files }) => check_pipelines(&files),
+        Command::Pipeline(Pipeline::Check { files }) => check_pipelines(&environment, &files),
         Command::Pipeline(Pipeline::Schema) => print(pipeline::SCHEMA),
         Command::Healthcheck => {
             let settings = about.server()?;
@@ -325,13 +325,29 @@ fn dead_letters(about: &About<'_>, command: DeadLetters) -> Result<(), Failure> 
     print(&if as_json { format!("{answer:#}\n") } else { lines(&answer) })
 }
 
-fn check_pipelines(files: &[PathBuf]) -> Result<(), Failure> {
+fn check_pipelines(environment: &Environment, files: &[PathBuf]) -> Result<(), Failure> {
     let mut problems = Problems::new();
     for (file, result) in folder::read_all(files, &check_templates) {
-        if let Some(pipeline) = problems.take(result) {
-            let source = &pipeline.source;
-            let line = format!("{}: ok: {} from {}.{}\n", file.display(), pipeline.name, source.schema, source.table);
-            print(&line)?;
+        let Some(pipeline) = problems.take(result) else { continue };
+        let source = &pipeline.source;
+        let good = format!("{}: ok: {} from {}.{}", file.display(), pipeline.name, source.schema, source.table);
+        if source.query.is_none() {
+            print(&format!("{good}\n"))?;
+            continue;
+        }
+        // Only the database knows what is wrong with SQL.
+        match problems.take(vecsync::config::source_database(environment)) {
+            Some(Some(database)) => {
+                let (said, wrong) = block_on(commands::pipeline::check_queries(&database, &pipeline))?;
+                for what in &wrong {
+                    problems.push(Problem::new(file.display().to_string(), what.clone()));
+                }
+                if wrong.is_empty() {
+                    print(&format!("{good}, {said}\n"))?;
+                }
+            }
+            Some(None) => print(&format!("{good}; its queries were not tried: DATABASE_URL is not set\n"))?,
+            None => {}
         }
     }
     Ok(problems.or(Some(()))?)

@@ -7,6 +7,7 @@ pub mod embed;
 pub mod failover;
 pub mod finding;
 pub mod freshness;
+pub mod joins;
 pub mod kafka;
 pub mod limit;
 pub mod qdrant;

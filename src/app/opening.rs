@@ -180,5 +180,6 @@ pub(super) fn capture_of(
         log: log.clone(),
         metrics: metrics.clone(),
         received: capture::Received::default(),
+        behind: None,
     }
 }

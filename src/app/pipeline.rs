@@ -18,7 +18,7 @@ use super::serving::Shared;
 use super::stand_in::{self, StandIn};
 use super::verify::{self, Verifier};
 use super::watching::Watching;
-use super::{AppError, DRAIN_DEADLINE, embedding, foreign, home, joined, measures, state};
+use super::{AppError, DRAIN_DEADLINE, behind, embedding, foreign, home, joined, measures, state};
 use crate::capture::{self, ColumnCheck};
 use crate::config::{Config, Role};
 use crate::control::{self, ControlError, Door};
@@ -259,7 +259,8 @@ impl Opened {
         measures::announce(&shared, &config.roles);
 
         if let (true, Some(database)) = (does(Role::Capture), &config.database) {
-            let capture = capture_of(config, database, Arc::clone(&check_columns), &log, &metrics);
+            let mut capture = capture_of(config, database, Arc::clone(&check_columns), &log, &metrics);
+            capture.behind = behind::of(&log, &revision, &stored);
             let watched = capture::watch_source(capture.clone(), status, standing_sender, shutdown.clone());
             spawn(tasks, "look at the source", ended(watched));
             spawn(tasks, "capture", capture::run(capture, status_sender, requests, shutdown.clone()));

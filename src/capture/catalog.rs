@@ -110,7 +110,7 @@ pub async fn load(client: &Client, schema: &str, table: &str) -> Result<Table, C
     })
 }
 
-async fn find(client: &Client, schema: &str, table: &str) -> Result<Option<Row>, CatalogError> {
+pub(super) async fn find(client: &Client, schema: &str, table: &str) -> Result<Option<Row>, CatalogError> {
     // Statistics may be older than the table's size: rows a block from then, blocks from now.
     let sql = "
         SELECT c.oid, c.relkind::text AS kind, c.relreplident::text AS identity, c.relpersistence::text AS persistence,
@@ -140,11 +140,11 @@ fn estimate(known_rows: f64, known_pages: i64, pages: i64, bytes: f64) -> u64 {
     rows.round() as u64
 }
 
-fn char_of(row: &Row, column: &str) -> char {
+pub(super) fn char_of(row: &Row, column: &str) -> char {
     row.get::<_, &str>(column).chars().next().unwrap_or(' ')
 }
 
-fn kind_name(kind: char) -> &'static str {
+pub(super) fn kind_name(kind: char) -> &'static str {
     match kind {
         'v' => "a view",
         'm' => "a materialized view",
@@ -153,16 +153,30 @@ fn kind_name(kind: char) -> &'static str {
     }
 }
 
-async fn columns(client: &Client, oid: u32) -> Result<Vec<Column>, CatalogError> {
+pub(super) async fn columns(client: &Client, oid: u32) -> Result<Vec<Column>, CatalogError> {
     let query = |source| CatalogError::query("read the table's columns", source);
     let sql = "SELECT attname::text AS name, atttypid AS type, attnotnull AS not_null, attgenerated <> '' AS generated,
                       concat_ws(':', attnum, atttypid, atttypmod, xmin) AS form
                FROM pg_attribute WHERE attrelid = $1 AND attnum > 0 AND NOT attisdropped ORDER BY attnum";
     let rows = client.query(sql, &[&oid]).await.map_err(query)?;
+    let types: Vec<u32> = rows.iter().map(|row| row.get("type")).collect();
+    let kinds = kinds(client, &types).await?;
+    let column = |(row, kind): (&Row, ColumnKind)| Column {
+        name: row.get("name"),
+        kind,
+        not_null: row.get("not_null"),
+        generated: row.get("generated"),
+        form: row.get("form"),
+    };
+    Ok(rows.iter().zip(kinds).map(column).collect())
+}
+
+/// How values of these types, given by OID, become JSON.
+pub(super) async fn kinds(client: &Client, oids: &[u32]) -> Result<Vec<ColumnKind>, CatalogError> {
     // A true array is the one that its element type names; int2vector and its like only look like one.
     let sql = "
         WITH RECURSIVE used AS (
-            SELECT atttypid AS oid FROM pg_attribute WHERE attrelid = $1 AND attnum > 0 AND NOT attisdropped
+            SELECT unnest($1::oid[]) AS oid
             UNION
             SELECT CASE WHEN t.typtype = 'd' THEN t.typbasetype ELSE t.typelem END
             FROM used JOIN pg_type t ON t.oid = used.oid WHERE t.typtype = 'd' OR t.typelem <> 0
@@ -170,7 +184,8 @@ async fn columns(client: &Client, oid: u32) -> Result<Vec<Column>, CatalogError>
         SELECT t.oid, CASE WHEN t.typtype = 'd' THEN t.typbasetype END AS base, e.oid AS element,
                e.typdelim::text AS delimiter
         FROM used JOIN pg_type t ON t.oid = used.oid LEFT JOIN pg_type e ON e.oid = t.typelem AND e.typarray = t.oid";
-    let types = client.query(sql, &[&oid]).await.map_err(query)?;
+    let types = client.query(sql, &[&oids]).await;
+    let types = types.map_err(|source| CatalogError::query("read types", source))?;
     let types = types.iter().map(|row| {
         let element = row.get::<_, Option<u32>>("element");
         let shape = match (row.get::<_, Option<u32>>("base"), element) {
@@ -181,14 +196,7 @@ async fn columns(client: &Client, oid: u32) -> Result<Vec<Column>, CatalogError>
         (row.get("oid"), shape)
     });
     let types: HashMap<u32, TypeShape> = types.collect();
-    let column = |row: &Row| Column {
-        name: row.get("name"),
-        kind: column_kind(row.get("type"), &types, TYPE_DEPTH_MAX),
-        not_null: row.get("not_null"),
-        generated: row.get("generated"),
-        form: row.get("form"),
-    };
-    Ok(rows.iter().map(column).collect())
+    Ok(oids.iter().map(|oid| column_kind(*oid, &types, TYPE_DEPTH_MAX)).collect())
 }
 
 /// Names the table's shape as it is now, for comparing: its name, columns, key and replica identity. None of a change of
@@ -228,15 +236,15 @@ fn column_kind(oid: u32, types: &HashMap<u32, TypeShape>, depth: usize) -> Colum
 
 /// A table's indexes that matter here.
 #[derive(Debug, Default)]
-struct Keys {
-    primary: Option<Vec<String>>,
+pub(super) struct Keys {
+    pub(super) primary: Option<Vec<String>>,
     /// The primary key's constraint is checked at once, not at the end of the transaction.
-    immediate: bool,
+    pub(super) immediate: bool,
     /// The index of `REPLICA IDENTITY USING INDEX`.
-    identity: Option<(String, Vec<String>)>,
+    pub(super) identity: Option<(String, Vec<String>)>,
 }
 
-async fn keys(client: &Client, oid: u32) -> Result<Keys, CatalogError> {
+pub(super) async fn keys(client: &Client, oid: u32) -> Result<Keys, CatalogError> {
     let sql = "
         SELECT i.indisprimary AS is_primary, i.indisreplident AS is_identity, i.indimmediate AS immediate,
                i.indexrelid::regclass::text AS name,
@@ -297,7 +305,7 @@ async fn check_partitions(client: &Client, oid: u32, key: &[String]) -> Result<(
     Ok(())
 }
 
-async fn missing(client: &Client, schema: &str, table: &str) -> Result<CatalogError, CatalogError> {
+pub(super) async fn missing(client: &Client, schema: &str, table: &str) -> Result<CatalogError, CatalogError> {
     let sql = "SELECT n.nspname::text AS schema, c.relname::text AS name
                FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
                WHERE c.relkind IN ('r', 'p') AND (n.nspname = $1 OR c.relname = $2)
@@ -363,7 +371,7 @@ pub enum CatalogError {
         source: tokio_postgres::Error,
     },
     /// There is no such table.
-    #[error("find table {name}, which source.table of the pipeline file names: there is none{suggestions}")]
+    #[error("find table {name}, which the pipeline file names: there is none{suggestions}")]
     NoTable {
         /// What was looked for.
         name: TableName,
@@ -438,6 +446,28 @@ pub enum CatalogError {
         /// Its columns.
         columns: String,
     },
+    /// Deletes and changes of rows would not tell which documents they concern.
+    #[error(
+        "follow table {name}: {lacking} is not in its replica identity, so its deletes could not be followed; run {remedy}"
+    )]
+    IdentityWithoutColumns {
+        /// Its name.
+        name: TableName,
+        /// The columns, and what names them.
+        lacking: String,
+        /// SQL that mends it.
+        remedy: String,
+    },
+    /// It has no such column.
+    #[error("follow table {name}: {named}, and it has no such column; it has {known}")]
+    NoColumn {
+        /// Its name.
+        name: TableName,
+        /// What names which column.
+        named: String,
+        /// Those that there are.
+        known: String,
+    },
     /// The server does not write what logical decoding needs.
     #[error(
         "follow changes: wal_level is {0}; run ALTER SYSTEM SET wal_level = logical; and restart PostgreSQL \
@@ -486,6 +516,8 @@ impl CatalogError {
             | CatalogError::NoKey { .. }
             | CatalogError::NoIdentity { .. }
             | CatalogError::IdentityWithoutKey { .. }
+            | CatalogError::IdentityWithoutColumns { .. }
+            | CatalogError::NoColumn { .. }
             | CatalogError::WalLevel(_)
             | CatalogError::Publication { .. } => false,
         }
@@ -493,7 +525,7 @@ impl CatalogError {
 }
 
 /// The driver's own text for an error of the server is "db error".
-fn server_text(error: &tokio_postgres::Error) -> String {
+pub(super) fn server_text(error: &tokio_postgres::Error) -> String {
     error.as_db_error().map_or_else(|| error.to_string(), |server| ServerError::from(server).to_string())
 }
 

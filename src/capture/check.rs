@@ -4,9 +4,10 @@ use tokio_postgres::Client;
 
 use super::catalog::{self, CatalogError, Column, Table, sql_name};
 use super::connection::ReplicationConnection;
-use super::publication::{self, Publication};
-use super::{ColumnCheck, slot, sql};
-use crate::config::{Database, Source};
+use super::documents::{self, Documents, KeyText, QUERY, plan};
+use super::publication::{self, Publication, name_of};
+use super::{CaptureError, ColumnCheck, slot, sql};
+use crate::config::{Database, Query, Source};
 use crate::retry::Chain;
 
 /// The slot that is kept, and the one that a snapshot has while it is taken.
@@ -27,6 +28,11 @@ pub async fn check(
         Err(error) => return tell("database", Err(Chain(&error).to_string())),
     };
     tell("database", version(&sql).await);
+    if let Some(query) = &source.query {
+        check_documents(database, source, query, check_columns, &mut tell).await;
+        tell("slot", slot_of(&sql, &source.slot).await);
+        return tell("replication", streams(database).await);
+    }
     match catalog::load(&sql, &source.schema, &source.table).await {
         Ok(table) => {
             let published = publication::look(&sql, &table, &source.publication).await;
@@ -39,6 +45,143 @@ pub async fn check(
     }
     tell("slot", slot_of(&sql, &source.slot).await);
     tell("replication", streams(database).await);
+}
+
+async fn check_documents(
+    database: &Database,
+    source: &Source,
+    query: &Query,
+    check_columns: &ColumnCheck,
+    tell: &mut impl FnMut(&'static str, Result<String, String>),
+) {
+    match queries(database, source, query, check_columns).await {
+        Ok(Queries { documents, problems, publication, unwatched }) => {
+            if let Some(documents) = &documents {
+                tell("table", Ok(described(&documents.main)));
+            }
+            let said = documents.map(|documents| said_of_documents(&documents, &unwatched)).unwrap_or_default();
+            tell("documents", if problems.is_empty() { Ok(said) } else { Err(problems.join("; ")) });
+            if !publication.is_empty() {
+                let faults: Vec<String> = publication.iter().filter_map(|said| said.clone().err()).collect();
+                let said: Vec<String> = publication.into_iter().filter_map(Result::ok).collect();
+                tell("publication", if faults.is_empty() { Ok(said.join("; ")) } else { Err(faults.join("; ")) });
+            }
+        }
+        Err(error) => tell("documents", Err(Chain(&error).to_string())),
+    }
+}
+
+/// What was found out about a pipeline's queries.
+#[derive(Debug)]
+pub struct Queries {
+    /// What its documents are; `None`: something is wrong with that.
+    pub documents: Option<Documents>,
+    /// Everything that is wrong, each with its place in the pipeline file.
+    pub problems: Vec<String>,
+    /// How the publication sends each table, or what is wrong with that.
+    pub publication: Vec<Result<String, String>>,
+    /// Tables that the query reads and nobody watches.
+    pub unwatched: Vec<String>,
+}
+
+/// Tries a pipeline's queries against the database, and changes nothing. The error is that it could not be asked.
+pub async fn queries(
+    database: &Database,
+    source: &Source,
+    query: &Query,
+    check_columns: &ColumnCheck,
+) -> Result<Queries, CaptureError> {
+    let sql = sql::connect(database).await?;
+    let (documents, mut problems) = documents::look(&sql, source, query).await?;
+    let Some(found) = &documents else {
+        return Ok(Queries { documents, problems, publication: vec![], unwatched: vec![] });
+    };
+    problems.extend(check_columns(&found.names()));
+    let publication = published_all(&sql, found, &source.publication).await?;
+    let asked = sql::connect(database).await?;
+    let outlook = plan::look(&asked, found).await;
+    let outlook = outlook.map_err(|source| CatalogError::query("ask for the plans of the queries", source))?;
+    if outlook.problems.is_empty() {
+        problems.extend(try_out(database, found).await?);
+    }
+    problems.extend(outlook.problems);
+    Ok(Queries { documents, problems, publication, unwatched: outlook.unwatched })
+}
+
+/// How the publication sends each of the tables.
+async fn published_all(
+    sql: &Client,
+    documents: &Documents,
+    name: &str,
+) -> Result<Vec<Result<String, String>>, CaptureError> {
+    let all = documents.tables();
+    let mut said = vec![];
+    for table in documents.followed() {
+        let of = name_of(table);
+        said.push(match publication::look(sql, table, name).await {
+            Ok(Some(published)) => match publication::refuse_filter(name, table, &published) {
+                Ok(()) => Ok(format!("{name} sends {of}")),
+                Err(error) => Err(Chain(&error).to_string()),
+            },
+            Ok(None) => {
+                return Ok(vec![match publication::may_create(sql, &all).await? {
+                    true => Ok(format!("there is no {name} yet; capture makes it when it starts")),
+                    false => Err(Chain(&publication::absent(&all, name, false)).to_string()),
+                }]);
+            }
+            Err(error) if error.is_transient() => return Err(error.into()),
+            Err(error) => Err(Chain(&error).to_string()),
+        });
+    }
+    said.dedup();
+    Ok(said)
+}
+
+/// Reads the document of one key. What comes has to be asked for.
+async fn try_out(database: &Database, documents: &Documents) -> Result<Vec<String>, CaptureError> {
+    let failed = |source| CatalogError::query("try source.query", source);
+    let mut reader = documents::Reader::connect(database, documents.clone()).await?;
+    reader.prepare(documents.clone()).await.map_err(failed)?;
+    let names: Vec<String> = documents.main.key.iter().map(|name| super::connection::quote_name(name)).collect();
+    let any = format!("SELECT {} FROM {} LIMIT 1", names.join(", "), documents.main.source());
+    let answer = match reader.simple_query(&any).await {
+        Ok(answer) => answer,
+        // That the role may not read the keys is for its owner to mend.
+        Err(error) if error.as_db_error().is_some() => {
+            return Ok(vec![format!("source.table: {}", catalog::server_text(&error))]);
+        }
+        Err(error) => return Err(failed(error).into()),
+    };
+    let at: Vec<usize> = (0..names.len()).collect();
+    let rows = documents::reader::rows_of(answer);
+    let Some(key) = rows.first().map(|row| documents::texts(row, &at)) else { return Ok(vec![]) };
+    let keys: [KeyText; 1] = [key];
+    let wanted = reader.key(&keys[0]);
+    let read = reader.read(&keys).await.map_err(failed)?;
+    let odd = read.iter().find(|document| document.key != wanted);
+    let odd = odd.map(|document| {
+        let (asked, came) = (wanted.as_str(), document.key.as_str());
+        format!("{QUERY}: was asked for {asked} and gave {came} as well; it has to give the documents of the keys in $1 alone")
+    });
+    Ok(odd.into_iter().collect())
+}
+
+/// Documents in a line.
+pub fn said_of_documents(documents: &Documents, unwatched: &[String]) -> String {
+    let mut said = format!("{} columns by source.query", documents.columns.len());
+    let watched: Vec<String> = documents
+        .watched
+        .iter()
+        .map(|one| format!("{} by {}", name_of(&one.table), one.table.key.join(", ")))
+        .collect();
+    if !watched.is_empty() {
+        said.push_str(&format!(", watches {}", watched.join(", ")));
+    }
+    if !unwatched.is_empty() {
+        let (all, verb) = (unwatched.join(" and "), if unwatched.len() == 1 { "is" } else { "are" });
+        said.push_str(&format!("; {all} {verb} read and not watched: changes there alone reach no document"));
+    }
+    said
 }
 
 async fn version(sql: &Client) -> Result<String, String> {
@@ -131,9 +274,9 @@ async fn said_of(
             let rows = publication.row_filter.map_or("all rows".to_owned(), |filter| format!("rows where {filter}"));
             Ok(format!("{name}: {columns}, {rows}"))
         }
-        Ok(None) => match publication::may_create(sql, table).await {
+        Ok(None) => match publication::may_create(sql, &[table]).await {
             Ok(true) => Ok(format!("there is no {name} yet; capture makes it when it starts")),
-            Ok(false) => Err(Chain(&publication::absent(table, name, false)).to_string()),
+            Ok(false) => Err(Chain(&publication::absent(&[table], name, false)).to_string()),
             Err(error) => Err(Chain(&error).to_string()),
         },
         Err(error) => Err(Chain(&error).to_string()),

@@ -5,7 +5,9 @@
 pub mod catalog;
 pub mod check;
 pub mod connection;
+pub mod documents;
 pub mod fault;
+mod joined;
 mod link;
 mod login;
 pub mod pgoutput;
@@ -44,6 +46,9 @@ pub use standing::{Received, Standing, watch_source};
 /// Given the columns that there are, says of every other one that the pipeline names where it names it.
 pub type ColumnCheck = Arc<dyn Fn(&[&str]) -> Vec<String> + Send + Sync>;
 
+/// How many records of the log nobody has embedded and stored yet; `None`: not known now.
+pub type Behind = Arc<dyn Fn() -> Option<u64> + Send + Sync>;
+
 /// SQLSTATE `undefined_object`.
 const UNDEFINED_OBJECT: &str = "42704";
 /// SQLSTATE of a lock that was not got in `lock_timeout`.
@@ -77,6 +82,8 @@ pub struct Capture {
     pub metrics: PipelineMetrics,
     /// How far the log is.
     pub received: Received,
+    /// How much of it is on its way.
+    pub behind: Option<Behind>,
 }
 
 /// What capture is doing, for health and progress.

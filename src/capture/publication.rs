@@ -30,11 +30,21 @@ impl Publication {
 
 /// Checks that changes of the table can be followed through this publication, which is created if there is none.
 pub async fn preflight(client: &Client, table: &Table, publication: &str) -> Result<Publication, CatalogError> {
+    preflight_beside(client, table, &[], publication).await
+}
+
+/// As `preflight`; one that is created has these other tables, too.
+pub(super) async fn preflight_beside(
+    client: &Client,
+    table: &Table,
+    others: &[&Table],
+    publication: &str,
+) -> Result<Publication, CatalogError> {
     let version = check_server(client).await?;
     let published = match read(client, table, publication, version).await? {
         Some(published) => published,
         None => {
-            create(client, table, publication).await?;
+            create(client, &[&[table], others].concat(), publication).await?;
             let published = read(client, table, publication, version).await?;
             published.ok_or_else(|| lacks(publication, "is gone again", "it again"))?
         }
@@ -55,20 +65,22 @@ pub async fn look(client: &Client, table: &Table, publication: &str) -> Result<O
     Ok(published)
 }
 
-/// Whether this role may make a publication of the table: it owns it, and may create in the database.
-pub async fn may_create(client: &Client, table: &Table) -> Result<bool, CatalogError> {
-    let sql = "SELECT pg_has_role(relowner, 'USAGE') AND has_database_privilege(current_database(), 'CREATE')
-               FROM pg_class WHERE oid = $1";
-    let row = client.query_opt(sql, &[&table.oid]).await;
+/// Whether this role may make a publication of the tables: it owns them, and may create in the database.
+pub async fn may_create(client: &Client, tables: &[&Table]) -> Result<bool, CatalogError> {
+    let sql = "SELECT coalesce(bool_and(pg_has_role(relowner, 'USAGE')), false)
+                      AND has_database_privilege(current_database(), 'CREATE')
+               FROM pg_class WHERE oid = ANY($1)";
+    let oids: Vec<u32> = tables.iter().map(|table| table.oid).collect();
+    let row = client.query_opt(sql, &[&oids]).await;
     let row = row.map_err(|source| CatalogError::query("read who owns the table", source))?;
     Ok(row.is_some_and(|row| row.get(0)))
 }
 
 /// There is no such publication. Who may make it is what mends that.
-pub fn absent(table: &Table, publication: &str, may_create: bool) -> CatalogError {
+pub fn absent(tables: &[&Table], publication: &str, may_create: bool) -> CatalogError {
     let remedy = match may_create {
         true => "a vecsync that captures: it makes it".to_owned(),
-        false => format!("{} as the table's owner, who needs CREATE on the database", create_sql(table, publication)),
+        false => format!("{} as the table's owner, who needs CREATE on the database", create_sql(tables, publication)),
     };
     lacks(publication, "is not there", remedy)
 }
@@ -172,11 +184,11 @@ async fn read(
     }))
 }
 
-async fn create(client: &Client, table: &Table, publication: &str) -> Result<(), CatalogError> {
-    let sql = create_sql(table, publication);
+async fn create(client: &Client, tables: &[&Table], publication: &str) -> Result<(), CatalogError> {
+    let sql = create_sql(tables, publication);
     match client.batch_execute(&sql).await {
         Ok(()) => {
-            tracing::info!(publication, table = %name_of(table), "publication created");
+            tracing::info!(publication, table = names_of(tables), "publication created");
             Ok(())
         }
         // Somebody was faster: what they made is checked like any other. In the same moment, the catalog's own index says so.
@@ -187,13 +199,41 @@ async fn create(client: &Client, table: &Table, publication: &str) -> Result<(),
     }
 }
 
-fn create_sql(table: &Table, publication: &str) -> String {
+fn create_sql(tables: &[&Table], publication: &str) -> String {
     // The changes of a partitioned table come under its own name only so.
-    let root = if table.kind == 'p' { " WITH (publish_via_partition_root = true)" } else { "" };
-    format!("CREATE PUBLICATION {} FOR TABLE {}{root};", quote_name(publication), name_of(table))
+    let is_root = tables.iter().any(|table| table.kind == 'p');
+    let root = if is_root { " WITH (publish_via_partition_root = true)" } else { "" };
+    format!("CREATE PUBLICATION {} FOR TABLE {}{root};", quote_name(publication), names_of(tables))
 }
 
-fn name_of(table: &Table) -> TableName {
+/// Each once, as a list.
+fn names_of(tables: &[&Table]) -> String {
+    let mut names: Vec<String> = vec![];
+    for name in tables.iter().map(|table| name_of(table).to_string()) {
+        if !names.contains(&name) {
+            names.push(name);
+        }
+    }
+    names.join(", ")
+}
+
+/// Refuses a row filter: what it keeps back are changes of rows that documents are made of.
+pub(super) fn refuse_filter(publication: &str, table: &Table, published: &Publication) -> Result<(), CatalogError> {
+    let Some(filter) = &published.row_filter else { return Ok(()) };
+    let (name, alter) = (name_of(table), format!("ALTER PUBLICATION {}", sql_name(publication)));
+    let columns = published.columns.iter().flatten().map(|column| sql_name(column)).collect::<Vec<_>>();
+    let list = if columns.is_empty() { String::new() } else { format!(" ({})", columns.join(", ")) };
+    Err(lacks(
+        publication,
+        format!(
+            "sends of {name} only rows where {filter}, and documents of source.query are made of any; such a condition \
+             belongs into the query"
+        ),
+        format!("{alter} DROP TABLE {name}; {alter} ADD TABLE {name}{list};"),
+    ))
+}
+
+pub(super) fn name_of(table: &Table) -> TableName {
     TableName { schema: table.schema.clone(), table: table.name.clone() }
 }
 
@@ -236,7 +276,7 @@ fn check(publication: &str, table: &Table, published: Published) -> Result<Publi
     {
         let all = table.key.iter().chain(columns);
         let remedy = list_sql(publication, table, all, published.row_filter.as_deref());
-        return Err(lacks(publication, format!("leaves out {missing} of the primary key"), remedy));
+        return Err(lacks(publication, format!("leaves out {missing}, which is of the key"), remedy));
     }
     Ok(Publication { columns: published.columns, row_filter: published.row_filter })
 }

@@ -20,7 +20,7 @@ use super::sequencer::{Sequencer, Step};
 use super::snapshot::Piece;
 use super::sql::Sql;
 use super::{
-    Capture, CaptureError, Current, Phase, Request, SnapshotProgress, Status, Wanted, pgoutput, reselect, slot,
+    Capture, CaptureError, Current, Phase, Request, SnapshotProgress, Status, Wanted, joined, pgoutput, reselect, slot,
 };
 use crate::clock::now_ms;
 use crate::event::{ChangeEvent, Lsn, Op, Source};
@@ -28,22 +28,24 @@ use crate::metrics::Stage;
 use crate::retry::Retry;
 use crate::shutdown::Shutdown;
 use crate::topic::{CaptureState, Outgoing, Resync, SnapshotMarker};
-use load::{Snapshot, noted, open_snapshot};
-use patience::{PROBE_PATIENCE, Pace, START_PATIENCE, answered, with_feedback};
+pub(super) use load::noted;
+use load::{Snapshot, open_snapshot};
+pub(super) use patience::{PROBE_PATIENCE, Pace, START_PATIENCE, answered, with_feedback};
 use republish::Republish;
 pub(super) use republish::key_text;
-use shape::{captured, inspect, published};
+use shape::published;
+pub(super) use shape::{Inspected, identities, inspect, shapes};
 
 /// Events of one append: enough to share one fsync well, few enough to stay small in memory.
-const EVENTS_PER_APPEND: usize = 2_000;
+pub(super) const EVENTS_PER_APPEND: usize = 2_000;
 /// Bytes of one append, for wide rows.
-const BYTES_PER_APPEND: usize = 4 << 20;
+pub(super) const BYTES_PER_APPEND: usize = 4 << 20;
 /// Streamed transactions beyond which those that others see are forgotten, at the next probe.
 const UNSEEN_MAX: usize = 10_000;
 /// How often the source is asked how far it is.
-const PROBE_EVERY: Duration = Duration::from_secs(1);
+pub(super) const PROBE_EVERY: Duration = Duration::from_secs(1);
 /// How often the log is told that it is current while nothing changes.
-const HEARTBEAT_WHEN_IDLE: Duration = Duration::from_secs(5);
+pub(super) const HEARTBEAT_WHEN_IDLE: Duration = Duration::from_secs(5);
 /// How long a lock is waited for that somebody else has on the table. Whoever truncates or alters it waits for the readers of
 /// a snapshot, and these for the session that takes their rows: it must not wait behind them without end.
 const LOCK_PATIENCE: &str = "SET lock_timeout = '1s'";
@@ -61,24 +63,15 @@ pub(super) async fn run(
         () = shutdown.raised() => return Ok(()),
         started = start(capture) => started?,
     };
-    let Started { sql, table, publication, shape, stream, state, database, identity, pace, unseen } = started;
+    if let Some(documents) = started.followed.documents.clone() {
+        return joined::run(capture, status, requests, retry, shutdown, started, documents).await;
+    }
+    let Started { sql, followed, shape, stream, state, database, identity, pace, unseen } = started;
+    let Inspected { table, publication, .. } = followed;
     capture.received.begin(state.confirm);
     tracing::info!(slot = capture.source.slot, from = %state.confirm, "streaming {}.{}", table.schema, table.name);
 
-    let template = Source {
-        version: env!("CARGO_PKG_VERSION").into(),
-        connector: "postgresql".into(),
-        name: capture.pipeline.as_str().into(),
-        db: database.into(),
-        schema: table.schema.as_str().into(),
-        table: table.name.as_str().into(),
-        lsn: None,
-        tx_id: None,
-        ts_ms: 0,
-        snapshot: None,
-        commit_lsn: None,
-        ordinal: None,
-    };
+    let template = template(capture, &database, &table);
     let mut sequencer = Sequencer::new(template, published(&table, &publication), state.position, state.confirm);
     sequencer.add_unseen(unseen);
     let mut feedback = interval(pace.feedback_every);
@@ -127,27 +120,44 @@ pub(super) async fn run(
 }
 
 /// What a session begins with.
-struct Started {
-    sql: Sql,
-    table: Table,
-    publication: Publication,
-    /// The table's shape, read before the table was.
-    shape: String,
-    stream: ReplicationStream,
-    state: CaptureState,
-    database: String,
+pub(super) struct Started {
+    pub(super) sql: Sql,
+    pub(super) followed: Inspected,
+    /// The tables' shape, read before the tables were.
+    pub(super) shape: String,
+    pub(super) stream: ReplicationStream,
+    pub(super) state: CaptureState,
+    pub(super) database: String,
     /// The publication as it is at the start.
-    identity: String,
-    pace: Pace,
+    pub(super) identity: String,
+    pub(super) pace: Pace,
     /// Transactions that an earlier session may have been sent and that are not visible yet.
     unseen: HashSet<u32>,
+}
+
+/// The constant fields of a change's `source`.
+pub(super) fn template(capture: &Capture, database: &str, table: &Table) -> Source {
+    Source {
+        version: env!("CARGO_PKG_VERSION").into(),
+        connector: "postgresql".into(),
+        name: capture.pipeline.as_str().into(),
+        db: database.into(),
+        schema: table.schema.as_str().into(),
+        table: table.name.as_str().into(),
+        lsn: None,
+        tx_id: None,
+        ts_ms: 0,
+        snapshot: None,
+        commit_lsn: None,
+        ordinal: None,
+    }
 }
 
 /// Connects, checks and begins the stream.
 async fn start(capture: &Capture) -> Result<Started, CaptureError> {
     let sql = super::sql::connect(&capture.database).await?;
     sql.batch_execute(LOCK_PATIENCE).await.map_err(|source| CatalogError::query("set lock_timeout", source))?;
-    let oid = answered(START_PATIENCE, inspect(capture, &sql)).await?.0.oid;
+    let oids = answered(START_PATIENCE, inspect(capture, &sql)).await?.oids();
     let mut replication = ReplicationConnection::connect(&capture.database).await?;
     let name = &capture.source.slot;
     let seen = capture.log.capture_state().await?;
@@ -171,11 +181,11 @@ async fn start(capture: &Capture) -> Result<Started, CaptureError> {
         Start::Refuse(refusal) => return Err(CaptureError::Refused(refusal)),
     };
     // Once more, in this order: what changes after it was named is noticed within a second, what changed before is here.
-    let shape = answered(START_PATIENCE, catalog::shape(&sql, oid)).await?;
-    let identity = publication::identity(&sql, oid, &capture.source.publication);
+    let shape = answered(START_PATIENCE, shapes(&sql, &oids)).await?;
+    let identity = identities(&sql, &oids, &capture.source.publication);
     let identity = answered(START_PATIENCE, identity).await?;
-    let (table, publication) = answered(START_PATIENCE, inspect(capture, &sql)).await?;
-    let captured = captured(&table, &publication, &identity);
+    let followed = answered(START_PATIENCE, inspect(capture, &sql)).await?;
+    let captured = followed.captured(&capture.source, &identity);
     if state.snapshot == SnapshotMarker::Complete && state.captured != captured {
         tracing::warn!(was = state.captured, is = captured, "what is captured has changed: the table is read again");
     }
@@ -187,7 +197,7 @@ async fn start(capture: &Capture) -> Result<Started, CaptureError> {
     let unseen = answered(START_PATIENCE, running(&sql)).await?;
     let stream = replication.start_replication(name, state.confirm, &capture.source.publication);
     let stream = answered(START_PATIENCE, stream).await?;
-    Ok(Started { sql, table, publication, shape, stream, state, database, identity, pace, unseen })
+    Ok(Started { sql, followed, shape, stream, state, database, identity, pace, unseen })
 }
 
 /// Forgets the position so that the next session takes a whole snapshot, with a slot that begins now.
@@ -395,23 +405,7 @@ impl Session<'_> {
             let work = async {
                 let events = reselect::complete(sql, table, batch.events).await;
                 let events = events.map_err(|source| CaptureError::Reselect { table: table.name.clone(), source })?;
-                count(capture, &events);
-                let (now, bytes_max) = (now_ms(), capture.log.record_bytes_max());
-                let anew = Some(state.resync.number).filter(|_| state.resync.forced);
-                let records = events
-                    .iter()
-                    .map(|event| match event {
-                        ChangeEvent::Row { .. } | ChangeEvent::Tombstone { .. } => {
-                            Outgoing::ByKey(event.to_record_within(bytes_max, now).to_embed_anew(anew))
-                        }
-                        // What concerns no row of its own.
-                        ChangeEvent::Barrier { .. }
-                        | ChangeEvent::Truncate { .. }
-                        | ChangeEvent::Heartbeat { .. }
-                        | ChangeEvent::Replay { .. }
-                        | ChangeEvent::Nothing => Outgoing::Everywhere(event.to_record(now)),
-                    })
-                    .collect();
+                let records = records(capture, &events, &state);
                 capture.log.append_changes(records, &state).await.map_err(CaptureError::from)
             };
             with_feedback(&mut self.stream, &mut self.feedback, self.state.confirm, work).await?;
@@ -530,6 +524,25 @@ async fn create_slot(
     let state = CaptureState { resync, ..progress::fresh(server, created.consistent_point) };
     capture.log.append_changes(vec![], &state).await?;
     Ok(state)
+}
+
+/// The records of these events, which are counted.
+pub(super) fn records(capture: &Capture, events: &[ChangeEvent], state: &CaptureState) -> Vec<Outgoing> {
+    count(capture, events);
+    let (now, bytes_max) = (now_ms(), capture.log.record_bytes_max());
+    let anew = Some(state.resync.number).filter(|_| state.resync.forced);
+    let record = |event: &ChangeEvent| match event {
+        ChangeEvent::Row { .. } | ChangeEvent::Tombstone { .. } => {
+            Outgoing::ByKey(event.to_record_within(bytes_max, now).to_embed_anew(anew))
+        }
+        // What concerns no row of its own.
+        ChangeEvent::Barrier { .. }
+        | ChangeEvent::Truncate { .. }
+        | ChangeEvent::Heartbeat { .. }
+        | ChangeEvent::Replay { .. }
+        | ChangeEvent::Nothing => Outgoing::Everywhere(event.to_record(now)),
+    };
+    events.iter().map(record).collect()
 }
 
 fn count(capture: &Capture, events: &[ChangeEvent]) {

@@ -190,7 +190,7 @@ impl Ranges {
 }
 
 /// A connection with a transaction that sees one moment.
-pub(super) struct Reader {
+pub struct Reader {
     sql: super::sql::Sql,
     table: Table,
     columns: Vec<Column>,

@@ -6,9 +6,12 @@ use std::pin::Pin;
 
 use futures_util::StreamExt;
 use futures_util::stream::Fuse;
+use postgres_protocol::escape::escape_identifier;
 use tokio_postgres::CopyOutStream;
 
-use super::catalog::{self, Table};
+use super::catalog::{self, CatalogError, Table};
+use super::documents::reader::rows_of;
+use super::documents::{self, Documents, KeyText, Reader as DocumentReader, texts};
 use super::fault::is_of_the_values;
 use super::publication::{self, Publication};
 use super::session::key_text;
@@ -20,8 +23,13 @@ use crate::event::{Row, RowKey};
 
 /// Rows of one page.
 pub const ROWS_PER_PAGE: usize = 1_000;
+/// Documents of one page.
+const KEYS_PER_PAGE: usize = 500;
 /// Bytes of one page, for wide rows.
 const BYTES_PER_PAGE: usize = 4 << 20;
+
+/// The cursor over the keys of documents.
+const CURSOR: &str = "vecsync_survey";
 
 /// The table, open for reading.
 pub struct Survey {
@@ -29,25 +37,48 @@ pub struct Survey {
     table: Table,
     publication: Publication,
     now: Sql,
+    /// Where the pipeline has a query: what it gives counts as the table's rows.
+    documents: Option<DocumentReader>,
 }
 
 /// All rows as of the moment of the first page.
-pub struct Pages {
-    reader: Reader,
-    rows: Pin<Box<Fuse<CopyOutStream>>>,
+pub enum Pages {
+    /// The table's.
+    Rows {
+        /// Where they come from.
+        reader: Box<Reader>,
+        /// The rest of them.
+        rows: Pin<Box<Fuse<CopyOutStream>>>,
+    },
+    /// Documents of a query.
+    Documents(Box<DocumentReader>),
 }
 
 impl Survey {
     /// Connects, and looks at table and publication. Of a topic that somebody else fills, all rows and columns are read.
     pub async fn open(database: &Database, source: &Source, check: &ColumnCheck) -> Result<Survey, CaptureError> {
         let now = sql::connect(database).await?;
+        if let Some(query) = &source.query {
+            let (found, problems) = documents::look(&now, source, query).await?;
+            let problems = match &found {
+                Some(documents) => check(&documents.names()),
+                None => problems,
+            };
+            let Some(found) = found.filter(|_| problems.is_empty()) else {
+                return Err(CaptureError::Columns(problems.join("; ")));
+            };
+            let table = found.main.clone();
+            let documents = Some(reader_of(database, found).await?);
+            let publication = Publication::default();
+            return Ok(Survey { database: database.clone(), table, publication, now, documents });
+        }
         let table = catalog::load(&now, &source.schema, &source.table).await?;
         let publication = match source.topic {
             None => match publication::look(&now, &table, &source.publication).await? {
                 Some(publication) => publication,
                 None => {
-                    let may_create = publication::may_create(&now, &table).await?;
-                    return Err(publication::absent(&table, &source.publication, may_create).into());
+                    let may_create = publication::may_create(&now, &[&table]).await?;
+                    return Err(publication::absent(&[&table], &source.publication, may_create).into());
                 }
             },
             Some(_) => Publication::default(),
@@ -58,7 +89,7 @@ impl Survey {
         if !problems.is_empty() {
             return Err(CaptureError::Columns(problems.join("; ")));
         }
-        Ok(Survey { database: database.clone(), table, publication, now })
+        Ok(Survey { database: database.clone(), table, publication, now, documents: None })
     }
 
     /// How many rows the table has, by the planner's statistics.
@@ -68,6 +99,18 @@ impl Survey {
 
     /// How many rows it has now, counted.
     pub async fn count(&self) -> Result<u64, CaptureError> {
+        if let Some(reader) = &self.documents {
+            let reader = reader_of(&self.database, reader.documents().clone()).await?;
+            let mut count = 0;
+            begin(&reader).await?;
+            loop {
+                let keys = fetch(&reader).await?;
+                if keys.is_empty() {
+                    return Ok(count);
+                }
+                count += reader.present(&keys).await.map_err(|source| self.failed(source))?.len() as u64;
+            }
+        }
         let filter = self.publication.row_filter.as_deref();
         Ok(snapshot::count(&self.now, &self.table, filter).await?)
     }
@@ -81,13 +124,22 @@ impl Survey {
 
     /// Begins to read all rows.
     pub async fn pages(&self) -> Result<Pages, CaptureError> {
+        if let Some(reader) = &self.documents {
+            let reader = reader_of(&self.database, reader.documents().clone()).await?;
+            begin(&reader).await?;
+            return Ok(Pages::Documents(Box::new(reader)));
+        }
         let reader = Reader::of_now(&self.database, &self.table, &self.publication).await?;
         let rows = Box::pin(reader.copy("true").await?.fuse());
-        Ok(Pages { reader, rows })
+        Ok(Pages::Rows { reader: Box::new(reader), rows })
     }
 
     /// The rows with these keys, as they are now. Those that the table lacks, or cannot have, are left out.
     pub async fn rows(&self, keys: &[RowKey]) -> Result<HashMap<RowKey, Row>, CaptureError> {
+        if let Some(reader) = &self.documents {
+            let read = reader.read(&self.key_texts(keys)).await.map_err(|source| self.failed(source))?;
+            return Ok(read.into_iter().map(|document| (document.key, document.columns)).collect());
+        }
         let mut found = HashMap::with_capacity(keys.len());
         let mut waiting = vec![self.texts(keys)];
         while let Some(texts) = waiting.pop() {
@@ -101,6 +153,10 @@ impl Survey {
 
     /// Those of the keys that the table has now.
     pub async fn present(&self, keys: &[RowKey]) -> Result<HashSet<RowKey>, CaptureError> {
+        if let Some(reader) = &self.documents {
+            let present = reader.present(&self.key_texts(keys)).await;
+            return Ok(present.map_err(|source| self.failed(source))?.into_iter().collect());
+        }
         let mut found = HashSet::with_capacity(keys.len());
         let mut waiting = vec![self.texts(keys)];
         while let Some(texts) = waiting.pop() {
@@ -115,6 +171,14 @@ impl Survey {
     /// The keys as the server reads them. What is no key of this table has no row.
     fn texts(&self, keys: &[RowKey]) -> Vec<Vec<String>> {
         keys.iter().filter_map(|key| key_text(&self.table, key).ok()).collect()
+    }
+
+    fn key_texts(&self, keys: &[RowKey]) -> Vec<KeyText> {
+        self.texts(keys).into_iter().map(|text| text.into_iter().map(Some).collect()).collect()
+    }
+
+    fn failed(&self, source: tokio_postgres::Error) -> CaptureError {
+        CaptureError::Reselect { table: self.table.name.clone(), source: source.into() }
     }
 
     /// What to ask for after an error: a text that the server does not take for its column's type makes the query of all
@@ -140,13 +204,56 @@ impl Survey {
 impl Pages {
     /// The next rows; none: there are no more.
     pub async fn next(&mut self) -> Result<Vec<(RowKey, Row)>, CaptureError> {
-        let (mut page, mut bytes) = (vec![], 0);
-        while page.len() < ROWS_PER_PAGE && bytes < BYTES_PER_PAGE {
-            let Some(line) = self.rows.next().await else { break };
-            let row = self.reader.row(&line.map_err(|source| self.reader.failed("copy the table", source))?)?;
-            bytes += row.bytes;
-            page.push((row.key, row.columns));
+        match self {
+            Pages::Rows { reader, rows } => {
+                let (mut page, mut bytes) = (vec![], 0);
+                while page.len() < ROWS_PER_PAGE && bytes < BYTES_PER_PAGE {
+                    let Some(line) = rows.next().await else { break };
+                    let row = reader.row(&line.map_err(|source| reader.failed("copy the table", source))?)?;
+                    bytes += row.bytes;
+                    page.push((row.key, row.columns));
+                }
+                Ok(page)
+            }
+            Pages::Documents(reader) => loop {
+                let keys = fetch(reader).await?;
+                if keys.is_empty() {
+                    return Ok(vec![]);
+                }
+                let read = reader.read(&keys).await;
+                let read = read.map_err(|source| CatalogError::query("read the documents", source))?;
+                // None of these keys has a document; others may.
+                if !read.is_empty() {
+                    return Ok(read.into_iter().map(|document| (document.key, document.columns)).collect());
+                }
+            },
         }
-        Ok(page)
     }
+}
+
+async fn reader_of(database: &Database, documents: Documents) -> Result<DocumentReader, CaptureError> {
+    let mut reader = DocumentReader::connect(database, documents.clone()).await?;
+    let prepared = reader.prepare(documents).await;
+    prepared.map_err(|source| CatalogError::query("prepare source.query", source))?;
+    Ok(reader)
+}
+
+/// Opens a cursor over the keys of the documents' table, in a transaction that sees one moment.
+async fn begin(reader: &DocumentReader) -> Result<(), CaptureError> {
+    let main = &reader.documents().main;
+    let names = main.key.iter().map(|name| escape_identifier(name)).collect::<Vec<_>>().join(", ");
+    let sql = format!(
+        "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; DECLARE {CURSOR} NO SCROLL CURSOR FOR SELECT {names} FROM {}",
+        main.source()
+    );
+    let begun = reader.batch_execute(&sql).await;
+    Ok(begun.map_err(|source| CatalogError::query("list the keys of documents", source))?)
+}
+
+/// The next of them; none: there are no more.
+async fn fetch(reader: &DocumentReader) -> Result<Vec<KeyText>, CaptureError> {
+    let fetched = reader.simple_query(&format!("FETCH FORWARD {KEYS_PER_PAGE} FROM {CURSOR}")).await;
+    let rows = rows_of(fetched.map_err(|source| CatalogError::query("list the keys of documents", source))?);
+    let at: Vec<usize> = (0..reader.documents().main.key.len()).collect();
+    Ok(rows.iter().map(|row| texts(row, &at)).collect())
 }

@@ -1,5 +1,6 @@
 //! Reads a TOML file field by field and keeps every problem with its line. Knows no particular file. No I/O.
 
+use std::borrow::Cow;
 use std::ops::{Range, RangeInclusive};
 
 use toml::Spanned;
@@ -17,7 +18,7 @@ pub(super) struct Fields<'t> {
 /// One table of the file: `None` when the file does not have it.
 pub(super) struct Section<'s, 't> {
     table: Option<&'s DeTable<'t>>,
-    path: &'static str,
+    path: Cow<'static, str>,
 }
 
 impl Section<'_, '_> {
@@ -51,7 +52,7 @@ impl<'t> Fields<'t> {
 
     /// The file's top level.
     pub(super) fn root<'s>(&mut self, table: &'s DeTable<'t>, known: &[&str]) -> Section<'s, 't> {
-        let section = Section { table: Some(table), path: "" };
+        let section = Section { table: Some(table), path: "".into() };
         self.refuse_unknown(&section, known);
         section
     }
@@ -70,19 +71,33 @@ impl<'t> Fields<'t> {
                 _ => self.wrong(value, path, &format!("wanted a table: [{path}] with its keys below")),
             },
         };
-        let section = Section { table, path };
+        let section = Section { table, path: path.into() };
         self.refuse_unknown(&section, known);
         section
     }
 
-    /// Keys that will have a meaning and have none yet.
-    pub(super) fn refuse_unsupported(&mut self, section: &Section<'_, 't>, keys: &[&str]) {
-        for key in keys {
-            if let Some(value) = value_of(section, key) {
-                let path = section.path(key);
-                self.wrong::<()>(value, &path, "is not supported by this version: leave it out");
+    /// The tables of a list below a section, in their order.
+    pub(super) fn list<'s>(&mut self, section: &Section<'s, 't>, key: &str, known: &[&str]) -> Vec<Section<'s, 't>> {
+        let Some(value) = value_of(section, key) else { return vec![] };
+        let path = section.path(key);
+        let wanted = format!("wanted tables, each below a line [[{path}]]");
+        let DeValue::Array(items) = value.get_ref() else {
+            self.wrong::<()>(value, &path, &wanted);
+            return vec![];
+        };
+        let mut sections = vec![];
+        for (number, item) in items.iter().enumerate() {
+            let path = format!("{path}[{number}]");
+            match item.get_ref() {
+                DeValue::Table(table) => {
+                    let section = Section { table: Some(table), path: path.into() };
+                    self.refuse_unknown(&section, known);
+                    sections.push(section);
+                }
+                _ => drop(self.wrong::<()>(item, &path, &wanted)),
             }
         }
+        sections
     }
 
     /// A text with something in it.

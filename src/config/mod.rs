@@ -14,6 +14,7 @@ mod passfile;
 pub mod pipeline;
 pub mod problems;
 mod qdrant;
+mod query;
 pub mod settings;
 
 use std::net::SocketAddr;
@@ -177,6 +178,11 @@ fn check_roles(
     }
 }
 
+/// The source that `DATABASE_URL` names, if it is set.
+pub fn source_database(environment: &Environment) -> Result<Option<Database>, Problems> {
+    database::read(environment)
+}
+
 /// `VECSYNC_LOG*`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Log {
@@ -262,6 +268,30 @@ pub struct Source {
     pub slot: String,
     /// A topic that Debezium writes, to be read instead of capturing.
     pub topic: Option<String>,
+    /// What a document is, where it is not a row of the table.
+    pub query: Option<Query>,
+}
+
+/// `source.query` and what it takes: documents out of several tables.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Query {
+    /// Gives the documents of the table's keys in `$1`, an array; of a composite key `$1`, `$2` and so on.
+    pub sql: String,
+    /// Other tables that documents are made of.
+    pub watch: Vec<Watch>,
+}
+
+/// One `[[source.watch]]`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Watch {
+    /// Schema, as in the catalog.
+    pub schema: String,
+    /// Table, as in the catalog.
+    pub table: String,
+    /// The columns whose values `affects` is given; none: the primary key's.
+    pub keys: Option<Vec<String>>,
+    /// Gives the keys of the documents that rows with these values are part of.
+    pub affects: String,
 }
 
 /// `[document]` of a pipeline file.

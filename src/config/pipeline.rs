@@ -6,7 +6,7 @@ use std::path::Path;
 use super::fields::{Fields, Section};
 use super::problems::{Problem, Problems};
 use super::qdrant::{COLLECTION_WANTED, is_collection};
-use super::{Document, Pipeline, Source};
+use super::{Document, Pipeline, Source, query};
 
 /// Says what is wrong with a document's templates, one `document.text: …` each.
 pub type CheckTemplates<'a> = &'a dyn Fn(&Document) -> Vec<String>;
@@ -86,9 +86,7 @@ fn name<'t>(fields: &mut Fields<'t>, root: &Section<'_, 't>) -> Option<String> {
 }
 
 fn source<'t>(fields: &mut Fields<'t>, root: &Section<'_, 't>, name: &str) -> Option<Source> {
-    const UNSUPPORTED: [&str; 2] = ["query", "watch"];
     let section = fields.section(root, "source", &["table", "publication", "slot", "topic", "query", "watch"]);
-    fields.refuse_unsupported(&section, &UNSUPPORTED);
     let topic = fields.text(&section, "topic");
     if topic.is_some_and(|topic| !is_topic(topic)) {
         fields.refuse(
@@ -103,7 +101,7 @@ fn source<'t>(fields: &mut Fields<'t>, root: &Section<'_, 't>, name: &str) -> Op
         }
     }
     let of_topic = topic.and_then(table_of_topic);
-    if of_topic.is_none() && !UNSUPPORTED.iter().any(|key| section.has(key)) {
+    if of_topic.is_none() || section.has("query") {
         fields.require(&section, "table", r#"table = "public.faq_faq""#);
     }
     let table = fields.text(&section, "table").and_then(|text| match table_name(text) {
@@ -122,6 +120,7 @@ fn source<'t>(fields: &mut Fields<'t>, root: &Section<'_, 't>, name: &str) -> Op
     if slot.is_some_and(|slot| slot.len() > NAME_BYTES_MAX || !slot.chars().all(is_lower_digit_or_underscore)) {
         fields.refuse(&section, "slot", "wanted at most 63 lower-case letters, digits and underscores");
     }
+    let query = query::query(fields, &section);
     // A table that is written and wrong is no reason to take another.
     let (schema, table) = if section.has("table") { table? } else { of_topic? };
     Some(Source {
@@ -130,6 +129,7 @@ fn source<'t>(fields: &mut Fields<'t>, root: &Section<'_, 't>, name: &str) -> Op
         publication: publication.unwrap_or(&default).to_owned(),
         slot: slot.unwrap_or(&default).to_owned(),
         topic: topic.map(str::to_owned),
+        query: if section.has("query") { Some(query?) } else { None },
     })
 }
 
@@ -217,7 +217,7 @@ fn is_lower_digit_or_underscore(c: char) -> bool {
 }
 
 /// `schema.table` or `table`, either in double quotes when it is not plain lower case, as SQL writes names.
-fn table_name(text: &str) -> Result<(String, String), &'static str> {
+pub(super) fn table_name(text: &str) -> Result<(String, String), &'static str> {
     let (first, rest) = identifier(text)?;
     let Some(rest) = rest.strip_prefix('.') else {
         return if rest.is_empty() { Ok(("public".to_owned(), first)) } else { Err(TABLE) };
@@ -316,6 +316,7 @@ filters = ["category"]
                     publication: "vecsync_faq".into(),
                     slot: "vecsync_faq".into(),
                     topic: None,
+                    query: None,
                 },
                 document: Document {
                     title: Some("{{ question }}".into()),
@@ -404,12 +405,6 @@ filters = "category"
             &GOOD.replace("filters = [\"category\"]", "filters = [\"color\"]"),
             &["\"color\" is not in document.payload"],
         );
-    }
-
-    #[test]
-    fn what_has_no_effect_yet_is_refused() {
-        let text = GOOD.replace("[document]", "query = \"q\"\nwatch = []\n[document]");
-        check(&text, &["source.query", "source.watch"]);
     }
 
     #[test]

@@ -118,8 +118,8 @@ impl Document {
         let unknown = named.into_iter().filter(|(_, name)| !available.contains(name));
         unknown
             .map(|(field, name)| match nearest(name, available.iter().copied()) {
-                Some(near) => format!("{field}: the table has no column `{name}`; is `{near}` meant?"),
-                None => format!("{field}: the table has no column `{name}`; it has {}", available.join(", ")),
+                Some(near) => format!("{field}: there is no column `{name}`; is `{near}` meant?"),
+                None => format!("{field}: there is no column `{name}`; there are {}", available.join(", ")),
             })
             .collect()
     }
@@ -317,7 +317,9 @@ mod tests {
         assert_eq!(problems.len(), 3, "{problems:?}");
         assert!(problems.iter().any(|problem| problem.contains("document.title") && problem.contains("`question`")));
         assert!(
-            problems.iter().any(|problem| problem.contains("document.when") && problem.contains("it has id, question"))
+            problems
+                .iter()
+                .any(|problem| problem.contains("document.when") && problem.contains("there are id, question"))
         );
         assert!(problems.iter().any(|problem| problem.contains("index.filters") && problem.contains("kategory")));
         assert!(document.check_columns(&["id", "questoin", "answer", "aktive"], &[]).is_empty());

@@ -17,6 +17,8 @@ mod failover;
 mod finding;
 mod history;
 mod http;
+mod joined;
+mod joined_property;
 mod kafka;
 mod kafka_login;
 mod kafka_topics;

@@ -50,6 +50,20 @@ text = "{{ answer }}"
 payload = []
 "#;
 
+const QUERIED: &str = r#"
+name = "faq"
+[source]
+table = "faq"
+query = "SELECT id, a FROM faq WHERE id = ANY($1)"
+[[source.watch]]
+table = "other"
+keys = ["faq_id"]
+affects = "SELECT unnest($1::bigint[])"
+[document]
+text = "{{ a }}"
+payload = ["id"]
+"#;
+
 /// Every key that there is, with values that fit it and values that do not.
 fn values(path: &str) -> Vec<Value> {
     let more = match path {
@@ -74,6 +88,31 @@ fn values(path: &str) -> Vec<Value> {
         "source.slot" => json!(["0_a", "A", "a-b", "x".repeat(63), "x".repeat(64)]),
         "source.topic" => {
             json!(["a.b.c", "a", ".b.c", "a..c", "a.b.", "a/b", "ä.b.c", "x".repeat(249), "x".repeat(250)])
+        }
+        "source.query" => json!(["SELECT 1 WHERE id = ANY($1)", "SELECT 1", " $1; "]),
+        "source.watch" => {
+            let watch = |table: Value, keys: Value, affects: Value| {
+                let mut watch = json!({"table": table, "affects": affects});
+                if !keys.is_null() {
+                    watch["keys"] = keys;
+                }
+                json!([watch])
+            };
+            let sql = json!("SELECT id FROM f WHERE c = ANY($1)");
+            json!([
+                watch(json!("public.c"), Value::Null, sql.clone()),
+                watch(json!("\"C\""), json!(["a", "b"]), sql.clone()),
+                watch(json!("C"), Value::Null, sql.clone()),
+                watch(json!("c"), json!([]), sql.clone()),
+                watch(json!("c"), json!(["a", "a"]), sql.clone()),
+                watch(json!("c"), json!("a"), sql.clone()),
+                watch(json!("c"), Value::Null, json!("SELECT 1")),
+                watch(json!(7), Value::Null, json!("")),
+                [{"table": "c"}],
+                [{"affects": "$1"}],
+                [{"table": "c", "affects": "$1", "key": ["a"]}],
+                [{"table": "c", "affects": "$1"}, {"table": "c", "affects": "$1"}]
+            ])
         }
         "document.payload" | "index.filters" => {
             json!([[], ["id"], ["id", "id"], [""], [" "], ["id", 1], ["passage"], ["_vecsync"], ["category", "id"]])
@@ -139,13 +178,10 @@ fn put(file: &mut Table, path: &str, value: Option<toml::Value>) {
 #[test]
 fn the_schema_accepts_what_the_parser_accepts() {
     let mut paths: Vec<String> = keys().into_iter().collect();
-    assert_eq!(paths.len(), 18, "{paths:?}");
-    paths.extend(
-        ["names", "source.query", "source.watch", "source.tables", "document.titel", "index.x", "sink"]
-            .map(String::from),
-    );
+    assert_eq!(paths.len(), 20, "{paths:?}");
+    paths.extend(["names", "source.watches", "source.tables", "document.titel", "index.x", "sink"].map(String::from));
     let mut files: Vec<Table> = vec![];
-    for whole in [WHOLE, LEAST] {
+    for whole in [WHOLE, LEAST, QUERIED] {
         let whole: Table = toml::from_str(whole).unwrap();
         files.push(whole.clone());
         for path in &paths {
@@ -159,7 +195,8 @@ fn the_schema_accepts_what_the_parser_accepts() {
     // Two to four changes at once.
     let mut dice = Dice::new(9);
     for _ in 0..3_000 {
-        let mut file: Table = toml::from_str(if dice.below(3) == 0 { LEAST } else { WHOLE }).unwrap();
+        let whole = *dice.pick(&[LEAST, WHOLE, WHOLE, QUERIED]);
+        let mut file: Table = toml::from_str(whole).unwrap();
         for _ in 0..2 + dice.below(3) {
             let path = &paths[dice.below(paths.len())];
             let values = values(path);

@@ -35,7 +35,7 @@ pub(super) fn open_snapshot(snapshot: &mut Option<Snapshot>, received: Lsn) -> O
 
 /// What was asked, as the log remembers it. `before` is what it remembers so far: a resync that was forced and is not
 /// complete stays so.
-pub(super) fn noted(before: Resync, wanted: Wanted) -> Resync {
+pub(in crate::capture) fn noted(before: Resync, wanted: Wanted) -> Resync {
     let number = if wanted.force { (now_ms().unsigned_abs()).max(before.number + 1) } else { before.number };
     Resync { batch_rows: wanted.batch_rows, forced: wanted.force || before.forced, number }
 }

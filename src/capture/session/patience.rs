@@ -9,9 +9,9 @@ use super::super::connection::{ReplicationConnection, ReplicationStream};
 use crate::event::Lsn;
 
 /// How long a short question of a session that streams may stay open before the connection counts as broken.
-pub(super) const PROBE_PATIENCE: Duration = Duration::from_secs(10);
+pub(in crate::capture) const PROBE_PATIENCE: Duration = Duration::from_secs(10);
 /// The same for what a start asks, which may be more, of a server that has just come up.
-pub(super) const START_PATIENCE: Duration = Duration::from_secs(30);
+pub(in crate::capture) const START_PATIENCE: Duration = Duration::from_secs(30);
 /// Feedback interval where the server has no time-out.
 const FEEDBACK_WITHOUT_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long the stream may bring nothing although it is asked every second: as long as the server waits for us, and not
@@ -21,15 +21,15 @@ const STREAM_PATIENCE: [Duration; 2] = [Duration::from_secs(10), Duration::from_
 
 /// The clocks of a session, by the server's `wal_sender_timeout`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Pace {
+pub(in crate::capture) struct Pace {
     /// A third of the server's time-out, so that two feedbacks may be lost.
-    pub(super) feedback_every: Duration,
+    pub(in crate::capture) feedback_every: Duration,
     /// How long the stream may be silent.
-    pub(super) stream_patience: Duration,
+    pub(in crate::capture) stream_patience: Duration,
 }
 
 impl Pace {
-    pub(super) async fn of(replication: &mut ReplicationConnection) -> Result<Pace, CaptureError> {
+    pub(in crate::capture) async fn of(replication: &mut ReplicationConnection) -> Result<Pace, CaptureError> {
         let sql = "SELECT setting::bigint FROM pg_settings WHERE name = 'wal_sender_timeout'";
         let rows = replication.query(sql).await?;
         let timeout_ms = rows.first().and_then(|row| row.first()?.as_ref()?.parse::<u64>().ok()).unwrap_or(0);
@@ -50,7 +50,7 @@ impl Pace {
 }
 
 /// Waits for an answer of the source. A connection whose other end is gone without a word holds nobody up for ever.
-pub(super) async fn answered<T, E: Into<CaptureError>>(
+pub(in crate::capture) async fn answered<T, E: Into<CaptureError>>(
     patience: Duration,
     asked: impl Future<Output = Result<T, E>>,
 ) -> Result<T, CaptureError> {
@@ -59,7 +59,7 @@ pub(super) async fn answered<T, E: Into<CaptureError>>(
 
 /// Does what takes its time while feedback goes on, with what is durable already. The work is finished even when the
 /// connection breaks: what it has handed to the log is written without it too, and the next session must see it.
-pub(super) async fn with_feedback<T>(
+pub(in crate::capture) async fn with_feedback<T>(
     stream: &mut ReplicationStream,
     feedback: &mut Interval,
     confirmed: Lsn,

@@ -4,9 +4,11 @@
 use serde_json::json;
 
 use super::{PROBE_PATIENCE, START_PATIENCE, Session, Sql, answered, with_feedback};
-use crate::capture::catalog::{self, Table};
-use crate::capture::publication::{self, Publication};
+use crate::capture::catalog::{self, CatalogError, Table};
+use crate::capture::documents::{self, Documents};
+use crate::capture::publication::{self, Publication, name_of};
 use crate::capture::{Capture, CaptureError, Wanted, check};
+use crate::config::Source;
 use crate::topic::CaptureState;
 
 impl Session<'_> {
@@ -21,7 +23,7 @@ impl Session<'_> {
             // Asked first: what changes after it is noticed next time.
             let shape = catalog::shape(sql, oid).await?;
             // Reading the table's size waits for whoever alters it.
-            let (table, publication) = inspect(capture, sql).await?;
+            let Inspected { table, publication, .. } = inspect(capture, sql).await?;
             Ok::<_, CaptureError>((shape, table, publication))
         };
         let looked = answered(START_PATIENCE, look);
@@ -56,13 +58,103 @@ fn has_other_values(was: &Table, is: &Table, publication: &Publication) -> bool 
     was.oid != is.oid || was.key != is.key || columns.iter().any(|column| differs(&column.name, &column.form))
 }
 
-/// Reads the table's shape and the publication, and checks the pipeline's columns against both.
-pub(super) async fn inspect(capture: &Capture, sql: &Sql) -> Result<(Table, Publication), CaptureError> {
+/// What is followed, as the server has it now.
+pub(in crate::capture) struct Inspected {
+    pub table: Table,
+    pub publication: Publication,
+    /// What documents are, where the pipeline has a query.
+    pub documents: Option<Documents>,
+}
+
+impl Inspected {
+    /// The tables that are followed.
+    pub fn oids(&self) -> Vec<u32> {
+        match &self.documents {
+            Some(documents) => documents.tables().iter().map(|table| table.oid).collect(),
+            None => vec![self.table.oid],
+        }
+    }
+
+    /// Names what is captured.
+    pub fn captured(&self, source: &Source, identity: &str) -> String {
+        match &self.documents {
+            Some(documents) => captured_by_query(documents, source, identity),
+            None => captured(&self.table, &self.publication, identity),
+        }
+    }
+}
+
+/// Reads the table's shape and the publication, and checks the pipeline's columns against both; where the pipeline has a query,
+/// that of all its tables, and against what the query gives.
+pub(in crate::capture) async fn inspect(capture: &Capture, sql: &Sql) -> Result<Inspected, CaptureError> {
     let source = &capture.source;
+    if let Some(query) = &source.query {
+        let (documents, mut problems) = documents::look(sql, source, query).await?;
+        let Some(documents) = documents else { return Err(CaptureError::Columns(problems.join("; "))) };
+        let publication = follow_all(sql, &documents, &source.publication).await?;
+        problems.extend((capture.check_columns)(&documents.names()));
+        return match problems.is_empty() {
+            true => Ok(Inspected { table: documents.main.clone(), publication, documents: Some(documents) }),
+            false => Err(CaptureError::Columns(problems.join("; "))),
+        };
+    }
     let table = catalog::load(sql, &source.schema, &source.table).await?;
     let publication = publication::preflight(sql, &table, &source.publication).await?;
     let problems = check::columns(&capture.check_columns, &table, Some(&publication), &source.publication);
-    if problems.is_empty() { Ok((table, publication)) } else { Err(CaptureError::Columns(problems.join("; "))) }
+    match problems.is_empty() {
+        true => Ok(Inspected { table, publication, documents: None }),
+        false => Err(CaptureError::Columns(problems.join("; "))),
+    }
+}
+
+/// Sees to it that all tables are published, with all their rows.
+async fn follow_all(sql: &Sql, documents: &Documents, name: &str) -> Result<Publication, CaptureError> {
+    let all = documents.tables();
+    // A table that is watched by several of its columns has to send them all.
+    for table in documents.followed() {
+        let published = publication::preflight_beside(sql, table, &all, name).await?;
+        publication::refuse_filter(name, table, &published)?;
+    }
+    Ok(Publication::default())
+}
+
+/// The shapes of these tables, for comparing.
+pub(in crate::capture) async fn shapes(sql: &Sql, oids: &[u32]) -> Result<String, CatalogError> {
+    let mut shapes = vec![];
+    for oid in oids {
+        shapes.push(catalog::shape(sql, *oid).await?);
+    }
+    Ok(shapes.join("; "))
+}
+
+/// The publication as it is now for these tables, for comparing.
+pub(in crate::capture) async fn identities(sql: &Sql, oids: &[u32], name: &str) -> Result<String, CatalogError> {
+    let mut identities = vec![];
+    for oid in oids {
+        identities.push(publication::identity(sql, *oid, name).await?);
+    }
+    Ok(identities.join("; "))
+}
+
+/// Names what is captured where documents come from a query: what another one gave is not what the log would hold.
+fn captured_by_query(documents: &Documents, source: &Source, identity: &str) -> String {
+    let form = |table: &Table| {
+        let columns: Vec<_> = table.columns.iter().map(|column| format!("{} {}", column.name, column.form)).collect();
+        json!({"oid": table.oid, "table": name_of(table).to_string(), "key": table.key, "columns": columns})
+    };
+    let columns: Vec<_> = documents.columns.iter().map(|column| format!("{} {}", column.name, column.form)).collect();
+    let watched: Vec<_> =
+        documents.watched.iter().map(|one| json!({"of": form(&one.table), "affects": one.affects})).collect();
+    json!({
+        "oid": documents.main.oid,
+        "table": format!("{}.{}", source.schema, source.table),
+        "key": documents.main.key,
+        "query": documents.sql,
+        "columns": columns,
+        "watched": watched,
+        "publication": identity,
+    })
+    .to_string()
 }
 
 /// The table with the columns that the stream has.
@@ -72,7 +164,7 @@ pub(super) fn published(table: &Table, publication: &Publication) -> Table {
 
 /// Names what is captured: rows of another table, under other keys, with other columns or of another row filter are
 /// not what the log holds.
-pub(super) fn captured(table: &Table, publication: &Publication, identity: &str) -> String {
+fn captured(table: &Table, publication: &Publication, identity: &str) -> String {
     let columns = publication.columns_of(table);
     let columns: Vec<_> = columns.iter().map(|column| format!("{} {}", column.name, column.form)).collect();
     json!({

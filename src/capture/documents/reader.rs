@@ -1,0 +1,315 @@
+//! Reads documents by key as the pipeline's query gives them now, and the keys that `affects` gives. Follows nothing.
+
+use std::collections::BTreeMap;
+use std::ops::Deref;
+
+use postgres_protocol::escape::{escape_identifier, escape_literal};
+use serde_json::Value;
+use tokio_postgres::{Client, SimpleQueryMessage, SimpleQueryRow};
+
+use super::{Documents, Watched, texts};
+use crate::capture::catalog::Table;
+use crate::capture::fault::ConnectError;
+use crate::capture::sequencer::json;
+use crate::capture::sql::{self, Sql};
+use crate::config::Database;
+use crate::event::{Row, RowKey};
+use crate::retry::Chain;
+
+/// PostgreSQL's text of each column of a key, in the key's order. `None` is NULL.
+pub type KeyText = Vec<Option<String>>;
+
+/// Keys of one query: bounds its text and what is held of its rows.
+pub const KEYS_PER_QUERY: usize = 500;
+
+/// The query, prepared.
+const DOCUMENT: &str = "vecsync_document";
+/// The same, and of its columns only the key's.
+const DOCUMENT_KEY: &str = "vecsync_document_key";
+/// A cursor that is open for a moment.
+const CURSOR: &str = "vecsync_affects";
+
+/// Settings of a connection that documents are read over. A generic plan does not know how many keys there are; compiling takes
+/// longer than a batch; and nobody's query writes.
+const SETTINGS: &str = "SET plan_cache_mode = force_custom_plan; SET jit = off; SET default_transaction_read_only = on;
+    SET lock_timeout = '10s'";
+
+/// One document.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Document {
+    /// Its key.
+    pub key: RowKey,
+    /// Its columns; where the query fails for it those of the key alone.
+    pub columns: Row,
+    /// Bytes of its text form.
+    pub bytes: usize,
+}
+
+/// A connection that documents are read over.
+pub struct Reader {
+    sql: Sql,
+    documents: Documents,
+    is_prepared: bool,
+}
+
+impl Deref for Reader {
+    type Target = Client;
+
+    fn deref(&self) -> &Client {
+        &self.sql
+    }
+}
+
+impl Reader {
+    /// Connects. The query is prepared by [`Reader::prepare`].
+    pub async fn connect(database: &Database, documents: Documents) -> Result<Reader, ConnectError> {
+        Ok(Reader { sql: sql::connect(database).await?, documents, is_prepared: false })
+    }
+
+    /// Prepares the query of these documents for the first time, or anew.
+    pub async fn prepare(&mut self, documents: Documents) -> Result<(), tokio_postgres::Error> {
+        self.documents = documents;
+        let Documents { main, sql, .. } = &self.documents;
+        let key = main.key.iter().map(|name| escape_identifier(name)).collect::<Vec<_>>().join(", ");
+        // A comment at the query's end ends with its line.
+        self.sql.batch_execute(SETTINGS).await?;
+        if self.is_prepared {
+            self.sql.batch_execute(&format!("DEALLOCATE {DOCUMENT}; DEALLOCATE {DOCUMENT_KEY}")).await?;
+        }
+        self.sql.batch_execute(&format!("PREPARE {DOCUMENT} AS {sql}\n")).await?;
+        self.sql.batch_execute(&format!("PREPARE {DOCUMENT_KEY} AS SELECT {key} FROM ({sql}\n) AS documents")).await?;
+        self.is_prepared = true;
+        Ok(())
+    }
+
+    /// The documents that are read.
+    pub fn documents(&self) -> &Documents {
+        &self.documents
+    }
+
+    /// The key with this text, in its one spelling.
+    pub fn key(&self, text: &KeyText) -> RowKey {
+        key_of(&self.documents.main, text)
+    }
+
+    /// The documents of these keys as they are now, each once, in the order of their keys. A key without one is not there.
+    pub async fn read(&self, keys: &[KeyText]) -> Result<Vec<Document>, tokio_postgres::Error> {
+        let mut found = BTreeMap::new();
+        let mut waiting: Vec<&[KeyText]> = keys.chunks(KEYS_PER_QUERY).collect();
+        while let Some(some) = waiting.pop() {
+            match self.execute(DOCUMENT, some).await {
+                Ok(rows) => rows.iter().for_each(|row| self.note(&mut found, row)),
+                Err(error) if !is_of_the_rows(&error) => return Err(error),
+                // One row that the query cannot do with holds up no other.
+                Err(error) if some.len() == 1 => {
+                    let key = self.key(&some[0]);
+                    if !self.is_key(&some[0]).await? {
+                        continue;
+                    }
+                    tracing::warn!("source.query fails for {}: {}", key.as_str(), Chain(&error));
+                    let columns = key.columns();
+                    let bytes = key.as_str().len();
+                    found.insert(key.clone(), Document { key, columns, bytes });
+                }
+                Err(_) => {
+                    let (first, second) = some.split_at(some.len() / 2);
+                    waiting.extend([first, second]);
+                }
+            }
+        }
+        Ok(found.into_values().collect())
+    }
+
+    /// Those of these keys that have a document now.
+    pub async fn present(&self, keys: &[KeyText]) -> Result<Vec<RowKey>, tokio_postgres::Error> {
+        let mut found = vec![];
+        let mut waiting: Vec<&[KeyText]> = keys.chunks(KEYS_PER_QUERY).collect();
+        let all: Vec<usize> = (0..self.documents.main.key.len()).collect();
+        while let Some(some) = waiting.pop() {
+            match self.execute(DOCUMENT_KEY, some).await {
+                Ok(rows) => found.extend(rows.iter().map(|row| self.key(&texts(row, &all)))),
+                Err(error) if !is_of_the_rows(&error) => return Err(error),
+                Err(_) if some.len() == 1 => {
+                    if self.is_key(&some[0]).await? {
+                        found.push(self.key(&some[0]));
+                    }
+                }
+                Err(_) => {
+                    let (first, second) = some.split_at(some.len() / 2);
+                    waiting.extend([first, second]);
+                }
+            }
+        }
+        found.sort_unstable();
+        found.dedup();
+        Ok(found)
+    }
+
+    /// The keys of documents that rows of a watched table are part of; `None`: there are more than `limit`.
+    pub async fn affected(
+        &self,
+        watched: &Watched,
+        keys: &[KeyText],
+        limit: usize,
+    ) -> Result<Option<Vec<KeyText>>, tokio_postgres::Error> {
+        let literals = arrays(keys, watched.table.key.len());
+        self.sql.batch_execute("BEGIN READ ONLY").await?;
+        let declared = declare(&self.sql, CURSOR, "NO SCROLL CURSOR", &watched.affects, &literals).await;
+        let fetched = match declared {
+            Ok(()) => self.sql.simple_query(&format!("FETCH FORWARD {} FROM {CURSOR}", limit + 1)).await,
+            Err(error) => Err(error),
+        };
+        let rows = match fetched {
+            Ok(messages) => rows_of(messages),
+            Err(error) => {
+                // Where the connection is gone, that is what is told.
+                let _ = self.sql.batch_execute("ROLLBACK").await;
+                return Err(error);
+            }
+        };
+        self.sql.batch_execute("ROLLBACK").await?;
+        let keys = || rows.iter().map(|row| texts(row, &watched.key_at)).filter(|key| key.iter().all(Option::is_some));
+        Ok((rows.len() <= limit).then(|| keys().collect()))
+    }
+
+    async fn execute(&self, statement: &str, keys: &[KeyText]) -> Result<Vec<SimpleQueryRow>, tokio_postgres::Error> {
+        let literals = arrays(keys, self.documents.main.key.len());
+        let literals: Vec<String> = literals.iter().map(|array| escape_literal(array)).collect();
+        let answer = self.sql.simple_query(&format!("EXECUTE {statement}({})", literals.join(", "))).await?;
+        Ok(rows_of(answer))
+    }
+
+    /// Whether the table has a row with this key; of one that it cannot have, it has none.
+    async fn is_key(&self, key: &KeyText) -> Result<bool, tokio_postgres::Error> {
+        let main = &self.documents.main;
+        let is = |(name, text): (&String, &Option<String>)| {
+            format!("{} = {}", escape_identifier(name), escape_literal(text.as_deref().unwrap_or_default()))
+        };
+        let conditions: Vec<String> = main.key.iter().zip(key).map(is).collect();
+        let sql = format!("SELECT FROM {} WHERE {}", main.source(), conditions.join(" AND "));
+        match self.sql.simple_query(&sql).await {
+            Ok(answer) => Ok(!rows_of(answer).is_empty()),
+            Err(error) if is_of_the_rows(&error) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Takes a row of the query. Of several with one key that counts which comes first as a text: whoever reads them, takes the same.
+    fn note(&self, found: &mut BTreeMap<RowKey, Document>, row: &SimpleQueryRow) {
+        let mut bytes = 0;
+        let mut columns = Row::with_capacity(self.documents.columns.len());
+        for (place, column) in self.documents.columns.iter().enumerate() {
+            let value = row.get(place).map_or(Value::Null, |text| {
+                bytes += text.len();
+                json(Some(column), text)
+            });
+            columns.insert(column.name.clone(), value);
+        }
+        let key = self.key(&texts(row, &self.documents.key_at));
+        let document = Document { key: key.clone(), columns, bytes };
+        let first = |known: &Document| Value::Object(known.columns.clone()).to_string();
+        match found.get(&key) {
+            Some(known) if first(known) <= first(&document) => {}
+            Some(_) | None => drop(found.insert(key, document)),
+        }
+    }
+}
+
+/// Opens a cursor, with arrays for the parameters.
+pub async fn declare(
+    client: &Client,
+    name: &str,
+    kind: &str,
+    statement: &str,
+    literals: &[String],
+) -> Result<(), tokio_postgres::Error> {
+    let parameters: Vec<TextValue<'_>> = literals.iter().map(|literal| TextValue(literal)).collect();
+    let parameters: Vec<&(dyn tokio_postgres::types::ToSql + Sync)> =
+        parameters.iter().map(|value| value as &(dyn tokio_postgres::types::ToSql + Sync)).collect();
+    client.execute(&format!("DECLARE {name} {kind} FOR {statement}"), &parameters).await.map(drop)
+}
+
+/// A key in its one spelling, from PostgreSQL's texts.
+pub fn key_of(main: &Table, text: &KeyText) -> RowKey {
+    let value = |(name, text): (&String, &Option<String>)| {
+        let column = main.columns.iter().find(|column| column.name == *name);
+        (name.clone(), text.as_ref().map_or(Value::Null, |text| json(column, text)))
+    };
+    RowKey::from_columns(main.key.iter().zip(text).map(value).collect())
+}
+
+/// An array of each column of these keys, as PostgreSQL writes arrays.
+pub fn arrays(keys: &[KeyText], columns: usize) -> Vec<String> {
+    let array = |place: usize| {
+        let mut text = String::from("{");
+        for (number, key) in keys.iter().enumerate() {
+            if number > 0 {
+                text.push(',');
+            }
+            match key.get(place).and_then(Option::as_ref) {
+                None => text.push_str("NULL"),
+                Some(value) => {
+                    text.push('"');
+                    for character in value.chars() {
+                        if matches!(character, '"' | '\\') {
+                            text.push('\\');
+                        }
+                        text.push(character);
+                    }
+                    text.push('"');
+                }
+            }
+        }
+        text + "}"
+    };
+    (0..columns).map(array).collect()
+}
+
+/// The rows of an answer.
+pub fn rows_of(messages: Vec<SimpleQueryMessage>) -> Vec<SimpleQueryRow> {
+    let row = |message| if let SimpleQueryMessage::Row(row) = message { Some(row) } else { None };
+    messages.into_iter().filter_map(row).collect()
+}
+
+/// Whether a query failed because of what is in some rows: data exceptions, a subquery that gives several rows, what a function raises.
+fn is_of_the_rows(error: &tokio_postgres::Error) -> bool {
+    error.code().is_some_and(|code| ["22", "21", "P0", "38"].iter().any(|class| code.code().starts_with(class)))
+}
+
+/// A parameter that is sent as text, whatever its type.
+#[derive(Debug)]
+struct TextValue<'a>(&'a str);
+
+impl tokio_postgres::types::ToSql for TextValue<'_> {
+    fn to_sql(
+        &self,
+        _: &tokio_postgres::types::Type,
+        out: &mut bytes::BytesMut,
+    ) -> Result<tokio_postgres::types::IsNull, Box<dyn std::error::Error + Sync + Send>> {
+        out.extend_from_slice(self.0.as_bytes());
+        Ok(tokio_postgres::types::IsNull::No)
+    }
+
+    fn accepts(_: &tokio_postgres::types::Type) -> bool {
+        true
+    }
+
+    fn encode_format(&self, _: &tokio_postgres::types::Type) -> tokio_postgres::types::Format {
+        tokio_postgres::types::Format::Text
+    }
+
+    tokio_postgres::types::to_sql_checked!();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_become_arrays_that_postgresql_reads_whatever_is_in_them() {
+        let key = |texts: &[Option<&str>]| texts.iter().map(|text| text.map(str::to_owned)).collect::<KeyText>();
+        let keys = [key(&[Some("1"), Some("a,b")]), key(&[Some("-2"), Some("\"\\{}")]), key(&[None, Some("NULL")])];
+        assert_eq!(arrays(&keys, 2), [r#"{"1","-2",NULL}"#, r#"{"a,b","\"\\{}","NULL"}"#]);
+        assert_eq!(arrays(&[], 1), ["{}"]);
+    }
+}

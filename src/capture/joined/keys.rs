@@ -1,0 +1,111 @@
+//! Reads keys of documents page by page: those that `affects` gives, or all of the table. Ahead of who takes them by a bounded
+//! number of pages, whatever there is.
+
+use std::collections::VecDeque;
+
+use postgres_protocol::escape::escape_identifier;
+use tokio::sync::mpsc;
+use tokio_util::task::AbortOnDropHandle;
+
+use crate::capture::catalog::{CatalogError, Table};
+use crate::capture::documents::reader::{arrays, declare, rows_of};
+use crate::capture::documents::{KeyText, Watched, texts};
+use crate::capture::snapshot::SnapshotError;
+use crate::capture::{CaptureError, sql};
+use crate::config::Database;
+
+/// Keys of one page.
+const KEYS_PER_PAGE: usize = 500;
+/// Pages that wait: so that the next one is there when the one before is done.
+const PAGES_WAITING: usize = 2;
+const CURSOR: &str = "vecsync_keys";
+
+/// A part of them.
+type Page = Result<Next, CaptureError>;
+
+enum Next {
+    Some(Vec<KeyText>),
+    /// That was all.
+    End,
+}
+
+/// Keys that come page by page. Dropping it closes its connection.
+pub struct Keys {
+    pages: mpsc::Receiver<Page>,
+    /// What has come and is not taken.
+    here: VecDeque<KeyText>,
+    ended: bool,
+    _reader: AbortOnDropHandle<()>,
+}
+
+impl Keys {
+    /// The keys that rows with these values affect.
+    pub fn affected(database: &Database, watched: &Watched, values: &[KeyText]) -> Keys {
+        let literals = arrays(values, watched.table.key.len());
+        Keys::read(database.clone(), watched.affects.clone(), literals, watched.key_at.clone())
+    }
+
+    /// All keys of a table.
+    pub fn all(database: &Database, main: &Table) -> Keys {
+        let names = main.key.iter().map(|name| escape_identifier(name)).collect::<Vec<_>>().join(", ");
+        let statement = format!("SELECT {names} FROM {}", main.source());
+        Keys::read(database.clone(), statement, vec![], (0..main.key.len()).collect())
+    }
+
+    fn read(database: Database, statement: String, literals: Vec<String>, at: Vec<usize>) -> Keys {
+        let (sender, pages) = mpsc::channel(PAGES_WAITING);
+        let reading = async move {
+            if let Err(error) = read(&database, &statement, &literals, &at, &sender).await {
+                // Who has dropped it wants to know nothing any more.
+                let _ = sender.send(Err(error)).await;
+            }
+        };
+        let reader = AbortOnDropHandle::new(tokio::spawn(reading));
+        Keys { pages, here: VecDeque::new(), ended: false, _reader: reader }
+    }
+
+    /// Waits until there are some, or no more. If the future is dropped, nothing is lost.
+    pub async fn ready(&mut self) -> Result<(), CaptureError> {
+        while self.here.is_empty() && !self.ended {
+            match self.pages.recv().await {
+                Some(Ok(Next::Some(keys))) => self.here.extend(keys),
+                Some(Ok(Next::End)) => self.ended = true,
+                Some(Err(error)) => return Err(error),
+                None => return Err(CaptureError::Snapshot(SnapshotError::Abandoned)),
+            }
+        }
+        Ok(())
+    }
+
+    /// Some of those that are here; none: that was all, if they were waited for.
+    pub fn take(&mut self, count: usize) -> Vec<KeyText> {
+        self.here.drain(..count.min(self.here.len())).collect()
+    }
+}
+
+async fn read(
+    database: &Database,
+    statement: &str,
+    literals: &[String],
+    at: &[usize],
+    pages: &mpsc::Sender<Page>,
+) -> Result<(), CaptureError> {
+    let failed = |source| CatalogError::query("list the keys of documents", source);
+    let sql = sql::connect(database).await?;
+    sql.batch_execute("SET default_transaction_read_only = on; SET lock_timeout = '10s'").await.map_err(failed)?;
+    // The server keeps what it holds, and the transaction ends at once: who takes minutes over it holds up no VACUUM.
+    declare(&sql, CURSOR, "NO SCROLL CURSOR WITH HOLD", statement, literals).await.map_err(failed)?;
+    loop {
+        let fetched = sql.simple_query(&format!("FETCH FORWARD {KEYS_PER_PAGE} FROM {CURSOR}")).await;
+        let rows = rows_of(fetched.map_err(failed)?);
+        let is_last = rows.len() < KEYS_PER_PAGE;
+        let keys = rows.iter().map(|row| texts(row, at)).filter(|key| key.iter().all(Option::is_some)).collect();
+        if pages.send(Ok(Next::Some(keys))).await.is_err() {
+            return Ok(());
+        }
+        if is_last {
+            let _ = pages.send(Ok(Next::End)).await;
+            return Ok(());
+        }
+    }
+}

@@ -1,0 +1,24 @@
+//! `vecsync pipeline check` where documents come from queries: has the database say what is wrong with them. Changes nothing.
+
+use std::sync::Arc;
+
+use crate::capture::check::{self, Queries};
+use crate::capture::{CaptureError, ColumnCheck};
+use crate::config::{Database, Pipeline};
+use crate::embed::Document;
+
+/// What documents are, in a line, and all that is wrong. The error is that the database could not be asked.
+pub async fn check_queries(database: &Database, pipeline: &Pipeline) -> Result<(String, Vec<String>), CaptureError> {
+    let Some(query) = &pipeline.source.query else { return Ok((String::new(), vec![])) };
+    // Templates that do not compile were told by the parser.
+    let document = Document::compile(&pipeline.document).ok();
+    let filters = pipeline.filters.clone();
+    let check_columns: ColumnCheck = Arc::new(move |columns: &[&str]| {
+        document.as_ref().map(|document| document.check_columns(columns, &filters)).unwrap_or_default()
+    });
+    let found = check::queries(database, &pipeline.source, query, &check_columns).await?;
+    let Queries { documents, mut problems, publication, unwatched } = found;
+    problems.extend(publication.into_iter().filter_map(Result::err).map(|what| format!("source.publication: {what}")));
+    let said = documents.map(|documents| check::said_of_documents(&documents, &unwatched)).unwrap_or_default();
+    Ok((said, problems))
+}
