@@ -1,6 +1,6 @@
 # Entry points. The work is in setup/; nothing is decided here.
 .DEFAULT_GOAL := help
-.PHONY: help run setup build test fuzz soak bench pictures fmt lint audit clean
+.PHONY: help run django setup build test fuzz soak bench pictures fmt lint audit clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
@@ -8,13 +8,16 @@ help: ## show this list
 run: ## set up what is missing, start PostgreSQL and vecsync on real text, stay until Ctrl-C
 	@setup/run.sh
 
+django: ## beside make run, in another terminal: a Django site on port 8001 that searches with vecsync
+	@setup/site.sh
+
 setup: ## fetch everything that run, test and bench need (afterwards they work offline)
 	@setup/setup.sh
 
 build: ## build the release binary
 	cargo build --release --locked
 
-test: ## format, lints, tests, licences, alert rules, scripts
+test: ## format, lints, tests, Django, licences, alert rules, scripts
 	@setup/test.sh
 
 fuzz: ## feed damaged bytes to what reads the replication connection, TIME=60 seconds a target

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Fetches what pins.txt names and the Debian packages read as data, once, into a cache; builds and starts nothing.
-# usage: fetch.sh [model] [postgres] [postgres-others] [faq] [kafka] [debezium] [schemathesis] [checks]
+# usage: fetch.sh [model] [postgres] [postgres-others] [faq] [kafka] [debezium] [schemathesis] [django] [checks]
 set -euo pipefail
 . "$(dirname "$0")/places.sh"
 
@@ -178,6 +178,21 @@ fetch_schemathesis() { # a folder of its own for Python's path: no environment, 
   mv "$WORK/schemathesis" "$SCHEMATHESIS"
 }
 
+fetch_django() { # folders of their own for Python's path, and the wheels themselves, of which a user's environment can be made
+  [ -d "$DJANGO" ] && return
+  say "Fetching $(basename "$DJANGO") ($(cat "$ROOT"/setup/django*.txt | grep -c ==) wheels)"
+  local list found=$WORK/django
+  mkdir "$found"
+  for list in django django-oldest; do
+    python3 -m pip download -q --disable-pip-version-check --no-deps --only-binary=:all: --require-hashes \
+      --dest "$found/wheels" -r "$ROOT/setup/$list.txt" >&2 ||
+      die "pip could not fetch what setup/$list.txt names (it is for CPython 3.11): check the network and try again"
+    PIP_ROOT_USER_ACTION=ignore python3 -m pip install -q --disable-pip-version-check --no-deps --no-index --require-hashes \
+      --find-links "$found/wheels" --target "$found/$list" -r "$ROOT/setup/$list.txt" >&2 || die "pip could not unpack setup/$list.txt"
+  done
+  mv "$found" "$DJANGO"
+}
+
 fetch_checks() { # promtool and shellcheck run unpacked: installing the first would start a Prometheus server
   unpacked_package prometheus
   unpacked_package shellcheck
@@ -195,7 +210,7 @@ fetch_checks() { # promtool and shellcheck run unpacked: installing the first wo
 for what in "$@"; do
   case $what in
   postgres-others) fetch_postgres_others ;;
-  model | postgres | faq | kafka | debezium | schemathesis | checks) "fetch_$what" ;;
-  *) die "fetch.sh: '$what' is none of model, postgres, postgres-others, faq, kafka, debezium, schemathesis, checks" ;;
+  model | postgres | faq | kafka | debezium | schemathesis | django | checks) "fetch_$what" ;;
+  *) die "fetch.sh: '$what' is none of model, postgres, postgres-others, faq, kafka, debezium, schemathesis, django, checks" ;;
   esac
 done

@@ -11,6 +11,7 @@ PINS=$ROOT/setup/pins.txt
 KAFKA=$CACHE/kafka-4.1.0
 DEBEZIUM=$CACHE/debezium-3.5.0.Final
 SCHEMATHESIS=$CACHE/schemathesis-4.32.5
+DJANGO=$CACHE/django-$(cat "$ROOT"/setup/django*.txt | sha256sum | cut -c1-12)
 PG_OTHERS=(14.20.0 17.7.0 18.1.0) # the versions that tests run on besides
 RUST=1.95.0
 CARGO_DENY=0.20.2

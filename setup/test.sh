@@ -44,6 +44,7 @@ step "format (cargo fmt --check)" cargo fmt --all --check
 step "lints (cargo clippy)" cargo clippy --locked --all-targets -- -D warnings
 step "Qdrant for the tests (cargo clippy, cargo build)" qdrant_server
 step "tests (cargo test)" cargo test --locked
+step "Django (ruff, mypy, wheel, tests)" setup/django.sh
 step "dependencies (cargo deny)" "$DENY" --log-level error check bans licenses sources
 step "alert rules (promtool)" alert_rules
 step "scripts (shellcheck, python)" scripts

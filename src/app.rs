@@ -42,6 +42,7 @@ use crate::control::ControlError;
 use crate::embed::{self, Cache, DocumentError, Embedder, LoadError, WorkerError};
 use crate::index::{self, IndexError, MirrorError, QdrantError};
 use crate::metrics;
+use crate::serve::control::ControlFn;
 use crate::serve::{self, ServeError};
 use crate::shutdown::{self, Shutdown};
 use crate::topic::LogError;
@@ -161,8 +162,9 @@ impl From<CaptureError> for AppError {
     }
 }
 
-/// Runs what this process has to do until a signal or a fault that cannot be mended.
-pub async fn run(mut configs: Configs) -> Result<(), AppError> {
+/// Runs what this process has to do until a signal or a fault that cannot be mended. `control` gives what does the commands that
+/// the query server is asked for about a pipeline.
+pub async fn run(mut configs: Configs, control: impl Fn(&Config) -> Arc<ControlFn>) -> Result<(), AppError> {
     let started = Instant::now();
     process::raise_file_limit();
     process::keep_large_blocks();
@@ -171,6 +173,7 @@ pub async fn run(mut configs: Configs) -> Result<(), AppError> {
     std::fs::create_dir_all(&all.root_dir)
         .map_err(|source| AppError::DataDir { path: all.root_dir.clone(), source })?;
     home::settle(&mut configs)?;
+    let controls: Vec<Arc<ControlFn>> = configs.pipelines.iter().map(control).collect();
     let listener = listen(&all).await?;
     let server_settings = serve::Settings::load(&all.server)?;
     let does = |role| configs.pipelines.iter().any(|config| config.roles.contains(&role));
@@ -195,7 +198,7 @@ pub async fn run(mut configs: Configs) -> Result<(), AppError> {
         let loading = spawn_blocking(move || Embedder::load(&settings, cores()));
         loaded.send_replace(Some(joined("load the model", loading.await)??));
     }
-    let services = fleet.services(registry.clone(), now_ms());
+    let services = fleet.services(controls, registry.clone(), now_ms());
     let serving = serve_from_the_first(fleet, listener, services, server_settings, shutdown.clone());
     tasks.spawn(async { (SERVE, serving.await) });
     let kept = upkeep(registry, all.root_dir, shutdown.clone());

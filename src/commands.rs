@@ -3,6 +3,7 @@
 pub mod backup;
 pub mod check;
 pub mod dead_letters;
+pub mod door;
 mod drill;
 pub mod init;
 pub mod migrate;

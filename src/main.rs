@@ -2,6 +2,7 @@
 
 mod cli;
 
+use std::collections::HashMap;
 use std::error::Error;
 use std::future::Future;
 use std::io::{self, Write};
@@ -161,7 +162,17 @@ fn dispatch(command: Command, named: Option<&str>) -> Result<(), Failure> {
 fn run(environment: &Environment, roles: &[Role]) -> Result<(), Failure> {
     let configs = Configs::load(environment, roles, &check_templates)?;
     let log = configs.pipelines[configs.default].log.clone();
-    to_end(&log, app::run(configs))
+    let settings = Settings::read(environment)?;
+    // The paths of one among several stand below its name.
+    let of =
+        |name: &String| if configs.pipelines.len() > 1 { settings.of_pipeline(name) } else { Ok(settings.clone()) };
+    let of_each = configs.names().into_iter().map(|name| of(&name).map(|settings| (name, settings)));
+    let of_each = of_each.collect::<Result<HashMap<_, _>, _>>()?;
+    let control = move |config: &Config| {
+        let settings = of_each.get(&config.pipeline.name).unwrap_or(&settings).clone();
+        commands::door::door(config.clone(), Settings { data_dir: config.data_dir.clone(), ..settings })
+    };
+    to_end(&log, app::run(configs, control))
 }
 
 /// What a command is about: the pipeline that is named, or the only one.
@@ -266,16 +277,18 @@ fn check(about: &About<'_>, wanted: Check) -> Result<(), Failure> {
         for config in &configs.pipelines {
             let settings = if is_one { settings.clone() } else { settings.of_pipeline(&config.pipeline.name)? };
             let settings = Settings { data_dir: config.data_dir.clone(), ..settings };
-            wrong += commands::check::check(config, &settings, wanted, !is_one).await?;
+            // Nobody reading on is no failure.
+            let tell = |line: String| drop(print(&line));
+            if !is_one {
+                tell(format!("pipeline {}\n", config.pipeline.name));
+            }
+            wrong += commands::check::check(config, &settings, wanted, tell).await?;
         }
         Ok::<_, Failure>(wrong)
     };
     logging::start(&log).map_err(Box::<dyn Error>::from)?;
-    match run_on_all_cores(checked)? {
-        0 => Ok(()),
-        1 => Err(Failure::Unhealthy("one thing is not as it should be".to_owned())),
-        wrong => Err(Failure::Unhealthy(format!("{wrong} things are not as they should be"))),
-    }
+    let wrong = run_on_all_cores(checked)?;
+    commands::check::verdict(wrong).map_or(Ok(()), |what| Err(Failure::Unhealthy(what)))
 }
 
 fn init(about: &About<'_>, wanted: Init) -> Result<(), Failure> {
@@ -283,10 +296,7 @@ fn init(about: &About<'_>, wanted: Init) -> Result<(), Failure> {
     let config = about.config()?;
     let no_qdrant = || {
         let mut problems = Problems::new();
-        problems.push(Problem::new(
-            "QDRANT_HOST",
-            "names no Qdrant: set it, and RAG_VECTOR_STORE_TYPE not to local; init is about a collection there",
-        ));
+        problems.push(Problem::new("QDRANT_HOST", commands::init::NO_QDRANT));
         Failure::from(problems)
     };
     if migrate {

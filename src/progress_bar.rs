@@ -1,8 +1,10 @@
-//! How far long work is: a bar on a terminal, a log line every five seconds elsewhere. Knows no particular work.
+//! How far long work is: a bar on a terminal, a log line every five seconds elsewhere, or told to who asked for it from far.
+//! Knows no particular work.
 
 use std::fmt;
+use std::future::Future;
 use std::io::{self, IsTerminal};
-use std::sync::{LazyLock, Mutex, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
@@ -14,6 +16,19 @@ const LINE_EVERY: Duration = Duration::from_secs(5);
 static BARS: LazyLock<MultiProgress> =
     LazyLock::new(|| MultiProgress::with_draw_target(ProgressDrawTarget::stderr_with_hz(10)));
 
+/// Told the label, and how much of how much is done.
+pub type Listener = Arc<dyn Fn(&'static str, u64, u64) + Send + Sync>;
+
+tokio::task_local! {
+    /// Who is told in this task, instead of the terminal and the log of this process.
+    static LISTENER: Listener;
+}
+
+/// Does something; how far it is, is told to this one.
+pub async fn told_to<T>(listener: Listener, work: impl Future<Output = T>) -> T {
+    LISTENER.scope(listener, work).await
+}
+
 /// Does something that writes to standard error while no bar is drawn there.
 pub fn without_bar<T>(write: impl FnOnce() -> T) -> T {
     BARS.suspend(write)
@@ -23,13 +38,15 @@ pub fn without_bar<T>(write: impl FnOnce() -> T) -> T {
 pub struct Progress {
     label: &'static str,
     bar: Option<ProgressBar>,
+    listener: Option<Listener>,
     lines: Mutex<Lines>,
 }
 
 impl Progress {
     /// Begins. `total` is in the same unit as what [`Progress::set`] is given, and may be 0 when it is not known.
     pub fn start(total: u64, label: &'static str) -> Self {
-        let bar = io::stderr().is_terminal().then(|| {
+        let listener = LISTENER.try_with(Listener::clone).ok();
+        let bar = (listener.is_none() && io::stderr().is_terminal()).then(|| {
             let style = ProgressStyle::with_template("{msg} {wide_bar} {human_pos}/{human_len} {rate} {eta}");
             let bar = BARS.add(ProgressBar::new(total).with_message(label));
             let rate = |state: &ProgressState, to: &mut dyn fmt::Write| {
@@ -39,11 +56,15 @@ impl Progress {
             bar
         });
         let lines = Mutex::new(Lines { total, done: 0, started: Instant::now(), logged: Instant::now() });
-        Progress { label, bar, lines }
+        Progress { label, bar, listener, lines }
     }
 
     /// So much is done, since the start.
     pub fn set(&self, done: u64) {
+        if let Some(listener) = &self.listener {
+            listener(self.label, done, self.lines().total);
+            return;
+        }
         match &self.bar {
             Some(bar) => bar.set_position(done),
             None => {

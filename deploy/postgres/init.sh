@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Sets an empty server up for vecsync: the sample table, the role, the publication. Run once by the image of PostgreSQL, by its
+# Sets an empty server up for vecsync and the site: the sample table, the roles, the publication. Run once by the image of PostgreSQL, by its
 # superuser; for a server of your own run the files of sql/ as each of them says.
 set -euo pipefail
 run() { psql -v ON_ERROR_STOP=1 --no-psqlrc --quiet --dbname "${POSTGRES_DB:?}" "$@"; }
@@ -14,4 +14,10 @@ run <<'SQL'
 SET log_statement = none;
 SET log_min_error_statement = panic;
 ALTER ROLE vecsync PASSWORD :'password';
+\getenv password APP_PASSWORD
+CREATE ROLE app LOGIN;
+ALTER ROLE app PASSWORD :'password';
+-- The site's migrations change the table and make others beside it.
+GRANT CREATE ON SCHEMA public TO app;
+ALTER TABLE public.faq_faq OWNER TO app;
 SQL

@@ -15,6 +15,7 @@ use crate::capture::{Phase, Status};
 use crate::config::{Config, Configs, Role};
 use crate::metrics::{self, PipelineMetrics};
 use crate::retry::{Chain, Retry};
+use crate::serve::control::ControlFn;
 use crate::serve::health::{self, Component, Report};
 use crate::serve::status::State;
 use crate::serve::{SearchAnswer, SearchError, SearchFn, SearchRequest, Service, Services};
@@ -139,10 +140,16 @@ impl Fleet {
     }
 
     /// What the query server answers.
-    pub fn services(self: &Arc<Self>, registry: PrometheusHandle, started_ms: i64) -> Services {
+    /// `controls`: what does the commands about each pipeline.
+    pub fn services(
+        self: &Arc<Self>,
+        controls: Vec<Arc<ControlFn>>,
+        registry: PrometheusHandle,
+        started_ms: i64,
+    ) -> Services {
         let (asked, measured) = (Arc::clone(self), Arc::clone(self));
         Services {
-            pipelines: self.slots.iter().map(service).collect(),
+            pipelines: self.slots.iter().zip(controls).map(|(slot, control)| service(slot, control)).collect(),
             default: self.default,
             ready: Arc::new(move || asked.ready()),
             metrics: Arc::new(move || {
@@ -297,7 +304,7 @@ impl Slot {
 }
 
 /// What one pipeline answers.
-fn service(slot: &Arc<Slot>) -> Service {
+fn service(slot: &Arc<Slot>, control: Arc<ControlFn>) -> Service {
     let (searching, reporting, looking) = (Arc::clone(slot), Arc::clone(slot), Arc::clone(slot));
     let search: Arc<SearchFn> = Arc::new(move |request| {
         let slot = Arc::clone(&searching);
@@ -312,5 +319,6 @@ fn service(slot: &Arc<Slot>) -> Service {
             Doing::Running(shared) => shared.state(),
             Doing::Starting | Doing::Failed(_) => State::default(),
         }),
+        control: Some(control),
     }
 }

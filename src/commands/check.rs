@@ -1,6 +1,5 @@
 //! `vecsync check`: prints what was found, line by line, and says whether all is well.
 
-use std::io::Write;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -26,16 +25,17 @@ pub struct Wanted {
     pub verbose: bool,
 }
 
-/// Looks at everything and prints each finding as it comes. Gives how many are wrong. `is_named`: says first of which pipeline.
-pub async fn check(config: &Config, settings: &Settings, wanted: Wanted, is_named: bool) -> Result<usize, AppError> {
+/// Looks at everything; `told` is given a line for each finding as it comes. Gives how many are wrong.
+pub async fn check(
+    config: &Config,
+    settings: &Settings,
+    wanted: Wanted,
+    mut told: impl FnMut(String),
+) -> Result<usize, AppError> {
     let mut wrong = 0;
-    if is_named {
-        let _ = writeln!(std::io::stdout().lock(), "pipeline {}", config.pipeline.name);
-    }
     let mut tell = |finding: Finding| {
         wrong += usize::from(finding.result.is_err());
-        // Nobody reading on is no failure.
-        let _ = std::io::stdout().lock().write_all(line(&finding, wanted.verbose).as_bytes());
+        told(line(&finding, wanted.verbose));
     };
     check::check(config, !wanted.skip_operations, &mut tell).await?;
     if !wanted.skip_health {
@@ -49,6 +49,15 @@ pub async fn check(config: &Config, settings: &Settings, wanted: Wanted, is_name
         tell(Finding { name: "drill", result, took: since.elapsed() });
     }
     Ok(wrong)
+}
+
+/// What a check that found so many things wrong says of that; nothing, if it found none.
+pub fn verdict(wrong: usize) -> Option<String> {
+    match wrong {
+        0 => None,
+        1 => Some("one thing is not as it should be".to_owned()),
+        wrong => Some(format!("{wrong} things are not as they should be")),
+    }
 }
 
 async fn running(config: &Config, settings: &Settings, operations: bool) -> Result<String, String> {

@@ -11,6 +11,10 @@ use crate::index::{Contents, Listed, Look, QdrantError, QdrantGenerations, qdran
 use crate::progress_bar::Progress;
 use crate::retry::Chain;
 
+/// Behind the name of the setting: why there is nothing to do.
+pub const NO_QDRANT: &str =
+    "names no Qdrant: set it, and RAG_VECTOR_STORE_TYPE not to local; init is about a collection there";
+
 /// What `init` is to do; nothing of this: make what is not there.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Wanted {

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_util::FutureExt;
-use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
+use http_body_util::{BodyExt, Either, Full, LengthLimitError, Limited};
 use hyper::body::{Body, Incoming};
 use hyper::header::{
     CACHE_CONTROL, CONNECTION, CONTENT_ENCODING, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderName, HeaderValue,
@@ -21,6 +21,7 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::{Instant as Deadline, timeout, timeout_at};
 
 use super::access::{Access, CLIENT_GONE};
+use super::control::{self, Peer};
 use super::health::{self, Endpoint};
 use super::limits::{BODY_BYTES_MAX, HEADER_BYTES_MAX, Limits, URI_BYTES_MAX};
 use super::problem::{Problem, shown};
@@ -50,6 +51,7 @@ pub(super) struct Api {
     search_deadline: Duration,
     limits: Arc<Limits>,
     admission: Admission,
+    commands: Arc<Semaphore>,
     /// Of each pipeline.
     metrics: Vec<PipelineMetrics>,
     request_ids: RequestIds,
@@ -66,6 +68,7 @@ impl Api {
     ) -> Self {
         Api {
             admission: Admission::new(&limits),
+            commands: Arc::new(Semaphore::new(control::COMMANDS_MAX)),
             metrics: services.pipelines.iter().map(|service| PipelineMetrics::new(&service.pipeline)).collect(),
             request_ids: RequestIds::new(),
             openapi: openapi::document(&services, !keys.is_empty()).into(),
@@ -78,14 +81,23 @@ impl Api {
     }
 
     /// Answers one request. Dropping the future gives up what it asked for.
-    pub(super) async fn answer(&self, request: Request<Incoming>) -> Answer {
+    pub(super) async fn answer(&self, request: Request<Incoming>) -> Response<control::Body> {
         let id = self.request_ids.of(request.headers());
         let mut access = Access::begin(&request, &id);
-        let outcome = AssertUnwindSafe(self.respond(request, &id, &mut access)).catch_unwind().await;
-        let mut answer = match outcome {
+        let command = match of_pipeline(request.uri().path()) {
+            Some((pipeline, path)) => control::name(path).map(|name| (pipeline.map(str::to_owned), name.to_owned())),
+            None => None,
+        };
+        let responding = async {
+            match command {
+                Some((pipeline, name)) => self.control(pipeline.as_deref(), &name, request).await,
+                None => self.respond(request, &id, &mut access).await.map(|answer| answer.map(Either::Left)),
+            }
+        };
+        let mut answer = match AssertUnwindSafe(responding).catch_unwind().await {
             Ok(Ok(answer)) => answer,
-            Ok(Err(problem)) => problem.into_response(&id),
-            Err(_) => internal(&id, &"a panic").into_response(&id),
+            Ok(Err(problem)) => problem.into_response(&id).map(Either::Left),
+            Err(_) => internal(&id, &"a panic").into_response(&id).map(Either::Left),
         };
         self.set_headers(answer.headers_mut(), &id);
         access.ends(&answer);
@@ -98,15 +110,13 @@ impl Api {
             self.check_key(request.headers())?;
             return Err(Problem::new(StatusCode::NOT_FOUND, "no such path; searches are at /search"));
         };
-        let place = match named.map(|name| (name, self.services.place(name))) {
+        let place = match named.map(|name| self.place(name)) {
             None => self.services.default,
-            Some((_, Some(place))) => place,
-            Some((name, None)) => {
-                let detail =
-                    format!("no such pipeline: {}; there are {}", shown(name), self.services.names().join(", "));
+            Some(Ok(place)) => place,
+            Some(Err(problem)) => {
                 check_head(&request)?;
                 self.check_key(request.headers())?;
-                return Err(Problem::new(StatusCode::NOT_FOUND, detail));
+                return Err(problem);
             }
         };
         let service = &self.services.pipelines[place];
@@ -165,6 +175,14 @@ impl Api {
         }
     }
 
+    /// The place of the pipeline of this name.
+    fn place(&self, name: &str) -> Result<usize, Problem> {
+        self.services.place(name).ok_or_else(|| {
+            let detail = format!("no such pipeline: {}; there are {}", shown(name), self.services.names().join(", "));
+            Problem::new(StatusCode::NOT_FOUND, detail)
+        })
+    }
+
     /// All pipelines of this process, as the status lists them.
     fn siblings<'a>(&'a self) -> Vec<status::Sibling<'a>> {
         let sibling = |(place, service): (usize, &'a Service)| {
@@ -172,6 +190,42 @@ impl Api {
             status::Sibling { name: &service.pipeline, default: place == self.services.default, status }
         };
         self.services.pipelines.iter().enumerate().map(sibling).collect()
+    }
+
+    /// Does a command about a pipeline. It has to be named where there are several, as on a command line.
+    async fn control(
+        &self,
+        pipeline: Option<&str>,
+        name: &str,
+        request: Request<Incoming>,
+    ) -> Result<Response<control::Body>, Problem> {
+        check_head(&request)?;
+        self.check_key(request.headers())?;
+        if self.keys.is_empty() {
+            let peer = request.extensions().get::<Peer>().copied();
+            control::admit_without_key(peer, request.version(), request.headers())?;
+        }
+        if request.method() != Method::POST {
+            return Err(Problem::method("POST"));
+        }
+        let place = match pipeline {
+            Some(pipeline) => self.place(pipeline)?,
+            None if self.services.pipelines.len() > 1 => {
+                let names = self.services.names().join(", ");
+                let detail = format!("which pipeline? ask /pipelines/NAME/control/{name}; there are {names}");
+                return Err(Problem::new(StatusCode::BAD_REQUEST, detail));
+            }
+            None => self.services.default,
+        };
+        let Some(control) = &self.services.pipelines[place].control else {
+            return Err(Problem::new(StatusCode::NOT_FOUND, "this vecsync takes no commands over HTTP"));
+        };
+        check_content_type(request.headers())?;
+        let command = control::parse(name, &self.read_body(request.into_body()).await?)?;
+        let Ok(place) = Arc::clone(&self.commands).try_acquire_owned() else {
+            return Err(Problem::unavailable("more commands than can be done at once", RETRY_AFTER_S));
+        };
+        Ok(control::answer(control, command, place, self.shutdown.clone()))
     }
 
     async fn search(
@@ -299,16 +353,17 @@ enum Route {
     Page(&'static page::File),
 }
 
+/// The pipeline that a path names, and what stands behind that, without a slash at its end.
+fn of_pipeline(path: &str) -> Option<(Option<&str>, &str)> {
+    let path = path.strip_suffix('/').unwrap_or(path);
+    let Some(rest) = path.strip_prefix("/pipelines/") else { return Some((None, path)) };
+    let (name, _) = rest.split_once('/')?;
+    Some((Some(name), &rest[name.len()..]))
+}
+
 /// What a path leads to, and the pipeline that it names.
 fn route(path: &str) -> Option<(Option<&str>, Route)> {
-    let path = path.strip_suffix('/').unwrap_or(path);
-    let (pipeline, path) = match path.strip_prefix("/pipelines/") {
-        Some(rest) => {
-            let (name, _) = rest.split_once('/')?;
-            (Some(name), &rest[name.len()..])
-        }
-        None => (None, path),
-    };
+    let (pipeline, path) = of_pipeline(path)?;
     let route = match path {
         "/search" => Route::Search,
         "/status" => Route::Status,

@@ -19,6 +19,7 @@ use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tokio_rustls::TlsAcceptor;
 
 use super::api::Api;
+use super::control::Peer;
 use super::limits::{EVICTED_AT_ONCE, HEAD_BYTES_MAX, Limits};
 use super::socket::{Activity, Socket};
 use super::{ServeError, Services, Settings};
@@ -207,8 +208,9 @@ impl Connection {
         IO: AsyncRead + AsyncWrite + Unpin + Send,
     {
         let socket = Socket::new(io, self.activity.clone(), self.limits.clone());
-        let service = service_fn(|request: Request<Incoming>| async {
+        let service = service_fn(|mut request: Request<Incoming>| async {
             self.activity.begin();
+            request.extensions_mut().insert(Peer(peer.ip()));
             let has_body = !request.body().is_end_stream();
             // Boxed, so that a silent connection does not keep room for a request.
             let response = Box::pin(self.api.answer(request)).await;

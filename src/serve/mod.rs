@@ -2,6 +2,7 @@
 
 mod access;
 mod api;
+pub mod control;
 pub mod failover;
 pub mod health;
 mod http;
@@ -82,6 +83,8 @@ pub struct Service {
     pub health: Arc<dyn Fn() -> health::Report + Send + Sync>,
     /// What the status shows beside that. Must not wait either.
     pub state: Arc<dyn Fn() -> status::State + Send + Sync>,
+    /// Does commands about it for who has no binary; `None`: they are not taken here.
+    pub control: Option<Arc<control::ControlFn>>,
 }
 
 impl fmt::Debug for Service {

@@ -25,7 +25,8 @@ pub(super) fn document(services: &Services, wants_key: bool) -> String {
         )
         .into();
     }
-    let is_of_pipelines = |path: &str| path.starts_with("/search") || path.starts_with("/health") || path == "/status";
+    let is_of_pipelines =
+        |path: &str| ["/search", "/health", "/control/"].iter().any(|of| path.starts_with(of)) || path == "/status";
     let paths = document["paths"].as_object().cloned().unwrap_or_default();
     let schemas = document["components"]["schemas"].as_object().cloned().unwrap_or_default();
     for (place, service) in services.pipelines.iter().enumerate() {
@@ -129,6 +130,7 @@ mod tests {
             filters: filters.iter().map(|&field| field.to_owned()).collect(),
             health: Arc::new(|| Report { components: vec![], ready: Ok(()), serves: true }),
             state: Arc::new(State::default),
+            control: None,
         }
     }
 

@@ -40,7 +40,7 @@ fn an_empty_server_becomes_one_that_vecsync_follows() {
         .env("PATH", format!("{}:{}", programs(VERSION).display(), std::env::var("PATH").unwrap_or_default()))
         .envs([("PGHOST", "127.0.0.1"), ("PGUSER", "postgres"), ("PGPASSWORD", PASSWORD), ("POSTGRES_DB", "shop")])
         .env("PGPORT", postgres.port.to_string())
-        .envs([("SQL", "sql"), ("REPLICATION_PASSWORD", canary)])
+        .envs([("SQL", "sql"), ("REPLICATION_PASSWORD", canary), ("APP_PASSWORD", canary)])
         .stdin(Stdio::null())
         .output()
         .unwrap();
@@ -57,7 +57,10 @@ fn an_empty_server_becomes_one_that_vecsync_follows() {
     vecsync.start_ready();
     let said = health(&vecsync);
     assert_eq!((said.code, said.stdout.as_str()), (Some(0), "ready\n"), "{}", said.stderr);
-    let shop = Sql::connect(&postgres.url("postgres", PASSWORD)).unwrap();
+    // The site writes as a role of its own, which owns the table and nothing of vecsync's.
+    let shop = Sql::connect(&postgres.url("app", "canary%27of%22a%24password")).unwrap();
+    shop.execute("CREATE TABLE of_the_site (id int)");
+    shop.execute("ALTER TABLE faq_faq ADD COLUMN of_the_site int");
     shop.execute("INSERT INTO faq_faq (question, answer, category) VALUES ('Where?', 'Here.', 'x')");
     wait_until("the row to be found", SOON, || match vecsync.search("where", "")["results"][0]["id"].as_i64() {
         Some(1) => Ok(()),

@@ -420,6 +420,7 @@ where
             serves: true,
         }),
         state: Arc::new(State::default),
+        control: None,
     }
 }
 

@@ -9,18 +9,18 @@ use std::process::Command;
 use serde_json::Value;
 
 /// Services that programs outside of the machine's containers may reach, from this machine alone.
-const PUBLISHED: &[&str] = &["vecsync", "grafana"];
+const PUBLISHED: &[&str] = &["vecsync", "app", "grafana"];
 /// Where a container finds the key that searchers and Prometheus send.
 const KEY_FILE: &str = "/run/secrets/vecsync_api_key";
 /// What a setting of libpq's does that the program reads as well.
 const OF_LIBPQ: &[&str] = &["PGPASSWORD"];
 
-fn read(path: &str) -> String {
+pub(crate) fn read(path: &str) -> String {
     fs::read_to_string(path).unwrap_or_else(|error| panic!("read {path}: {error}"))
 }
 
 /// Runs a line of Python with the libraries that `make setup` fetches.
-fn python(program: &str, arguments: &[&str]) -> String {
+pub(crate) fn python(program: &str, arguments: &[&str]) -> String {
     let libraries = std::env::var("VECSYNC_TEST_SCHEMATHESIS").expect("VECSYNC_TEST_SCHEMATHESIS is set: `make setup`");
     let ended = Command::new("python3").args(["-c", program]).args(arguments).env("PYTHONPATH", libraries).output();
     let ended = ended.expect("start python3");
@@ -33,11 +33,11 @@ fn yaml(path: &str) -> Value {
     serde_json::from_str(&python(program, &[path])).unwrap()
 }
 
-fn compose() -> Value {
+pub(crate) fn compose() -> Value {
     yaml("docker-compose.yml")
 }
 
-fn texts(value: &Value) -> Vec<String> {
+pub(crate) fn texts(value: &Value) -> Vec<String> {
     let text = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
     match value {
         Value::Null => vec![],
@@ -143,7 +143,7 @@ fn every_service_is_hardened_watched_and_bounded() {
     let compose = compose();
     let services = compose["services"].as_object().unwrap();
     let names: Vec<&str> = services.keys().map(String::as_str).collect();
-    assert_eq!(names, ["postgres", "kafka", "qdrant", "vecsync", "prometheus", "grafana"]);
+    assert_eq!(names, ["postgres", "kafka", "qdrant", "vecsync", "app", "prometheus", "grafana"]);
     for (name, service) in services {
         eprintln!("{name}");
         assert_eq!(service["restart"], "unless-stopped");
@@ -373,7 +373,7 @@ fn the_service_is_what_systemd_and_the_program_take() {
 
 #[test]
 fn documents_say_what_is_not_run_and_link_to_what_is_there() {
-    let documents = ["deploying", "migrating", "backup", "upgrading", "troubleshooting", "security"];
+    let documents = ["deploying", "django", "migrating", "backup", "upgrading", "troubleshooting", "security"];
     for name in documents.map(|name| format!("docs/{name}.md")) {
         let text = read(&name);
         for block in text.split("```").skip(1).step_by(2).filter_map(|block| block.strip_prefix("sh\n")) {

@@ -43,7 +43,7 @@ impl Server {
         Self::start_all(Services::one(service, Arc::new(metrics_text)), settings).await
     }
 
-    async fn start_all(services: Services, settings: Settings) -> Self {
+    pub(crate) async fn start_all(services: Services, settings: Settings) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("an address");
         let shutdown = Shutdown::new();
@@ -157,6 +157,7 @@ where
         health: Arc::new(health),
         filters: vec!["category".into()],
         state: Arc::new(State::default),
+        control: None,
     }
 }
 

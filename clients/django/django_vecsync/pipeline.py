@@ -1,0 +1,255 @@
+"""Pipeline files and models: what a file needs of a table, what a model has, and a file made from a model. No connection."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from django.apps import apps
+from django.db import models
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+Model = type[models.Model]
+
+#: Names that are a title, in order.
+TITLES = ("question", "title", "name", "headline", "subject")
+#: Names that say whether a row is to be found.
+SWITCHES = ("is_active", "is_published", "active", "published", "is_public", "enabled")
+#: Names that a search may want to filter by.
+FILTERS = ("category", "kind", "type", "language", "topic", "section")
+#: Words of minijinja that are no columns.
+WORDS = frozenset(
+    "and or not in is if else elif endif for endfor set endset true false none True False None loop self defined undefined "
+    "filter endfilter with endwith raw endraw string number mapping sequence sameas range dict namespace".split()
+)
+
+
+class PipelineError(Exception):
+    """The file cannot be used."""
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """What of a pipeline file concerns a model."""
+
+    path: Path
+    name: str
+    schema: str
+    table: str
+    #: Where a column is named, and the column.
+    columns: tuple[tuple[str, str], ...]
+    #: Names of the payload that a search may filter by.
+    filters: tuple[str, ...]
+    payload: tuple[str, ...]
+    #: A query of its own says what the columns are.
+    has_query: bool
+
+
+def files(path: Path) -> list[Path]:
+    """The file, or those of a folder."""
+    return sorted(path.glob("*.toml")) if path.is_dir() else [path]
+
+
+def read(path: Path) -> Pipeline:
+    """Reads a file as far as a model is concerned; `vecsync pipeline check` judges the rest."""
+    try:
+        with path.open("rb") as file:
+            content = tomllib.load(file)
+    except OSError as error:
+        raise PipelineError(f"{path}: cannot be read: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise PipelineError(f"{path}: is no TOML: {error}") from error
+    try:
+        source, document, index = content["source"], content["document"], content.get("index", {})
+        schema, _, table = str(source["table"]).rpartition(".")
+        columns = [(f"document.{key}", name) for key in ("title", "text") for name in template_names(document.get(key, ""))]
+        columns += [("document.when", name) for name in expression_names(document.get("when", ""))]
+        payload, filters = tuple(document.get("payload", ())), tuple(index.get("filters", ()))
+        columns += [("document.payload", name) for name in payload]
+        return Pipeline(
+            path=path,
+            name=str(content.get("name", path.stem)),
+            schema=schema or "public",
+            table=table,
+            columns=tuple(columns),
+            filters=filters,
+            payload=payload,
+            has_query="query" in source,
+        )
+    except (KeyError, TypeError, AttributeError) as error:
+        raise PipelineError(f"{path}: is no pipeline file: {error}") from error
+
+
+def template_names(template: str) -> list[str]:
+    """The columns that a template names, each once."""
+    names: list[str] = []
+    bound = set(re.findall(r"{%-?\s*set\s+(\w+)", template))
+    for variables in re.findall(r"{%-?\s*for\s+([\w\s,]+?)\s+in\b", template):
+        bound.update(re.findall(r"\w+", variables))
+    for expression in re.findall(r"{{(.*?)}}|{%(.*?)%}", template, re.DOTALL):
+        names += expression_names("".join(expression))
+    return [name for name in dict.fromkeys(names) if name not in bound]
+
+
+def expression_names(expression: str) -> list[str]:
+    """The columns that an expression names: no texts, filters, tests, functions or attributes."""
+    bare = re.sub(r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"", " ", expression)
+    bare = re.sub(r"\|\s*\w+|\bis\s+(?:not\s+)?\w+|\.\s*\w+|\b\w+\s*=(?!=)", " ~ ", bare)
+    names = re.findall(r"\b([A-Za-z_]\w*)\b(?!\s*\()", bare)
+    return [name for name in dict.fromkeys(names) if name not in WORDS]
+
+
+def model_of(schema: str, table: str) -> Model | None:
+    """The model of a table. Proxies share a table with another model; that one is meant."""
+    for model in apps.get_models(include_auto_created=True):
+        if model._meta.proxy or (not model._meta.managed and model._meta.swapped):
+            continue
+        if split_table(model) == (schema, table):
+            return model
+    return None
+
+
+def split_table(model: Model) -> tuple[str, str]:
+    """Schema and table. Django has no schemas; ``db_table = 'a"."b'`` is how people name one."""
+    schema, quote, table = model._meta.db_table.partition('"."')
+    return (schema.strip('"'), table.strip('"')) if quote else ("public", model._meta.db_table.strip('"'))
+
+
+def _column(field: models.Field[Any, Any]) -> str:
+    """Concrete fields have one; Django's types do not say so."""
+    return field.column or ""
+
+
+def columns_of(model: Model) -> list[str]:
+    return [_column(field) for field in model._meta.concrete_fields if field.column]
+
+
+def disagreements(pipeline: Pipeline, model: Model) -> list[tuple[str, str | None]]:
+    """What the file says that the model does not have, each with a hint."""
+    if pipeline.has_query:
+        return []
+    columns = columns_of(model)
+    found: list[tuple[str, str | None]] = []
+    by_name = {field.name: field.column for field in model._meta.concrete_fields}
+    for where in dict.fromkeys(where for where, _ in pipeline.columns):
+        for name in (name for place, name in pipeline.columns if place == where and name not in columns):
+            hint = None
+            if name in by_name:
+                hint = f"The column of {name} is {by_name[name]}."
+            elif columns:
+                hint = f"The columns are {', '.join(columns)}."
+            found.append((f"{where} names {name}, and {model._meta.label} has no such column", hint))
+    return found
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a file is to say; nothing: what the model suggests."""
+
+    name: str | None = None
+    title: str | None = None
+    text: tuple[str, ...] = ()
+    when: str | None = None
+    filters: tuple[str, ...] | None = None
+    exclude: tuple[str, ...] = ()
+
+
+def from_model(model: Model, wanted: Wanted) -> str:
+    """A pipeline file for a model. Raises where the model does not say enough."""
+    fields = [field for field in model._meta.concrete_fields if field.column]
+    by_name: dict[str, models.Field[Any, Any]] = {}
+    for field in fields:
+        by_name.setdefault(_column(field), field)
+        by_name.setdefault(field.name, field)
+
+    def column(flag: str, name: str) -> str:
+        if name not in by_name:
+            raise PipelineError(f"{flag} {name}: {model._meta.label} has {', '.join(sorted(by_name))}")
+        return _column(by_name[name])
+
+    if not all(field.column for field in _key(model)):
+        raise PipelineError(f"{model._meta.label} has no primary key that a row could be found by")
+    texts = [field for field in fields if isinstance(field, models.TextField)]
+    lines = [field for field in fields if isinstance(field, models.CharField) and not field.choices]
+    title = column("--title", wanted.title) if wanted.title else _named(lines, TITLES) or _first(lines)
+    text = [column("--text", name) for name in wanted.text] or [_column(field) for field in texts]
+    if not text and title:
+        text, title = [title], None
+    if not text:
+        raise PipelineError(f"{model._meta.label} has no text to search: name its columns with --text")
+    title = None if title in text else title
+    switches = [field for field in fields if isinstance(field, models.BooleanField)]
+    when = column("--when", wanted.when) if wanted.when else _named(switches, SWITCHES)
+    excluded = {column("--exclude", name) for name in wanted.exclude}
+    payload = [_column(field) for field in fields if _column(field) not in excluded and not _is_bulk(field)]
+    if wanted.filters is None:
+        filters = [_column(field) for field in fields if _column(field) in payload and _is_filter(field)]
+    else:
+        filters = [column("--filter", chosen) for chosen in wanted.filters]
+        for chosen in filters:
+            if chosen not in payload:
+                raise PipelineError(f"--filter {chosen}: it is not in the payload")
+    name = wanted.name or re.sub(r"\W", "_", model._meta.model_name or "documents").lower()
+    if not re.fullmatch(r"[a-z0-9_]{1,40}", name):
+        raise PipelineError(f"--name {name}: wanted at most 40 lower-case letters, digits and underscores")
+    schema, table = split_table(model)
+    parts = [
+        f"# Documents of {model._meta.label}. `vecsync pipeline check FILE` says what is wrong with it.",
+        f"name = {_toml(name)}",
+        "",
+        "[source]",
+        f"table = {_toml(f'{schema}.{table}')}",
+        f"publication = {_toml(f'vecsync_{name}')}",
+        f"slot = {_toml(f'vecsync_{name}')}",
+        "",
+        "[document]",
+        *([f"title = {_toml('{{ ' + title + ' }}')}"] if title else []),
+        f"text = {_toml(_template(text))}",
+        f"payload = [{', '.join(map(_toml, payload))}]",
+        *([f"when = {_toml(when)}"] if when else []),
+        "",
+        "[index]",
+        f"filters = [{', '.join(map(_toml, filters))}]",
+    ]
+    return "\n".join(parts) + "\n"
+
+
+def _key(model: Model) -> Iterable[models.Field[Any, Any]]:
+    # Django 5.2 has keys of several columns.
+    return getattr(model._meta, "pk_fields", None) or ([model._meta.pk] if model._meta.pk else [])
+
+
+def _named(fields: Sequence[models.Field[Any, Any]], names: tuple[str, ...]) -> str | None:
+    columns = {field.name: _column(field) for field in fields}
+    return next((columns[name] for name in names if name in columns), None)
+
+
+def _first(fields: Sequence[models.Field[Any, Any]]) -> str | None:
+    return next((_column(field) for field in fields if not isinstance(field, (models.SlugField, models.FileField))), None)
+
+
+def _is_filter(field: models.Field[Any, Any]) -> bool:
+    if field.primary_key or isinstance(field, (models.TextField, models.BooleanField)):
+        return False
+    return bool(field.is_relation or field.choices or field.name in FILTERS)
+
+
+def _is_bulk(field: models.Field[Any, Any]) -> bool:
+    return isinstance(field, models.BinaryField)
+
+
+def _template(columns: list[str]) -> str:
+    return "\n\n".join("{{ " + column + " }}" for column in columns)
+
+
+def _toml(text: str) -> str:
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+    return f'"{escaped}"'

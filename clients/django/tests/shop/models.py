@@ -1,0 +1,36 @@
+"""Models of every shape that a pipeline file is made from."""
+
+from django.db import models
+
+
+class Category(models.Model):
+    name = models.CharField(max_length=50)
+
+
+class FAQ(models.Model):
+    question = models.CharField(max_length=255)
+    answer = models.TextField()
+    category = models.CharField(max_length=100, db_index=True)
+    is_active = models.BooleanField(default=True)
+    updated_at = models.DateTimeField(auto_now=True)
+
+
+class Article(models.Model):
+    slug = models.SlugField(primary_key=True)
+    headline = models.CharField(max_length=100, db_column="head")
+    teaser = models.TextField()
+    body = models.TextField()
+    section = models.ForeignKey(Category, on_delete=models.CASCADE)
+    state = models.CharField(max_length=10, choices=[("a", "A")])
+    scan = models.BinaryField()
+
+    class Meta:
+        db_table = 'press"."article'
+
+
+class Note(models.Model):
+    name = models.CharField(max_length=100)
+
+
+class Count(models.Model):
+    number = models.IntegerField()

@@ -1,0 +1,84 @@
+#!/usr/bin/env python
+"""Looks whether the store that pages use can be asked: after a deployment, from where the site runs. Writes nothing.
+
+usage: test_qdrant_simple.py [--question TEXT] [--qdrant]
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from validation import NotSo, Report, Skipped, set_up
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--question", default="How do I begin?", help="what is searched for")
+    parser.add_argument("--qdrant", action="store_true", help="insist on answers that Qdrant gave")
+    options = parser.parse_args()
+    set_up()
+
+    from django_vecsync import QdrantVectorStore, SearchResults, VectorStoreFactory, VectorStoreRefused
+
+    store = VectorStoreFactory.create_store("qdrant") if options.qdrant else VectorStoreFactory.create_production_store()
+    report = Report()
+
+    def ready() -> str:
+        if not store.is_ready():
+            # Says why, or raises what does.
+            reasons = "; ".join(store.health().errors)
+            raise NotSo(f"vecsync cannot answer searches: {reasons or 'it gives no reason'}")
+        return f"{' or '.join(store.config.urls)} can answer searches"
+
+    def health() -> str:
+        health = store.health()
+        if health.status == "disabled":
+            raise NotSo("vecsync has no Qdrant") if isinstance(store, QdrantVectorStore) else Skipped("vecsync has no Qdrant")
+        if not health.is_healthy:
+            raise NotSo(f"{health.status}: {'; '.join(health.errors) or 'no reason given'}")
+        return health.status
+
+    def search() -> str:
+        found: SearchResults = store.search(options.question, limit=3)
+        if not found:
+            raise NotSo(f"nothing was found for {options.question!r}: is the table empty?")
+        if found.degraded:
+            raise NotSo(f"answered by {found.served_by}, degraded, staleness {found.staleness_ms} ms")
+        return f"{len(found)} rows by {found.served_by} in {found.took_ms} ms, at most {found.staleness_ms} ms behind"
+
+    def order() -> str:
+        found = store.search(options.question, limit=10)
+        scores = [hit.score for hit in found]
+        if scores != sorted(scores, reverse=True) or any(not hit.payload or not hit.passage for hit in found):
+            raise NotSo("results are out of order, or without passage or payload")
+        return f"{len(found)} results, the best first, each with passage and payload"
+
+    def refusal() -> str:
+        try:
+            store.search(options.question, filters={"no such field": "x"})
+        except VectorStoreRefused as refused:
+            return f"bad input is refused with the parameter's name: {refused.parameter}"
+        raise NotSo("a filter by a field that does not exist was taken")
+
+    def stats() -> str:
+        stores = store.stats()
+        if not stores:
+            raise NotSo("vecsync names no store")
+        for one in stores:
+            if not (one.rows or one.points):
+                raise NotSo(f"{one.name} is empty")
+        return ", ".join(f"{one.name}: {one.points} points, lacks {one.lag_records} records" for one in stores)
+
+    # Without that the others would only repeat why.
+    if report.look("ready", ready):
+        report.look("health", health)
+        report.look("search", search)
+        report.look("results", order)
+        report.look("bad input", refusal)
+        report.look("stores", stats)
+    return report.end()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

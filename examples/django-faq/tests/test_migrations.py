@@ -1,0 +1,118 @@
+"""The site's tables: made from nothing, taken over from vecsync's sample, published and back, loaded with text."""
+
+from __future__ import annotations
+
+import json
+import os
+import unittest
+from pathlib import Path
+
+from tests.live import SITE, World
+
+world: World
+ROOT = SITE.parent.parent
+PUBLISHED = "SELECT tablename FROM pg_publication_tables WHERE pubname = 'vecsync_faq'"
+
+
+def setUpModule() -> None:
+    global world
+    world = World()
+
+
+def tearDownModule() -> None:
+    world.close()
+
+
+class Migrations(unittest.TestCase):
+    def test_the_migrations_are_those_of_the_models(self) -> None:
+        world.manage("makemigrations", "--check", "--dry-run")
+
+    def test_the_sample_table_is_taken_over(self) -> None:
+        world.postgres.execute("postgres", "CREATE DATABASE given OWNER app")
+        sample = (ROOT / "sql" / "faq_sample.sql").read_text()
+        insert = "INSERT INTO faq_faq (question, answer, category) VALUES ('Kept?', 'Yes.', 'x')"
+        world.postgres.execute("given", sample, insert, user="app")
+        given = {"DATABASE_URL": world.postgres.url("app", "given")}
+        world.manage("migrate", "--fake-initial", "--verbosity", "0", environment=given)
+        self.assertEqual(world.postgres.execute("given", "SELECT answer FROM faq_faq"), [("Yes.",)])
+        self.assertEqual(world.postgres.execute("given", PUBLISHED), [("faq_faq",)])
+        # Django's own table has the same columns, so that nothing differs by who made it.
+        world.migrate()
+        columns = (
+            "SELECT column_name, data_type, character_maximum_length, is_nullable, is_identity FROM information_schema.columns "
+            "WHERE table_name = 'faq_faq' ORDER BY column_name"
+        )
+        self.assertEqual(world.postgres.execute("given", columns), world.postgres.execute("shop", columns))
+
+    def test_publishing_goes_back_and_forth(self) -> None:
+        world.migrate()
+        self.assertEqual(world.postgres.execute("shop", PUBLISHED), [("faq_faq",)])
+        world.manage("migrate", "faq", "0001", "--verbosity", "0")
+        self.assertEqual(world.postgres.execute("shop", "SELECT 1 FROM pg_publication"), [])
+        # Somebody has published another table under that name: it stays, and is left with what it had.
+        world.postgres.execute("shop", "CREATE PUBLICATION vecsync_faq FOR TABLE auth_user", user="app")
+        world.manage("migrate", "faq", "--verbosity", "0")
+        published = {row[0] for row in world.postgres.execute("shop", PUBLISHED)}
+        self.assertEqual(published, {"auth_user", "faq_faq"})
+        world.manage("migrate", "faq", "0001", "--verbosity", "0")
+        self.assertEqual(world.postgres.execute("shop", PUBLISHED), [("auth_user",)])
+        world.postgres.execute("shop", "DROP PUBLICATION vecsync_faq")
+        world.manage("migrate", "faq", "--verbosity", "0")
+        said = world.manage("sqlmigrate", "faq", "0002").stdout
+        self.assertIn('CREATE PUBLICATION "vecsync_faq" FOR TABLE "faq_faq"', said)
+
+    def test_the_whole_operation(self) -> None:
+        world.migrate()
+        program = """
+import django; django.setup()
+from django.db import connection, migrations
+from django.db.migrations.executor import MigrationExecutor
+from django_vecsync.operations import Publish
+import sys
+state = MigrationExecutor(connection).loader.project_state()
+operation = Publish("FAQ", publication='Odd name', replica_identity="full", grant_to="vecsync")
+with connection.schema_editor() as editor:
+    move = operation.database_forwards if sys.argv[1] == "on" else operation.database_backwards
+    move("faq", editor, state, state)
+name, args, named = operation.deconstruct()
+assert Publish(*args, **named).deconstruct() == (name, args, named)
+try:
+    Publish("FAQ", publication='a"b')
+except ValueError:
+    pass
+else:
+    raise AssertionError("a quote was taken")
+"""
+        settings = {"DJANGO_SETTINGS_MODULE": "help_centre.settings"}
+        identity = "SELECT relreplident::text, has_table_privilege('vecsync', 'faq_faq', 'SELECT') FROM pg_class WHERE relname = 'faq_faq'"
+        count = "SELECT count(*) FROM pg_publication WHERE pubname = 'Odd name'"
+        world.run(["-c", program, "on"], environment=settings)
+        self.assertEqual(world.postgres.execute("shop", identity), [("f", True)])
+        self.assertEqual(world.postgres.execute("shop", count), [(1,)])
+        world.run(["-c", program, "off"], environment=settings)
+        self.assertEqual(world.postgres.execute("shop", identity), [("d", False)])
+        self.assertEqual(world.postgres.execute("shop", count), [(0,)])
+
+    def test_text_is_loaded_once(self) -> None:
+        world.migrate()
+        text = Path(os.environ["VECSYNC_TEST_FAQ"])
+        lines = len({(one["question"], one["category"]) for one in map(json.loads, text.read_text().splitlines())})
+        self.assertIn(f"{lines} FAQs loaded", world.manage("load_faqs", str(text)).stdout)
+        self.assertIn("0 FAQs loaded", world.manage("load_faqs", str(text)).stdout)
+        self.assertEqual(world.postgres.execute("shop", "SELECT count(*) FROM faq_faq"), [(lines,)])
+        self.assertIn("cannot be read", world.manage("load_faqs", "/nowhere", code=1).stderr)
+
+    def test_the_pipeline_file_is_the_models(self) -> None:
+        made = world.manage("vecsync_pipeline", "faq.FAQ", "--exclude", "created_at").stdout
+        without_comments = "\n".join(line for line in world.pipeline.read_text().splitlines() if not line.startswith("#"))
+        self.assertEqual(without_comments, "\n".join(line for line in made.splitlines() if not line.startswith("#")))
+        self.assertIn("ok: faq", world.vecsync.run("pipeline", "check", str(world.pipeline)).stdout)
+        self.assertNotIn("vecsync.W", world.manage("check").stderr)
+        wrong = world.folder / "wrong.toml"
+        wrong.write_text(world.pipeline.read_text().replace("{{ question }}", "{{ questoin }}"))
+        said = world.manage("check", environment={"FAQ_PIPELINE_FILE": str(wrong)}).stderr
+        self.assertIn("document.title names questoin", said)
+
+
+if __name__ == "__main__":
+    unittest.main()

@@ -1,0 +1,109 @@
+"""The three scripts that are run after a deployment, where all is well and where it is not."""
+
+from __future__ import annotations
+
+import signal
+import unittest
+
+from tests.live import World, get, wait_for
+from tests.test_commands import all_healthy_in
+
+world: World
+
+
+def setUpModule() -> None:
+    global world
+    world = World(with_qdrant=True)
+    world.migrate()
+    world.vecsync.start_ready()
+    rows = ", ".join(f"('Question {n}?', 'Answer {n}.', 'c', true, now(), now())" for n in range(30))
+    columns = "question, answer, category, is_active, created_at, updated_at"
+    world.postgres.execute("shop", f"INSERT INTO faq_faq ({columns}) VALUES {rows}", user="app")
+    world.start_site()
+    all_healthy_in(world)
+
+
+def tearDownModule() -> None:
+    world.close()
+
+
+SIMPLE, HEALTH, PRODUCTION = "test_qdrant_simple.py", "test_health_endpoints.py", "test_qdrant_production.py"
+
+
+class Scripts(unittest.TestCase):
+    def site(self) -> list[str]:
+        return ["--site", f"http://127.0.0.1:{world.site_port}"]
+
+    def test_1_all_is_well(self) -> None:
+        for words in ([SIMPLE], [SIMPLE, "--qdrant"], [HEALTH, *self.site()], [PRODUCTION, "--drill", "1"]):
+            said = world.run(words).stdout
+            self.assertNotRegex(said, "(?m)^failed")
+            self.assertTrue(said.endswith("All is well.\n"), said)
+        self.assertRegex(said, r"(?m)^ok +fallback drill +\d+ searches and none failed, [1-9]")
+        self.assertRegex(said, r"(?m)^ok +recovery ")
+        rows = world.postgres.execute("shop", "SELECT count(*) FROM faq_faq WHERE category = 'vecsync validation'")
+        self.assertEqual(rows, [(0,)])
+
+    def test_2_qdrant_is_away(self) -> None:
+        assert world.qdrant
+        world.qdrant.kill()
+        wait_for("health to say so", lambda: '"degraded"' in get(f"{world.vecsync.url}/health/")[1].replace(" ", ""))
+        said = world.run([SIMPLE], code=3)
+        self.assertRegex(said.stdout, r"(?m)^ok +ready ")
+        self.assertRegex(said.stdout, r"(?m)^failed +search +answered by local, degraded")
+        self.assertIn("not as it should be", said.stderr)
+        self.assertRegex(world.run([SIMPLE, "--qdrant"], code=3).stdout, r"(?m)^failed +search +VectorStoreUnavailable: Qdrant")
+        said = world.run([HEALTH, *self.site()], code=3)
+        self.assertRegex(said.stdout, r"(?m)^failed +/health/ +degraded, wanted healthy")
+        self.assertRegex(said.stdout, r"(?m)^failed +/health/qdrant/ ")
+        self.assertNotIn("failed", world.run([HEALTH, "--expect", "degraded", *self.site()]).stdout)
+        world.run([HEALTH, "--expect", "unhealthy"], code=3)
+        # Rows are written, found and removed all the same; the drill has nothing to try.
+        said = world.run([PRODUCTION, "--drill", "1"], code=3)
+        self.assertRegex(said.stdout, r"(?m)^ok +search ")
+        self.assertRegex(said.stdout, r"(?m)^failed +fallback drill ")
+        self.assertRegex(said.stdout, r"(?m)^ok +remove ")
+        world.qdrant.start()
+        all_healthy_in(world)
+
+    def test_3_capture_stands_still(self) -> None:
+        world.postgres.execute("shop", "ALTER ROLE vecsync NOLOGIN")
+        world.postgres.execute(
+            "shop", "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'vecsync'",
+        )  # fmt: skip
+        wait_for("health to say so", lambda: '"degraded"' in get(f"{world.vecsync.url}/health/")[1].replace(" ", ""))
+        said = world.run([PRODUCTION, "--skip-drill", "--patience", "1"], code=3)
+        self.assertRegex(said.stdout, r"(?m)^ok +write ")
+        self.assertRegex(said.stdout, r"(?m)^failed +search +the row is found: not within 1 s")
+        rows = world.postgres.execute("shop", "SELECT count(*) FROM faq_faq WHERE category = 'vecsync validation'")
+        self.assertEqual(rows, [(0,)])
+        world.postgres.execute("shop", "ALTER ROLE vecsync LOGIN")
+        all_healthy_in(world)
+
+    def test_4_vecsync_hangs_or_is_away(self) -> None:
+        assert world.vecsync.process
+        world.vecsync.process.send(signal.SIGSTOP)
+        said = world.run([SIMPLE], code=3)
+        self.assertRegex(said.stdout, r"(?m)^failed +ready +VectorStoreTimeout")
+        world.vecsync.process.send(signal.SIGCONT)
+        world.vecsync.stop()
+        for words in ([SIMPLE], [HEALTH, *self.site()], [PRODUCTION, "--patience", "1"]):
+            said = world.run(words, code=3)
+            self.assertIn("failed", said.stdout)
+        # The site's own views say what they can, and that is as it has to be.
+        found = world.run([HEALTH, "--expect", "unhealthy", *self.site()], code=3).stdout
+        _, _, of_site = found.partition(f"http://127.0.0.1:{world.site_port}/health/")
+        self.assertIn("no vecsync answers", of_site)
+        self.assertNotRegex(of_site, "(?m)^failed")
+        world.vecsync.start_ready()
+        all_healthy_in(world)
+
+    def test_5_wrong_settings_and_arguments_are_status_2(self) -> None:
+        for script in (SIMPLE, HEALTH, PRODUCTION):
+            world.run([script], code=2, environment={"VECSYNC_URL": "nowhere"})
+            world.run([script, "--nonsense"], code=2)
+            world.run([script], code=2, environment={"DATABASE_URL": ""})
+
+
+if __name__ == "__main__":
+    unittest.main()

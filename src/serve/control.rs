@@ -1,0 +1,364 @@
+//! Commands over HTTP, for who has neither the program nor the data directory: who may ask, what they ask, the answer's lines.
+//! Does none of them: a closure does.
+
+use std::convert::Infallible;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use futures_util::stream::{BoxStream, StreamExt, poll_fn};
+use http_body_util::{Either, Full, StreamBody};
+use hyper::body::Frame;
+use hyper::header::{CONTENT_TYPE, FORWARDED, HeaderName, HeaderValue, ORIGIN, VIA};
+use hyper::{HeaderMap, Response, StatusCode, Version};
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
+use tokio::time::{Instant, interval};
+
+use super::problem::Problem;
+use crate::shutdown::Shutdown;
+
+/// Commands at the same time: one is long (`sync`), and another looks meanwhile.
+pub(super) const COMMANDS_MAX: usize = 4;
+/// How often at most a client is told how far it is.
+const TELL_EVERY: Duration = Duration::from_millis(200);
+/// A client that hears nothing for longer than this may take the server for dead.
+const ALIVE_EVERY: Duration = Duration::from_secs(5);
+/// Lines that wait for the client. A check has some twenty.
+const LINES_WAITING: usize = 64;
+/// Exit status of a command that failed, and of one that was not asked for as it could be done.
+const FAILED: u8 = 1;
+const LINES: HeaderValue = HeaderValue::from_static("application/x-ndjson");
+
+/// A whole answer, or one that comes line by line.
+pub(super) type Body = Either<Full<Bytes>, StreamBody<BoxStream<'static, Result<Frame<Bytes>, Infallible>>>>;
+
+/// What is asked for: the commands of these names, with their flags.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Command {
+    /// `vecsync init`.
+    Init(Init),
+    /// `vecsync sync`.
+    Sync(Sync),
+    /// `vecsync check`.
+    Check(Check),
+}
+
+/// Flags of `init`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Init {
+    /// `--health-check-only`.
+    pub health_check_only: bool,
+    /// `--validate`.
+    pub validate: bool,
+    /// `--stats`.
+    pub stats: bool,
+    /// `--recreate`.
+    pub recreate: bool,
+    /// `--migrate`.
+    pub migrate: bool,
+    /// `--local-store-path`, on the machine of the one that is asked.
+    pub local_store_path: Option<String>,
+}
+
+/// Flags of `sync`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Sync {
+    /// `--force`.
+    pub force: bool,
+    /// `--dry-run`.
+    pub dry_run: bool,
+    /// `--batch-size`; none: the program's.
+    pub batch_size: Option<u32>,
+    /// `--stats-only`.
+    pub stats_only: bool,
+    /// `--json`.
+    pub json: bool,
+}
+
+/// Flags of `check`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Check {
+    /// `--skip-health`.
+    pub skip_health: bool,
+    /// `--skip-operations`.
+    pub skip_operations: bool,
+    /// `--drill`, seconds.
+    pub drill: Option<u64>,
+    /// `--verbose`.
+    pub verbose: bool,
+}
+
+/// How it ended, as on a command line.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ended {
+    /// Exit status.
+    pub status: u8,
+    /// For standard output.
+    pub text: String,
+    /// For standard error.
+    pub error: Option<String>,
+}
+
+/// Told meanwhile.
+#[derive(Clone, Debug)]
+pub struct Teller {
+    progress: watch::Sender<(&'static str, u64, u64)>,
+    said: mpsc::Sender<String>,
+}
+
+impl Teller {
+    /// So much of so much of this is done.
+    pub fn passed(&self, label: &'static str, done: u64, total: u64) {
+        self.progress.send_replace((label, done, total));
+    }
+
+    /// For standard output, at once.
+    pub fn says(&self, text: String) {
+        if let Err(error) = self.said.try_send(text) {
+            tracing::debug!("a line of a command was not told: {error}");
+        }
+    }
+}
+
+/// Does a command. Dropping the future gives up waiting for it, as Ctrl-C does.
+pub type ControlFn = dyn Fn(Command, Teller) -> BoxFuture<'static, Ended> + Send + std::marker::Sync;
+
+/// Where a request came from; an extension of it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Peer(pub IpAddr);
+
+/// The command that a path names.
+pub(super) fn name(path: &str) -> Option<&str> {
+    let name = path.strip_prefix("/control/")?;
+    matches!(name, "init" | "sync" | "check").then_some(name)
+}
+
+/// Without keys only this machine is let in, and only by itself: what a proxy hands on, or a page in a browser makes, may come
+/// from anybody. Proxies that say nothing of themselves mostly speak HTTP/1.0.
+pub(super) fn admit_without_key(peer: Option<Peer>, version: Version, headers: &HeaderMap) -> Result<(), Problem> {
+    const OF_OTHERS: [HeaderName; 3] = [FORWARDED, VIA, ORIGIN];
+    const OF_OTHERS_TOO: [&str; 4] = ["x-forwarded-for", "x-forwarded-host", "x-real-ip", "sec-fetch-site"];
+    let is_local = peer.is_some_and(|Peer(peer)| peer.to_canonical().is_loopback());
+    let is_of_others = OF_OTHERS.iter().any(|name| headers.contains_key(name))
+        || OF_OTHERS_TOO.iter().any(|name| headers.contains_key(*name));
+    if is_local && !is_of_others && version == Version::HTTP_11 {
+        return Ok(());
+    }
+    let detail = "commands are taken from this machine alone, and not through a proxy or from a web page, as long as there are \
+                  no keys: set VECSYNC_API_KEYS";
+    Err(Problem::new(StatusCode::FORBIDDEN, detail))
+}
+
+/// Reads what a body asks of the command of this name.
+pub(super) fn parse(name: &str, body: &[u8]) -> Result<Command, Problem> {
+    let command = match name {
+        "init" => Command::Init(flags(body)?),
+        "sync" => Command::Sync(flags(body)?),
+        _ => Command::Check(flags(body)?),
+    };
+    match excluded(&command) {
+        None => Ok(command),
+        Some(detail) => Err(Problem::new(StatusCode::BAD_REQUEST, detail)),
+    }
+}
+
+fn flags<T: DeserializeOwned>(body: &[u8]) -> Result<T, Problem> {
+    let value: Value = serde_json::from_slice(body)
+        .map_err(|error| Problem::new(StatusCode::BAD_REQUEST, format!("the body is not JSON: {error}")))?;
+    if !value.is_object() {
+        return Err(Problem::new(StatusCode::BAD_REQUEST, "the body is not a JSON object of flags"));
+    }
+    serde_json::from_value(value).map_err(|error| Problem::new(StatusCode::BAD_REQUEST, error.to_string()))
+}
+
+/// Why these flags do not go together: as on a command line.
+fn excluded(command: &Command) -> Option<&'static str> {
+    match command {
+        Command::Init(Init { health_check_only, validate, stats, recreate, migrate, local_store_path }) => {
+            if *migrate && (*health_check_only || *validate || *stats || *recreate) {
+                Some("migrate: wanted without other flags of init")
+            } else if local_store_path.is_some() && !migrate {
+                Some("local_store_path: wanted with migrate")
+            } else if *health_check_only && (*validate || *stats || *recreate) {
+                Some("health_check_only: wanted without validate, stats and recreate")
+            } else if *validate && *recreate {
+                Some("validate: wanted without recreate")
+            } else {
+                None
+            }
+        }
+        Command::Sync(Sync { force, dry_run, batch_size, stats_only, json: _ }) => {
+            if *stats_only && (*force || *dry_run) {
+                Some("stats_only: wanted without force and dry_run")
+            } else if batch_size.is_some_and(|rows| !(1..=10_000).contains(&rows)) {
+                Some("batch_size: wanted a whole number from 1 to 10000")
+            } else {
+                None
+            }
+        }
+        Command::Check(Check { skip_health, skip_operations, drill, verbose: _ }) => match drill {
+            Some(_) if *skip_health || *skip_operations => {
+                Some("drill: wanted without skip_health and skip_operations")
+            }
+            Some(0 | 3601..) => Some("drill: wanted a whole number of seconds from 1 to 3600"),
+            _ => None,
+        },
+    }
+}
+
+/// Begins the command and gives its answer, which ends with it. A client that goes away gives it up.
+pub(super) fn answer(
+    control: &Arc<ControlFn>,
+    command: Command,
+    place: OwnedSemaphorePermit,
+    shutdown: Shutdown,
+) -> Response<Body> {
+    let (control, (lines, mut written)) = (Arc::clone(control), mpsc::channel(LINES_WAITING));
+    tokio::spawn(async move {
+        tokio::select! {
+            () = lines.closed() => tracing::debug!("who asked for a command has gone"),
+            () = tell(&control, command, &lines, &shutdown) => {}
+        }
+        drop(place);
+    });
+    let stream = poll_fn(move |cx| written.poll_recv(cx)).map(|line: Bytes| Ok(Frame::data(line)));
+    let mut response = Response::new(Either::Right(StreamBody::new(stream.boxed())));
+    response.headers_mut().insert(CONTENT_TYPE, LINES);
+    response
+}
+
+async fn tell(control: &Arc<ControlFn>, command: Command, lines: &mpsc::Sender<Bytes>, shutdown: &Shutdown) {
+    let (progress, mut passed) = watch::channel(("", 0, 0));
+    let (said, mut saying) = mpsc::channel(LINES_WAITING);
+    let mut done = control(command, Teller { progress, said });
+    let (mut ticks, mut told_at) = (interval(TELL_EVERY), Instant::now());
+    let ended = loop {
+        let line = tokio::select! {
+            biased;
+            Some(text) = saying.recv() => json!({"said": text}),
+            ended = &mut done => break ended,
+            () = shutdown.raised() => {
+                let error = Some("vecsync stops; what it was asked for may be half done".to_owned());
+                break Ended { status: FAILED, text: String::new(), error };
+            }
+            _ = ticks.tick() => {
+                if passed.has_changed().unwrap_or(false) {
+                    let (label, done, total) = *passed.borrow_and_update();
+                    json!({"passed": {"label": label, "done": done, "total": total}})
+                } else if told_at.elapsed() >= ALIVE_EVERY {
+                    Value::Null
+                } else {
+                    continue;
+                }
+            }
+        };
+        told_at = Instant::now();
+        if lines.send(line_of(&line)).await.is_err() {
+            return;
+        }
+    };
+    while let Ok(text) = saying.try_recv() {
+        if lines.send(line_of(&json!({"said": text}))).await.is_err() {
+            return;
+        }
+    }
+    let Ended { status, text, error } = ended;
+    let last = json!({"ended": {"status": status, "text": text, "error": error}});
+    // Who does not read on does not want to know.
+    let _ = lines.send(line_of(&last)).await;
+}
+
+/// Nothing to say is an empty line.
+fn line_of(value: &Value) -> Bytes {
+    let text = if value.is_null() { String::new() } else { value.to_string() };
+    Bytes::from(text + "\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn three_paths_are_commands() {
+        for (path, wanted) in [
+            ("/control/sync", Some("sync")),
+            ("/control/sync/", Some("sync")),
+            ("/control/init", Some("init")),
+            ("/control/check", Some("check")),
+            ("/control/backup", None),
+            ("/control/", None),
+            ("/control", None),
+            ("/control/sync//", None),
+        ] {
+            assert_eq!(name(path), wanted, "{path}");
+        }
+    }
+
+    #[track_caller]
+    fn check(name: &str, body: &str, wanted: Result<Command, &str>) {
+        match (parse(name, body.as_bytes()), wanted) {
+            (Ok(command), Ok(wanted)) => assert_eq!(command, wanted),
+            (Err(problem), Err(wanted)) => {
+                let said = format!("{problem:?}");
+                assert!(problem.status == StatusCode::BAD_REQUEST && said.contains(wanted), "{body}: {said}");
+            }
+            (found, wanted) => panic!("{body}: {found:?}, wanted {wanted:?}"),
+        }
+    }
+
+    #[test]
+    fn flags_are_those_of_the_command_line() {
+        check("sync", "{}", Ok(Command::Sync(Sync::default())));
+        let wanted = Sync { force: true, batch_size: Some(7), ..Sync::default() };
+        check("sync", r#"{"force": true, "batch_size": 7}"#, Ok(Command::Sync(wanted)));
+        check("sync", r#"{"batch_size": 0}"#, Err("batch_size"));
+        check("sync", r#"{"batch_size": 10001}"#, Err("batch_size"));
+        check("sync", r#"{"force": "yes"}"#, Err("boolean"));
+        check("sync", r#"{"stats_only": true, "force": true}"#, Err("stats_only"));
+        check("sync", r#"{"recreate": true}"#, Err("recreate"));
+        check("sync", "[]", Err("object"));
+        check("sync", "", Err("not JSON"));
+        check("init", r#"{"validate": true, "recreate": true}"#, Err("validate"));
+        check("init", r#"{"health_check_only": true, "stats": true}"#, Err("health_check_only"));
+        check("init", r#"{"local_store_path": "/x"}"#, Err("local_store_path"));
+        check("init", r#"{"migrate": true, "stats": true}"#, Err("migrate"));
+        check("check", r#"{"drill": 0}"#, Err("drill"));
+        check("check", r#"{"drill": 3601}"#, Err("drill"));
+        check("check", r#"{"drill": 5, "skip_health": true}"#, Err("drill"));
+        let wanted = Check { drill: Some(5), verbose: true, ..Check::default() };
+        check("check", r#"{"drill": 5, "verbose": true}"#, Ok(Command::Check(wanted)));
+    }
+
+    #[test]
+    fn without_keys_this_machine_alone_is_let_in() {
+        let admitted = |peer: &str, header: Option<&'static str>| {
+            let mut headers = HeaderMap::new();
+            if let Some(name) = header {
+                headers.insert(name, HeaderValue::from_static("x"));
+            }
+            admit_without_key(Some(Peer(peer.parse().expect("an address"))), Version::HTTP_11, &headers).is_ok()
+        };
+        for peer in ["127.0.0.1", "127.8.8.8", "::1", "::ffff:127.0.0.1"] {
+            assert!(admitted(peer, None), "{peer}");
+            for name in
+                ["x-forwarded-for", "x-forwarded-host", "x-real-ip", "forwarded", "via", "origin", "sec-fetch-site"]
+            {
+                assert!(!admitted(peer, Some(name)), "{peer} {name}");
+            }
+        }
+        for peer in ["10.0.0.1", "172.17.0.1", "::", "::ffff:10.0.0.1", "0.0.0.0"] {
+            assert!(!admitted(peer, None), "{peer}");
+        }
+        assert!(admit_without_key(None, Version::HTTP_11, &HeaderMap::new()).is_err());
+        let here = Some(Peer(IpAddr::from([127, 0, 0, 1])));
+        assert!(admit_without_key(here, Version::HTTP_10, &HeaderMap::new()).is_err());
+    }
+}
