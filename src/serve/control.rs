@@ -290,7 +290,6 @@ mod tests {
     fn three_paths_are_commands() {
         for (path, wanted) in [
             ("/control/sync", Some("sync")),
-            ("/control/sync/", Some("sync")),
             ("/control/init", Some("init")),
             ("/control/check", Some("check")),
             ("/control/backup", None),
