@@ -60,6 +60,8 @@ const LOCAL: &str = index::mirror::STORE;
 const DRAIN_DEADLINE: Duration = Duration::from_secs(15);
 /// How often the disk is looked at, and what was counted put together.
 const UPKEEP_EVERY: Duration = Duration::from_secs(5);
+/// How often memory that nobody uses is given back: a first load leaves some, another model, and each of sled's pages.
+const GIVE_BACK_EVERY: Duration = Duration::from_secs(60);
 /// The task of the query server.
 const SERVE: &str = "serve";
 
@@ -227,7 +229,7 @@ async fn serve_from_the_first(
 
 /// Measures what is the process's, not a pipeline's.
 async fn upkeep(registry: PrometheusHandle, root_dir: PathBuf, shutdown: Shutdown) -> Result<(), AppError> {
-    let mut ticks = tokio::time::interval(UPKEEP_EVERY);
+    let (mut ticks, mut given_back) = (tokio::time::interval(UPKEEP_EVERY), Instant::now());
     loop {
         tokio::select! {
             biased;
@@ -235,8 +237,18 @@ async fn upkeep(registry: PrometheusHandle, root_dir: PathBuf, shutdown: Shutdow
             _ = ticks.tick() => {}
         }
         registry.run_upkeep();
+        let is_due = given_back.elapsed() >= GIVE_BACK_EVERY;
+        if is_due {
+            given_back = Instant::now();
+        }
         let measured = root_dir.clone();
-        if let Ok(free) = spawn_blocking(move || watching::free_bytes(&measured)).await {
+        let look = move || {
+            if is_due {
+                process::give_memory_back();
+            }
+            watching::free_bytes(&measured)
+        };
+        if let Ok(free) = spawn_blocking(look).await {
             metrics::data_dir_free(free);
         }
     }

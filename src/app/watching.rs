@@ -8,7 +8,7 @@ use tokio::sync::watch;
 use tokio::task::spawn_blocking;
 
 use super::serving::Shared;
-use super::{LOCAL, process};
+use super::LOCAL;
 use crate::capture;
 use crate::clock::now_ms;
 use crate::freshness::Freshness;
@@ -47,7 +47,7 @@ impl Watching {
         let mut check = tokio::time::interval(CHECK_EVERY);
         let mut bar: Option<Progress> = None;
         let mut last = self.held();
-        let (mut feeds, mut is_whole, mut has_slack) = (true, false, false);
+        let (mut feeds, mut is_whole) = (true, false);
         // Where there is no Qdrant nothing changes there either.
         let mut primary = self.shared.qdrant.as_ref().map(|qdrant| qdrant.primary.subscribe());
         loop {
@@ -57,11 +57,8 @@ impl Watching {
                 Ok(()) = status.changed() => self.note(&status.borrow_and_update()),
                 changed = self.stored.changed(), if feeds => feeds = changed.is_ok(),
                 Some(Ok(())) = changed(&mut primary) => {}
-                _ = measure.tick() => self.measure(std::mem::take(&mut has_slack)).await,
-                _ = prune.tick() => {
-                    self.prune().await?;
-                    has_slack = true;
-                }
+                _ = measure.tick() => self.measure().await,
+                _ = prune.tick() => self.prune().await?,
                 _ = check.tick() => self.check_log().await,
             }
             let stored = self.stored.borrow_and_update().clone();
@@ -83,8 +80,6 @@ impl Watching {
             }
             if !is_whole && self.shared.freshness().is_loaded() {
                 is_whole = self.take_over().await;
-                // A first load has ended, or another model has gone.
-                has_slack |= is_whole;
             }
             self.show_load(&status.borrow(), &mut bar);
         }
@@ -209,17 +204,10 @@ impl Watching {
         }
     }
 
-    /// `has_slack`: much was freed lately.
-    async fn measure(&self, has_slack: bool) {
+    async fn measure(&self) {
         let mirror = self.shared.mirror();
         let size = move || mirror.map(|mirror| (mirror.points(), mirror.size_on_disk().unwrap_or(0)));
-        let measured = spawn_blocking(move || {
-            if has_slack {
-                process::give_memory_back();
-            }
-            size()
-        });
-        if let Ok(Some((points, bytes))) = measured.await {
+        if let Ok(Some((points, bytes))) = spawn_blocking(size).await {
             self.metrics.store_points(LOCAL, Some(points));
             self.metrics.store_bytes(LOCAL, bytes);
         }
