@@ -1,6 +1,6 @@
 # Entry points. The work is in setup/; nothing is decided here.
 .DEFAULT_GOAL := help
-.PHONY: help run django setup build test fuzz soak bench pictures fmt lint audit clean
+.PHONY: help run django setup build test fuzz torture soak bench pictures fmt lint audit clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
@@ -22,6 +22,9 @@ test: ## format, lints, tests, Django, licences, alert rules, scripts
 
 fuzz: ## feed damaged bytes to what reads the replication connection, TIME=60 seconds a target
 	@setup/fuzz.sh $(TIME)
+
+torture: ## SIGKILL of whatever runs, KILLS=1000 times at seeded moments (SEED=4711), then both stores against the table
+	@setup/torture.sh "$(KILLS)" "$(SEED)"
 
 soak: ## embed rows of mixed lengths for TIME=3600 seconds; fails where memory grows. MODEL=fp32 is the other model
 	@setup/soak.sh "$(TIME)" "$(MODEL)"

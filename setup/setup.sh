@@ -3,4 +3,4 @@
 set -euo pipefail
 cd "$(dirname "$0")"
 ./preflight.sh test
-./fetch.sh model postgres postgres-others faq kafka debezium schemathesis django checks
+./fetch.sh model postgres postgres-others faq kafka debezium schemathesis django helm checks

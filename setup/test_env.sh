@@ -17,6 +17,7 @@ done
 export VECSYNC_TEST_KAFKA=$KAFKA
 export VECSYNC_TEST_DEBEZIUM=$DEBEZIUM
 export VECSYNC_TEST_SCHEMATHESIS=$SCHEMATHESIS
+export VECSYNC_TEST_HELM=$HELM
 export VECSYNC_TEST_PROMETHEUS=$CACHE/deb/prometheus/usr/bin/prometheus
 export VECSYNC_TEST_COMPOSE=$CACHE/deb/docker-compose/usr/lib/python3/dist-packages/compose/config/compose_spec.json
 export VECSYNC_TEST_BIN=${CARGO_TARGET_DIR:-$ROOT/target}/debug/vecsync

@@ -167,6 +167,7 @@ pub struct Sync {
 #[derive(Clone, Debug, clap::Args)]
 pub struct Search {
     /// What to look for, in plain words
+    #[arg(value_parser = words_wanted)]
     pub text: String,
     /// How many results at most
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=100))]
@@ -212,12 +213,16 @@ pub enum DeadLetters {
 pub enum Pipeline {
     /// Say what is wrong with pipeline files, all of it at once
     Check {
-        /// Pipeline files
-        #[arg(required = true, value_name = "FILE")]
+        /// Pipeline files, or folders of them
+        #[arg(required = true, value_name = "PATH")]
         files: Vec<PathBuf>,
     },
     /// Print the JSON Schema of pipeline files, by which editors complete and underline them
     Schema,
+}
+
+fn words_wanted(text: &str) -> Result<String, &'static str> {
+    if text.trim().is_empty() { Err("wanted words to look for") } else { Ok(text.to_owned()) }
 }
 
 fn filter(text: &str) -> Result<(String, String), &'static str> {
@@ -375,6 +380,8 @@ mod tests {
             &["search", "x", "--filter", "a"],
             &["search", "x", "--filter", "=a"],
             &["search"],
+            &["search", ""],
+            &["search", " \t"],
             &["run", "--role", "cook"],
             &["pipeline", "check"],
             &["sync", "--stats-only", "--dry-run"],

@@ -80,12 +80,14 @@ pub async fn search(url: &str, key: Option<&Secret>, query: &Query) -> Result<An
 /// # Errors
 /// As [`search`]'s.
 pub async fn document(url: &str, key: Option<&Secret>, path: &str) -> Result<Value, ClientError> {
-    let body = match get(url, key, path).await {
-        Err(ClientError::Refused { body, .. }) if !body.is_empty() => body,
-        other => other?,
-    };
-    serde_json::from_slice(&body)
-        .map_err(|source| ClientError::NotVecsync { url: url.to_owned(), source: source.into() })
+    match get(url, key, path).await {
+        // Health that is bad has a document, too; what is no JSON is refused as it came.
+        Err(ClientError::Refused { url, status, detail, body }) => {
+            serde_json::from_slice(&body).map_err(|_| ClientError::Refused { url, status, detail, body })
+        }
+        body => serde_json::from_slice(&body?)
+            .map_err(|source| ClientError::NotVecsync { url: url.to_owned(), source: source.into() }),
+    }
 }
 
 /// Why there is no answer.
@@ -138,6 +140,16 @@ pub enum ClientError {
         detail: String,
         /// The whole answer.
         body: Bytes,
+    },
+    /// A JSON document that no vecsync gives at that path.
+    #[error("{url} is not a vecsync: {path} answers {found}; set VECSYNC_URL")]
+    Foreign {
+        /// The address.
+        url: String,
+        /// What was asked for.
+        path: &'static str,
+        /// The beginning of the answer.
+        found: String,
     },
     /// No answer in time.
     #[error("{url} does not answer within {} s", .after.as_secs())]

@@ -110,7 +110,7 @@ fn dispatch(command: Command, named: Option<&str>) -> Result<(), Failure> {
         }
         Command::Status { json, .. } => {
             let settings = about.server()?;
-            print(&to_end(&settings.log, commands::status(&settings, json))?)
+            print(&to_end(&settings.log, commands::status(&settings, json, named.is_some()))?)
         }
         Command::Replay { topic, into, json } => {
             let settings = about.settings()?;
@@ -335,9 +335,10 @@ fn dead_letters(about: &About<'_>, command: DeadLetters) -> Result<(), Failure> 
     print(&if as_json { format!("{answer:#}\n") } else { lines(&answer) })
 }
 
-fn check_pipelines(environment: &Environment, files: &[PathBuf]) -> Result<(), Failure> {
+fn check_pipelines(environment: &Environment, paths: &[PathBuf]) -> Result<(), Failure> {
     let mut problems = Problems::new();
-    for (file, result) in folder::read_all(files, &check_templates) {
+    let files = commands::pipeline::files(paths, &mut problems);
+    for (file, result) in folder::read_all(&files, &check_templates) {
         let Some(pipeline) = problems.take(result) else { continue };
         let source = &pipeline.source;
         let good = format!("{}: ok: {} from {}.{}", file.display(), pipeline.name, source.schema, source.table);

@@ -84,15 +84,16 @@ impl Progress {
         self.lines().total = total;
     }
 
-    /// It is done: the bar goes away, a last line is logged.
-    pub fn finish(self) {
+    /// It is done: the bar goes away, a last line is logged, with what is to be said about it, if anything.
+    pub fn finish(self, remark: Option<String>) {
         let line = {
             let mut lines = self.lines();
             lines.done = self.bar.as_ref().map_or(lines.done, ProgressBar::position);
             lines.line(Instant::now())
         };
         drop_bar(&self.bar);
-        tracing::info!("{}: done, {line}", self.label);
+        let remark = remark.map(|remark| format!("; {remark}")).unwrap_or_default();
+        tracing::info!("{}: done, {line}{remark}", self.label);
     }
 
     fn lines(&self) -> std::sync::MutexGuard<'_, Lines> {

@@ -9,14 +9,17 @@ use std::time::{Duration, Instant};
 use tokio::task::spawn_blocking;
 
 use super::watching::free_bytes;
-use super::{AppError, joined, kafka_settings, listen, qdrant_generations, qdrant_settings, revision_of};
+use super::{
+    AppError, embedded_settings, joined, kafka_settings, listen, open_log, qdrant_generations, qdrant_settings,
+    revision_of,
+};
 use crate::capture::check as source;
 use crate::config::Config;
 use crate::control::{self, Door};
 use crate::embed::{Document, Embedder};
 use crate::index::{QdrantError, QdrantGenerations, QdrantStore, qdrant};
 use crate::retry::Chain;
-use crate::topic::{LogError, kafka};
+use crate::topic::{CaptureState, LogError, kafka};
 
 /// The text that is embedded for a trial.
 const PROBE: &str = "How do I check that everything works?";
@@ -44,16 +47,20 @@ pub async fn check(config: &Config, operations: bool, mut told: impl FnMut(Findi
         since = Instant::now();
         told(Finding { name, result, took });
     };
+    let log = kafka_settings(config).map(kafka::Log::new);
+    let topics = match &log {
+        Some(log) => Some(log.check_topics(&revision_of(config)).await),
+        None => None,
+    };
     if let (Some(database), None) = (&config.database, &config.pipeline.source.topic) {
+        let record = recorded(config, log.as_ref().filter(|_| matches!(topics, Some(Ok(()))))).await;
         let filters = config.pipeline.filters.clone();
         let check_columns: crate::capture::ColumnCheck =
             Arc::new(move |columns: &[&str]| document.check_columns(columns, &filters));
-        source::check(database, &config.pipeline.source, &check_columns, &mut tell).await;
+        source::check(database, &config.pipeline.source, &check_columns, record.as_ref(), &mut tell).await;
     }
     tell("data", data_dir(config));
-    if let Some(settings) = kafka_settings(config) {
-        let log = kafka::Log::new(settings);
-        let checked = log.check_topics(&revision_of(config)).await;
+    if let Some(checked) = topics {
         let brokers = config.kafka.as_ref().map(|kafka| kafka.brokers.clone()).unwrap_or_default();
         let remedy = |error: LogError| match &error {
             LogError::Broker { operation: "connect to", .. } => format!(
@@ -84,6 +91,21 @@ pub async fn check(config: &Config, operations: bool, mut told: impl FnMut(Findi
         }
     }
     Ok(())
+}
+
+/// What the log says of an earlier capture, for who would go on from there; `None`: nothing, it cannot be read, or a vecsync has it,
+/// which says itself how it fares. What is wrong with the log itself is found elsewhere.
+async fn recorded(config: &Config, brokers: Option<&kafka::Log>) -> Option<CaptureState> {
+    if let Some(log) = brokers {
+        return log.recorded().await.ok().flatten();
+    }
+    if config.kafka.is_some() || is_in_use(config) || !embedded_settings(config).dir.is_dir() {
+        return None;
+    }
+    let log = open_log(config).await.ok()?;
+    let state = log.capture_state().await.ok().flatten();
+    let _ = log.close().await;
+    state
 }
 
 fn data_dir(config: &Config) -> Result<String, String> {

@@ -147,11 +147,12 @@ impl Fleet {
         registry: PrometheusHandle,
         started_ms: i64,
     ) -> Services {
-        let (asked, measured) = (Arc::clone(self), Arc::clone(self));
+        let (asked, begun, measured) = (Arc::clone(self), Arc::clone(self), Arc::clone(self));
         Services {
             pipelines: self.slots.iter().zip(controls).map(|(slot, control)| service(slot, control)).collect(),
             default: self.default,
             ready: Arc::new(move || asked.ready()),
+            started: Arc::new(move || begun.started()),
             metrics: Arc::new(move || {
                 measured.slots.iter().for_each(|slot| slot.measure());
                 metrics::process(&process::taken(started_ms as f64 / 1000.0));
@@ -178,6 +179,15 @@ impl Fleet {
             self.was_ready.store(true, Ordering::Relaxed);
         }
         Ok(())
+    }
+
+    /// Ready, and every pipeline has held its whole table, or what is waited for. One that something is in the way of keeps no
+    /// others out.
+    fn started(&self) -> Result<(), String> {
+        self.ready()?;
+        let waits = |slot: &Arc<Slot>| Some(format!("pipeline {}: {}", slot.name, slot.report().started().err()?));
+        let waits: Vec<String> = self.slots.iter().filter(|slot| !slot.is_kept()).filter_map(waits).collect();
+        if waits.is_empty() { Ok(()) } else { Err(waits.join("; ")) }
     }
 }
 
@@ -249,6 +259,19 @@ impl Slot {
         }
     }
 
+    /// Whether something is known to be in the way of its becoming whole.
+    fn is_kept(&self) -> bool {
+        let is_refused =
+            |status: &watch::Receiver<Status>| matches!(status.borrow().phase, Phase::Retrying(_) | Phase::Refused(_));
+        match self.doing() {
+            Doing::Starting => self.has_failed.load(Ordering::Relaxed),
+            Doing::Failed(_) => true,
+            Doing::Running(shared) => {
+                self.fault_before(Some(&shared)).is_some() || shared.status.as_ref().is_some_and(is_refused)
+            }
+        }
+    }
+
     fn report(&self) -> Report {
         let (mut report, status) = match self.doing() {
             Doing::Running(shared) => match self.fault_before(Some(&shared)) {
@@ -265,7 +288,7 @@ impl Slot {
     }
 
     fn report_of_none(&self, why: &str) -> Report {
-        Report { components: vec![], ready: Err(why.to_owned()), serves: self.serves }
+        Report { components: vec![], ready: Err(why.to_owned()), serves: self.serves, is_whole: false }
     }
 
     /// Why it cannot answer now, with what it failed of before.

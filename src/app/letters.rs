@@ -16,7 +16,7 @@ use crate::retry::Chain;
 use crate::topic::{Letter, LetterId, Log, LogError};
 
 /// Dead letters that are listed, or retried by one command.
-const LETTERS_MAX: usize = 10_000;
+pub(super) const LETTERS_MAX: usize = 10_000;
 /// Characters of an error in a list; `show` has all of it.
 const ERROR_CHARS_MAX: usize = 200;
 /// What the headers of a dead letter are called that are told by other names.

@@ -7,8 +7,6 @@ use crate::config::Role;
 use crate::index::{mirror, primary};
 use crate::metrics::{PipelineMetrics, Stage};
 
-/// What capture can be doing, as the label `state` names it.
-const CAPTURE_STATES: [&str; 5] = ["starting", "streaming", "standby", "retrying", "refused"];
 /// That of a pipeline that failed and is tried again.
 const NOT_RUNNING: &str = "retrying";
 /// How searches end that are counted before there was one: by nobody with the codes that alerts are about.
@@ -43,7 +41,7 @@ pub(super) fn announce(shared: &Shared, roles: &[Role]) {
 /// Sets a pipeline's metrics of this moment. Waits for nothing.
 pub(super) fn refresh(shared: &Shared) {
     if let (Some(status), Some(source)) = (&shared.status, &shared.source) {
-        shared.metrics.capture_state(&CAPTURE_STATES, label(&status.borrow().phase));
+        shared.metrics.capture_state(&Phase::NAMES, status.borrow().phase.name());
         let Standing { lag_bytes, retained_bytes, safe_bytes, .. } = *source.borrow();
         shared.metrics.source(lag_bytes, retained_bytes, safe_bytes);
     }
@@ -60,21 +58,10 @@ pub(super) fn refresh(shared: &Shared) {
 /// The same of a pipeline that does not run, which knows nothing of its source and is asked for nothing.
 pub(super) fn refresh_without(metrics: &PipelineMetrics, captures: bool, stores: &[&'static str]) {
     if captures {
-        metrics.capture_state(&CAPTURE_STATES, NOT_RUNNING);
+        metrics.capture_state(&Phase::NAMES, NOT_RUNNING);
         metrics.source(None, None, None);
     }
     for store in stores {
         metrics.store_standing(store, None, false);
-    }
-}
-
-/// What capture is doing, as metrics and the status name it.
-pub(super) fn label(phase: &Phase) -> &'static str {
-    match phase {
-        Phase::Starting => "starting",
-        Phase::Streaming => "streaming",
-        Phase::Standby(_) => "standby",
-        Phase::Retrying(_) => "retrying",
-        Phase::Refused(_) => "refused",
     }
 }

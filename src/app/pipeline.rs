@@ -1,6 +1,7 @@
 //! One pipeline at work: opens its rooms, owns their tasks, and closes what it has opened. Knows no other pipeline.
 
 use std::future::Future;
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
@@ -255,6 +256,7 @@ impl Opened {
             partitions: config.topics.partitions,
             serves: does(Role::Serve),
             metrics: metrics.clone(),
+            local_us: AtomicU64::new(0),
         });
         measures::announce(&shared, &config.roles);
 

@@ -1,6 +1,8 @@
 //! Answers searches and health from the rooms that know: embedder, mirror, capture's status, freshness.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use serde_json::json;
 use tokio::sync::watch;
@@ -47,6 +49,8 @@ pub(super) struct Shared {
     pub partitions: u16,
     pub serves: bool,
     pub metrics: PipelineMetrics,
+    /// How long the mirror's last search took, microseconds; 0: there was none.
+    pub local_us: AtomicU64,
 }
 
 /// A store that is fed from elsewhere is late beyond this.
@@ -146,6 +150,23 @@ impl Shared {
         min_score: f32,
         filter: Filter,
     ) -> Result<Vec<Hit>, SearchError> {
+        let since = Instant::now();
+        let found = self.scanned(mirror, query, limit, min_score, filter).await;
+        if found.is_ok() {
+            let took_us = u64::try_from(since.elapsed().as_micros()).unwrap_or(u64::MAX);
+            self.local_us.store(took_us.max(1), Ordering::Relaxed);
+        }
+        found
+    }
+
+    async fn scanned(
+        &self,
+        mirror: Mirror,
+        query: Vec<f32>,
+        limit: usize,
+        min_score: f32,
+        filter: Filter,
+    ) -> Result<Vec<Hit>, SearchError> {
         // Another thread means two switches: a short search that reads no disk is made here, and otherwise as much of it.
         let begun = mirror.begin_search(&query, limit, min_score, &filter);
         if let Some(Begun::Done(hits)) = begun {
@@ -200,7 +221,10 @@ impl Shared {
 
     pub fn report(&self) -> Report {
         let mut components = vec![];
-        components.extend(self.status.as_ref().map(|status| source(&status.borrow())));
+        components.extend(self.status.as_ref().map(|status| {
+            let took = self.source.as_ref().and_then(|source| source.borrow().took);
+            Component { latency_ms: took.map(millis), ..source(&status.borrow()) }
+        }));
         for (name, fault) in [("log", &self.log_fault), ("embed", &self.embed_fault)] {
             if let Some(fault) = &*fault.lock().unwrap_or_else(PoisonError::into_inner) {
                 components.push(faulty(name, fault));
@@ -208,6 +232,7 @@ impl Shared {
         }
         if let Some(embedder) = &self.embedder {
             let mut model = Component::new("model", Status::Healthy);
+            model.latency_ms = embedder.last_query().map(millis);
             model.details.insert("name".into(), json!(embedder.model_name()));
             components.push(model);
         }
@@ -215,16 +240,19 @@ impl Shared {
             Some(qdrant) => qdrant.component(),
             None => Component::new(health::QDRANT, Status::Disabled),
         });
-        let mut ready = Ok(());
+        let (mut ready, mut is_whole) = (Ok(()), true);
         if let Some(mirror) = self.mirror() {
             components.push(self.local(&mirror, self.lost()));
             let is_stood_in = self.stand_in().is_some_and(|stand_in| stand_in.is_there());
+            let has_qdrant = self.qdrant.as_ref().is_some_and(|qdrant| qdrant.primary.searchable().is_some());
+            is_whole =
+                !self.serves || is_stood_in || self.is_local_whole() || has_qdrant && self.standing(STORE).is_loaded;
             if !is_stood_in && !self.can_answer() {
                 let what = if mirror.is_open() { "the first rows" } else { "the local store" };
                 ready = Err(with_faults(what, &components));
             }
         }
-        Report { components, ready, serves: self.serves }
+        Report { components, ready, serves: self.serves, is_whole }
     }
 
     /// Whether a store has held the whole table, or has rows at least: one that has none and is not loaded finds nothing, and
@@ -269,12 +297,18 @@ impl Shared {
         } else {
             Component::new(health::LOCAL, Status::Healthy)
         };
+        let took_us = self.local_us.load(Ordering::Relaxed);
+        local.latency_ms = (took_us > 0).then(|| millis(Duration::from_micros(took_us)));
         local.details.insert("rows".into(), json!(mirror.rows()));
         local.details.insert("points".into(), json!(mirror.points()));
         local.details.insert("loaded".into(), json!(loaded));
         local.details.insert("staleness_ms".into(), json!(as_of_ms.map(|as_of| (now_ms() - as_of).max(0))));
         local
     }
+}
+
+fn millis(took: Duration) -> f64 {
+    took.as_secs_f64() * 1000.0
 }
 
 fn source(status: &capture::Status) -> Component {

@@ -1,7 +1,6 @@
 //! What the status page shows beside health: the stores side by side, who would answer a search, the last changes.
 
 use super::LOCAL;
-use super::measures::label;
 use super::serving::Shared;
 use crate::capture::Standing;
 use crate::clock::now_ms;
@@ -52,7 +51,7 @@ impl Shared {
         let mut stages = vec![];
         if let (Some(status), Some(source)) = (&self.status, &self.source) {
             let Standing { received, lag_bytes, .. } = *source.borrow();
-            let (state, position) = (Some(label(&status.borrow().phase)), received.map(|lsn| lsn.to_string()));
+            let (state, position) = (Some(status.borrow().phase.name()), received.map(|lsn| lsn.to_string()));
             stages.push(Stage { state, position, lag_bytes, ..of("capture", metrics::Stage::Capture) });
         }
         if let Some((lag_records, position)) = self.metrics.embed_standing() {

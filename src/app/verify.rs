@@ -15,7 +15,7 @@ use futures_util::future::{join_all, try_join_all};
 use tokio::sync::{Mutex, mpsc};
 use tokio::task::spawn_blocking;
 
-pub use self::report::{Drifted, Repair, Report, StoreReport};
+pub use self::report::{Drifted, PutAside, Repair, Report, StoreReport};
 use self::side::Side;
 use super::serving::Shared;
 use super::{LOCAL, foreign, letters};
@@ -30,7 +30,7 @@ use crate::index::primary::STORE;
 use crate::index::{Cursor, Holder, Wanted};
 use crate::metrics::PipelineMetrics;
 use crate::retry::Chain;
-use crate::topic::Log;
+use crate::topic::{Letters, Log};
 
 /// Rounds in which a row that differs is looked at again. A row that changes in every one of them is left unsettled.
 const ROUNDS_MAX: usize = 10;
@@ -103,13 +103,16 @@ impl Verifier {
         }
         let done = Box::pin(parts.compare(database, &mut sides, repair, passed)).await;
         let (rows, indexed, repair) = done.map_err(|error| Chain(&error).to_string())?;
+        let letters = if sides.iter().any(Side::has_drifted) { parts.dead_letters().await } else { Letters::default() };
+        let keys = letters.newest.iter().filter_map(|letter| Some((letter.row_key()?, letter.id)));
         let report = Report {
             table: format!("{}.{}", parts.source.schema, parts.source.table),
             rows,
             indexed,
             stores: sides.iter().map(Side::report).collect(),
             repair,
-            open_dead_letters: sides.iter().any(Side::has_drifted) && parts.has_dead_letters().await,
+            open_dead_letters: !letters.newest.is_empty(),
+            put_aside: PutAside::of(sides.iter().flat_map(Side::drifted), &keys.collect()),
             took_ms: u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX),
         };
         parts.count(&sides);
@@ -295,9 +298,9 @@ impl Parts {
         Ok(())
     }
 
-    /// Whether rows may be missing because they are put aside. What cannot be found out is no news.
-    async fn has_dead_letters(&self) -> bool {
-        self.log.dead_letters(1).await.is_ok_and(|letters| !letters.newest.is_empty())
+    /// Rows that may be missing because they are put aside. What cannot be found out is no news.
+    async fn dead_letters(&self) -> Letters {
+        self.log.dead_letters(letters::LETTERS_MAX).await.unwrap_or_default()
     }
 
     fn count(&self, sides: &[Side]) {

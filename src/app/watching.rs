@@ -7,8 +7,8 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::task::spawn_blocking;
 
-use super::serving::Shared;
 use super::LOCAL;
+use super::serving::Shared;
 use crate::capture;
 use crate::clock::now_ms;
 use crate::freshness::Freshness;
@@ -194,7 +194,11 @@ impl Watching {
                 }
                 progress.set(mirror.rows());
                 if loaded && let Some(progress) = bar.take() {
-                    progress.finish();
+                    // What was expected is an estimate; what was read is not.
+                    let (read, rows) = (status.snapshot.rows, mirror.rows());
+                    progress.set_total(rows);
+                    let left = read.saturating_sub(rows);
+                    progress.finish((left > 0).then(|| nothing_to_index(left, read)));
                 }
             }
             None if !loaded && expected > 0 => {
@@ -215,6 +219,14 @@ impl Watching {
             self.metrics.store_points(STORE, qdrant.primary.state().points);
         }
     }
+}
+
+/// Why there are fewer rows in the index than in the table.
+fn nothing_to_index(left: u64, read: u64) -> String {
+    let (rows, have) = if left == 1 { ("row", "has") } else { ("rows", "have") };
+    format!(
+        "{left} {rows} of the {read} that were read {have} nothing to index: document.when is false, no text, or put aside"
+    )
 }
 
 /// Waits for a change; for ever where there is nothing that could change.

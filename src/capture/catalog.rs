@@ -41,6 +41,8 @@ pub struct Table {
     pub replica_identity: char,
     /// How many rows it has, by the planner's statistics.
     pub estimated_rows: u64,
+    /// Whether that is by the planner's statistics; else by the table's size alone, and may be far off.
+    pub analysed: bool,
     /// The role may read all of it, not only columns: then by places, too.
     pub whole: bool,
     /// Its size now, in blocks. A partitioned table's: of all its partitions together.
@@ -105,6 +107,7 @@ pub async fn load(client: &Client, schema: &str, table: &str) -> Result<Table, C
         key,
         replica_identity,
         estimated_rows: estimate(known_rows, known_pages, pages, bytes),
+        analysed: known_pages > 0 || pages == 0,
         whole: found.get("whole"),
         pages: u32::try_from(pages).unwrap_or(u32::MAX),
     })

@@ -5,10 +5,12 @@ use tokio_postgres::Client;
 use super::catalog::{self, CatalogError, Column, Table, sql_name};
 use super::connection::ReplicationConnection;
 use super::documents::{self, Documents, KeyText, QUERY, plan};
-use super::publication::{self, Publication, name_of};
+use super::progress::{self, Server, SlotFacts, Start};
+use super::publication::{self, Absent, Publication, name_of};
 use super::{CaptureError, ColumnCheck, slot, sql};
 use crate::config::{Database, Query, Source};
 use crate::retry::Chain;
+use crate::topic::CaptureState;
 
 /// The slot that is kept, and the one that a snapshot has while it is taken.
 const SLOTS_WANTED: i64 = 2;
@@ -16,11 +18,12 @@ const SLOTS: &str = "SELECT current_setting('max_replication_slots')::bigint, co
 
 /// Looks at connection, table, columns, publication, slot and the right to stream, in this order; what cannot be looked at
 /// because of a fault before it is left out. `tell` gets each as it is found: what, and how it is, or what is wrong with it
-/// and what mends that.
+/// and what mends that. `record` is what the log says of an earlier capture, where that is known and nobody captures now.
 pub async fn check(
     database: &Database,
     source: &Source,
     check_columns: &ColumnCheck,
+    record: Option<&CaptureState>,
     mut tell: impl FnMut(&'static str, Result<String, String>),
 ) {
     let sql = match sql::connect(database).await {
@@ -28,23 +31,47 @@ pub async fn check(
         Err(error) => return tell("database", Err(Chain(&error).to_string())),
     };
     tell("database", version(&sql).await);
-    if let Some(query) = &source.query {
-        check_documents(database, source, query, check_columns, &mut tell).await;
-        tell("slot", slot_of(&sql, &source.slot).await);
-        return tell("replication", streams(database).await);
+    match &source.query {
+        Some(query) => check_documents(database, source, query, check_columns, &mut tell).await,
+        None => check_table(&sql, source, check_columns, &mut tell).await,
     }
-    match catalog::load(&sql, &source.schema, &source.table).await {
+    let identified = identify(database).await;
+    let slot = match refused(&sql, &source.slot, record, identified.as_ref().ok()).await {
+        Some(refusal) => Err(refusal),
+        None => slot_of(&sql, &source.slot).await,
+    };
+    tell("slot", slot);
+    let said =
+        |server: Server| format!("the role may stream; system {}, timeline {}", server.system_id, server.timeline);
+    tell("replication", identified.map(said));
+}
+
+/// Why a start of capture would refuse to go on from where the log stands; `None`: it would not, or that is not known.
+async fn refused(sql: &Client, name: &str, record: Option<&CaptureState>, server: Option<&Server>) -> Option<String> {
+    let (record, server) = (record?, server?);
+    let facts = slot::slot(sql, name).await.ok()?.map(SlotFacts::from);
+    match progress::decide(Some(record), *server, name, facts.as_ref()) {
+        Start::Refuse(refusal) => Some(format!("{refusal}{}", refusal.remedy())),
+        Start::Stream(_) | Start::CreateSlot | Start::ReplaceSlot | Start::Standby { .. } => None,
+    }
+}
+
+async fn check_table(
+    sql: &Client,
+    source: &Source,
+    check_columns: &ColumnCheck,
+    tell: &mut impl FnMut(&'static str, Result<String, String>),
+) {
+    match catalog::load(sql, &source.schema, &source.table).await {
         Ok(table) => {
-            let published = publication::look(&sql, &table, &source.publication).await;
+            let published = publication::look(sql, &table, &source.publication).await;
             let known = published.as_ref().ok().and_then(Option::as_ref);
             let problems = columns(check_columns, &table, known, &source.publication);
             tell("table", if problems.is_empty() { Ok(described(&table)) } else { Err(problems.join("; ")) });
-            tell("publication", said_of(&sql, &table, &source.publication, published).await);
+            tell("publication", said_of(sql, &table, &source.publication, published).await);
         }
         Err(error) => tell("table", Err(Chain(&error).to_string())),
     }
-    tell("slot", slot_of(&sql, &source.slot).await);
-    tell("replication", streams(database).await);
 }
 
 async fn check_documents(
@@ -124,10 +151,11 @@ async fn published_all(
                 Err(error) => Err(Chain(&error).to_string()),
             },
             Ok(None) => {
-                return Ok(vec![match publication::may_create(sql, &all).await? {
-                    true => Ok(format!("there is no {name} yet; capture makes it when it starts")),
-                    false => Err(Chain(&publication::absent(&all, name, false)).to_string()),
-                }]);
+                let absent = publication::absent(sql, &all, name).await;
+                return match absent {
+                    Absent::Fault(fault) if fault.is_transient() => Err(fault.into()),
+                    absent => Ok(vec![to_be_made(absent, name)]),
+                };
             }
             Err(error) if error.is_transient() => return Err(error.into()),
             Err(error) => Err(Chain(&error).to_string()),
@@ -256,7 +284,11 @@ fn described(table: &Table) -> String {
         _ => "DEFAULT",
     };
     let (schema, name, key, rows) = (&table.schema, &table.name, table.key.join(", "), table.estimated_rows);
-    format!("{schema}.{name}, key {key}, replica identity {identity}, about {rows} rows")
+    let rows = match table.analysed {
+        true => format!("about {rows} rows"),
+        false => "how many rows nobody has counted (ANALYZE would)".to_owned(),
+    };
+    format!("{schema}.{name}, key {key}, replica identity {identity}, {rows}")
 }
 
 async fn said_of(
@@ -274,12 +306,16 @@ async fn said_of(
             let rows = publication.row_filter.map_or("all rows".to_owned(), |filter| format!("rows where {filter}"));
             Ok(format!("{name}: {columns}, {rows}"))
         }
-        Ok(None) => match publication::may_create(sql, &[table]).await {
-            Ok(true) => Ok(format!("there is no {name} yet; capture makes it when it starts")),
-            Ok(false) => Err(Chain(&publication::absent(&[table], name, false)).to_string()),
-            Err(error) => Err(Chain(&error).to_string()),
-        },
+        Ok(None) => to_be_made(publication::absent(sql, &[table], name).await, name),
         Err(error) => Err(Chain(&error).to_string()),
+    }
+}
+
+/// How it is that there is no such publication.
+fn to_be_made(absent: Absent, name: &str) -> Result<String, String> {
+    match absent {
+        Absent::ToBeMade(_) => Ok(format!("there is no {name} yet; capture makes it when it starts")),
+        Absent::Fault(fault) => Err(Chain(&fault).to_string()),
     }
 }
 
@@ -314,9 +350,9 @@ async fn slot_of(sql: &Client, name: &str) -> Result<String, String> {
     Ok(format!("{name}: {user}, it keeps {:.1} MB of WAL", slot.retained_bytes as f64 / 1e6))
 }
 
-/// Whether this role may stream. Takes one connection of the walsenders for a moment.
-async fn streams(database: &Database) -> Result<String, String> {
+/// The server, if this role may stream from it. Takes one connection of the walsenders for a moment.
+async fn identify(database: &Database) -> Result<Server, String> {
     let mut connection = ReplicationConnection::connect(database).await.map_err(|error| Chain(&error).to_string())?;
     let identity = connection.identify_system().await.map_err(|error| Chain(&error).to_string())?;
-    Ok(format!("the role may stream; system {}, timeline {}", identity.system_id, identity.timeline))
+    Ok(Server { system_id: identity.system_id, timeline: identity.timeline, flushed: identity.flushed })
 }

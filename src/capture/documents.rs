@@ -191,6 +191,7 @@ async fn load_watched(client: &Client, number: usize, watch: &Watch) -> Result<T
         key,
         replica_identity: catalog::char_of(&found, "identity"),
         estimated_rows: 0,
+        analysed: true,
         whole: true,
         pages: 0,
     })

@@ -139,6 +139,23 @@ pub enum Phase {
     Refused(String),
 }
 
+impl Phase {
+    /// What capture can be doing, as metrics and the status name it.
+    pub const NAMES: [&str; 5] = ["starting", "streaming", "standby", "retrying", "refused"];
+
+    /// The one of these that it is.
+    pub fn name(&self) -> &'static str {
+        let place = match self {
+            Phase::Starting => 0,
+            Phase::Streaming => 1,
+            Phase::Standby(_) => 2,
+            Phase::Retrying(_) => 3,
+            Phase::Refused(_) => 4,
+        };
+        Self::NAMES[place]
+    }
+}
+
 /// Everything committed before `as_of_ms` is in `changes` below `ends`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Current {

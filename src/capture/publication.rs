@@ -65,24 +65,58 @@ pub async fn look(client: &Client, table: &Table, publication: &str) -> Result<O
     Ok(published)
 }
 
-/// Whether this role may make a publication of the tables: it owns them, and may create in the database.
-pub async fn may_create(client: &Client, tables: &[&Table]) -> Result<bool, CatalogError> {
+/// There is no publication of that name.
+#[derive(Debug)]
+pub enum Absent {
+    /// A vecsync that captures as this role makes it; until then this is what is wrong.
+    ToBeMade(CatalogError),
+    /// Somebody has to make it first, or it cannot be found out who may.
+    Fault(CatalogError),
+}
+
+impl Absent {
+    /// What is wrong for who needs it now.
+    pub fn into_fault(self) -> CatalogError {
+        match self {
+            Absent::ToBeMade(fault) | Absent::Fault(fault) => fault,
+        }
+    }
+}
+
+/// There is no such publication of these tables: whether this role may make it, being the owner of them all with CREATE on the
+/// database, is what mends that.
+pub async fn absent(client: &Client, tables: &[&Table], publication: &str) -> Absent {
     let sql = "SELECT coalesce(bool_and(pg_has_role(relowner, 'USAGE')), false)
                       AND has_database_privilege(current_database(), 'CREATE')
                FROM pg_class WHERE oid = ANY($1)";
     let oids: Vec<u32> = tables.iter().map(|table| table.oid).collect();
-    let row = client.query_opt(sql, &[&oids]).await;
-    let row = row.map_err(|source| CatalogError::query("read who owns the table", source))?;
-    Ok(row.is_some_and(|row| row.get(0)))
+    match client.query_opt(sql, &[&oids]).await {
+        Ok(Some(row)) if row.get(0) => {
+            return Absent::ToBeMade(lacks(publication, "is not there", "a vecsync that captures: it makes it"));
+        }
+        Ok(_) => {}
+        Err(source) => return Absent::Fault(CatalogError::query("read who owns the table", source)),
+    }
+    // What a query reads of several tables nobody knows here.
+    let columns = match tables {
+        [table] if !table.whole => match readable(client, table).await {
+            Ok(columns) => columns,
+            Err(fault) => return Absent::Fault(fault),
+        },
+        _ => vec![],
+    };
+    let owner = if tables.len() > 1 { "the tables' owner" } else { "the table's owner" };
+    let remedy = format!("{} as {owner}, who needs CREATE on the database", create_sql(tables, publication, &columns));
+    Absent::Fault(lacks(publication, "is not there", remedy))
 }
 
-/// There is no such publication. Who may make it is what mends that.
-pub fn absent(tables: &[&Table], publication: &str, may_create: bool) -> CatalogError {
-    let remedy = match may_create {
-        true => "a vecsync that captures: it makes it".to_owned(),
-        false => format!("{} as the table's owner, who needs CREATE on the database", create_sql(tables, publication)),
-    };
-    lacks(publication, "is not there", remedy)
+/// The columns that the role may read.
+async fn readable(client: &Client, table: &Table) -> Result<Vec<String>, CatalogError> {
+    let sql = "SELECT attname::text FROM pg_attribute WHERE attrelid = $1 AND attnum > 0 AND NOT attisdropped
+               AND has_column_privilege(attrelid, attnum, 'SELECT') ORDER BY attnum";
+    let rows = client.query(sql, &[&table.oid]).await;
+    let rows = rows.map_err(|source| CatalogError::query("read which columns may be read", source))?;
+    Ok(rows.iter().map(|row| row.get(0)).collect())
 }
 
 /// Whether the role may read every column that is published.
@@ -185,7 +219,7 @@ async fn read(
 }
 
 async fn create(client: &Client, tables: &[&Table], publication: &str) -> Result<(), CatalogError> {
-    let sql = create_sql(tables, publication);
+    let sql = create_sql(tables, publication, &[]);
     match client.batch_execute(&sql).await {
         Ok(()) => {
             tracing::info!(publication, table = names_of(tables), "publication created");
@@ -199,11 +233,14 @@ async fn create(client: &Client, tables: &[&Table], publication: &str) -> Result
     }
 }
 
-fn create_sql(tables: &[&Table], publication: &str) -> String {
+/// `columns` are those that the role may read of a single table, where it may not read all: it could follow no others. None: all.
+fn create_sql(tables: &[&Table], publication: &str, columns: &[String]) -> String {
     // The changes of a partitioned table come under its own name only so.
     let is_root = tables.iter().any(|table| table.kind == 'p');
     let root = if is_root { " WITH (publish_via_partition_root = true)" } else { "" };
-    format!("CREATE PUBLICATION {} FOR TABLE {}{root};", quote_name(publication), names_of(tables))
+    let list: Vec<String> = columns.iter().map(|column| sql_name(column)).collect();
+    let list = if list.is_empty() { String::new() } else { format!(" ({})", list.join(", ")) };
+    format!("CREATE PUBLICATION {} FOR TABLE {}{list}{root};", quote_name(publication), names_of(tables))
 }
 
 /// Each once, as a list.
@@ -300,6 +337,7 @@ mod tests {
             key: vec!["id".into(), "Lang".into()],
             replica_identity: 'd',
             estimated_rows: 0,
+            analysed: true,
             whole: true,
             pages: 0,
         };
@@ -329,5 +367,12 @@ mod tests {
             let error = check("p", &table(kind), published).expect_err("refused").to_string();
             assert!(error.contains(wanted), "{error}");
         }
+        let readable = ["id".to_owned(), "Lang".to_owned()];
+        let made = create_sql(&[&table('p')], "p", &readable);
+        assert_eq!(
+            made,
+            "CREATE PUBLICATION \"p\" FOR TABLE public.faq (id, \"Lang\") WITH (publish_via_partition_root = true);"
+        );
+        assert_eq!(create_sql(&[&table('r')], "p", &[]), "CREATE PUBLICATION \"p\" FOR TABLE public.faq;");
     }
 }

@@ -33,8 +33,8 @@ use load::{Snapshot, open_snapshot};
 pub(super) use patience::{PROBE_PATIENCE, Pace, START_PATIENCE, answered, with_feedback};
 use republish::Republish;
 pub(super) use republish::key_text;
-use shape::published;
 pub(super) use shape::{Inspected, identities, inspect, shapes};
+use shape::{changed, published};
 
 /// Events of one append: enough to share one fsync well, few enough to stay small in memory.
 pub(super) const EVENTS_PER_APPEND: usize = 2_000;
@@ -187,7 +187,11 @@ async fn start(capture: &Capture) -> Result<Started, CaptureError> {
     let followed = answered(START_PATIENCE, inspect(capture, &sql)).await?;
     let captured = followed.captured(&capture.source, &identity);
     if state.snapshot == SnapshotMarker::Complete && state.captured != captured {
-        tracing::warn!(was = state.captured, is = captured, "what is captured has changed: the table is read again");
+        tracing::warn!(
+            "what is captured has changed ({}): the table is read again",
+            changed(&state.captured, &captured)
+        );
+        tracing::debug!(was = state.captured, is = captured);
     }
     let state = progress::capturing(state, captured);
     if record.as_ref() != Some(&state) {
@@ -492,13 +496,7 @@ impl Session<'_> {
 }
 
 async fn slot_facts(sql: &Sql, name: &str) -> Result<Option<SlotFacts>, CaptureError> {
-    let slot = slot::slot(sql, name).await?;
-    Ok(slot.map(|slot| SlotFacts {
-        lost: slot.wal_status.as_deref() == Some("lost"),
-        plugin: slot.plugin,
-        confirmed: slot.confirmed_flush.unwrap_or_default(),
-        active_pid: slot.active_pid,
-    }))
+    Ok(slot::slot(sql, name).await?.map(SlotFacts::from))
 }
 
 async fn running(sql: &Sql) -> Result<HashSet<u32>, CatalogError> {

@@ -9,6 +9,7 @@ use tokio_postgres::{Client, Row};
 
 use super::catalog::CatalogError;
 use super::connection::{CommandError, CreatedSlot, ExportSnapshot, ReplicationConnection, StreamError};
+use super::progress::SlotFacts;
 use crate::event::Lsn;
 
 /// How long to wait for a slot before saying what it waits for, and for an answer to the question what that is.
@@ -33,6 +34,17 @@ pub struct Slot {
     pub safe_wal_size: Option<i64>,
     /// Bytes of WAL that the server keeps for it.
     pub retained_bytes: u64,
+}
+
+impl From<Slot> for SlotFacts {
+    fn from(slot: Slot) -> SlotFacts {
+        SlotFacts {
+            lost: slot.wal_status.as_deref() == Some("lost"),
+            plugin: slot.plugin,
+            confirmed: slot.confirmed_flush.unwrap_or_default(),
+            active_pid: slot.active_pid,
+        }
+    }
 }
 
 /// Creates a slot. That waits for every open writing transaction: after a while says which.

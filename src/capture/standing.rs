@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::sync::watch;
-use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 
 use super::slot::{self, Slot};
 use super::sql::{self, Sql};
@@ -30,6 +30,8 @@ pub struct Standing {
     pub retained_bytes: Option<u64>,
     /// WAL that can still be written before the slot is lost, in bytes; `None` also where there is no limit.
     pub safe_bytes: Option<u64>,
+    /// How long the source took to say so.
+    pub took: Option<Duration>,
 }
 
 /// The place up to which the log has everything. Clones are the same. 0: nothing is known yet.
@@ -98,8 +100,11 @@ pub async fn watch_source(
 async fn ask(capture: &Capture, connection: &mut Option<Sql>) -> Standing {
     let unknown = Standing { received: capture.received.get(), ..Standing::default() };
     let Some(sql) = connection else { return unknown };
+    let since = Instant::now();
     match timeout(PATIENCE, slot::source_progress(sql, &capture.source.slot)).await {
-        Ok(Ok((flushed, slot))) => return seen(capture.received.get(), flushed, slot.as_ref()),
+        Ok(Ok((flushed, slot))) => {
+            return Standing { took: Some(since.elapsed()), ..seen(capture.received.get(), flushed, slot.as_ref()) };
+        }
         Ok(Err(error)) => tracing::debug!("{}", Chain(&error)),
         Err(_) => tracing::debug!("look at the source: no answer within {} s", PATIENCE.as_secs()),
     }
@@ -116,6 +121,7 @@ fn seen(received: Option<Lsn>, flushed: Lsn, slot: Option<&Slot>) -> Standing {
         retained_bytes: slot.map(|slot| slot.retained_bytes),
         // The server says nothing of a slot that is lost.
         safe_bytes: if is_lost { Some(0) } else { safe },
+        took: None,
     }
 }
 
@@ -140,7 +146,7 @@ mod tests {
     fn a_slot_that_is_lost_has_nothing_left_and_one_without_a_limit_says_nothing() {
         let of = |slot: &Slot| seen(Some(Lsn(10)), Lsn(30), Some(slot));
         let there =
-            Standing { received: Some(Lsn(10)), lag_bytes: Some(20), retained_bytes: Some(7), safe_bytes: None };
+            Standing { received: Some(Lsn(10)), lag_bytes: Some(20), retained_bytes: Some(7), ..Standing::default() };
         assert_eq!(of(&slot("reserved", None)), there);
         assert_eq!(of(&slot("extended", Some(5))), Standing { safe_bytes: Some(5), ..there });
         assert_eq!(of(&slot("unreserved", Some(-3))), Standing { safe_bytes: Some(0), ..there });

@@ -77,8 +77,8 @@ impl Survey {
             None => match publication::look(&now, &table, &source.publication).await? {
                 Some(publication) => publication,
                 None => {
-                    let may_create = publication::may_create(&now, &[&table]).await?;
-                    return Err(publication::absent(&[&table], &source.publication, may_create).into());
+                    let absent = publication::absent(&now, &[&table], &source.publication).await;
+                    return Err(absent.into_fault().into());
                 }
             },
             Some(_) => Publication::default(),

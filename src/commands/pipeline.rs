@@ -1,11 +1,27 @@
-//! `vecsync pipeline check` where documents come from queries: has the database say what is wrong with them. Changes nothing.
+//! `vecsync pipeline check`: which files are meant, and where documents come from queries, what the database says is wrong with them.
+//! Changes nothing.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use crate::capture::check::{self, Queries};
 use crate::capture::{CaptureError, ColumnCheck};
-use crate::config::{Database, Pipeline};
+use crate::config::problems::Problems;
+use crate::config::{Database, Pipeline, folder};
 use crate::embed::Document;
+
+/// Files as they are named, and of a folder its pipeline files. What cannot be listed is a problem.
+pub fn files(paths: &[PathBuf], problems: &mut Problems) -> Vec<PathBuf> {
+    let mut files = vec![];
+    for path in paths {
+        match path.is_dir() {
+            true => files.extend(problems.take(folder::files(path, "")).into_iter().flatten()),
+            // What is wrong with a file is said when it is read.
+            false => files.push(path.clone()),
+        }
+    }
+    files
+}
 
 /// What documents are, in a line, and all that is wrong. The error is that the database could not be asked.
 pub async fn check_queries(database: &Database, pipeline: &Pipeline) -> Result<(String, Vec<String>), CaptureError> {

@@ -58,16 +58,32 @@ fn found(report: &Report, repair: bool) -> Found {
     match differing {
         _ if !faults.is_empty() => Found::Incomplete(VerifyError::Incomplete(faults.join("; "))),
         0 => Found::Same,
-        differing if repair => Found::Drift(format!("verify: {} of the stores could not be repaired", rows(differing))),
-        differing => Found::Drift(format!(
-            "verify: {} of the stores drifted from the table; `vecsync verify --repair` publishes them again",
-            rows(differing)
-        )),
+        differing => {
+            let aside = report.put_aside.count.min(differing);
+            let drifted = rows(differing);
+            let letters = "`vecsync dead-letters list` says why";
+            Found::Drift(match (repair, aside) {
+                (true, 0) => format!("verify: {drifted} of the stores could not be repaired"),
+                (true, _) => format!(
+                    "verify: {drifted} of the stores could not be repaired; {aside} of them put aside: {letters}"
+                ),
+                (_, 0) => format!(
+                    "verify: {drifted} of the stores drifted from the table; `vecsync verify --repair` publishes them again"
+                ),
+                (_, aside) if aside == differing => {
+                    format!("verify: {drifted} of the stores differ, all of them put aside: {letters}")
+                }
+                _ => format!(
+                    "verify: {drifted} of the stores differ, {aside} of them put aside: {letters}; `vecsync verify --repair` \
+                     publishes the others again"
+                ),
+            })
+        }
     }
 }
 
 fn lines(report: &Report) -> String {
-    let Report { table, rows, indexed, stores, repair, open_dead_letters, took_ms } = report;
+    let Report { table, rows, indexed, stores, repair, open_dead_letters, put_aside, took_ms } = report;
     let seconds = *took_ms as f64 / 1000.0;
     let mut lines =
         format!("Compared {rows} rows of {table}, of which {indexed} belong into the index, in {seconds:.1} s.\n");
@@ -81,7 +97,14 @@ fn lines(report: &Report) -> String {
             let _ = writeln!(lines, "  {} cannot be: {}", shown(id), plain(reason));
         }
     }
-    if *open_dead_letters {
+    for (id, letter) in &put_aside.rows {
+        let _ = writeln!(
+            lines,
+            "Row {} was put aside: `vecsync dead-letters show {letter}` says why; when that is mended, `vecsync dead-letters retry {letter}`.",
+            shown(id)
+        );
+    }
+    if *open_dead_letters && put_aside.count == 0 {
         lines.push_str("A row that was put aside stays missing or stale: see `vecsync dead-letters list`.\n");
     }
     lines
@@ -135,7 +158,7 @@ fn shown(id: &Value) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::app::verify::Repair;
+    use crate::app::verify::{PutAside, Repair};
     use serde_json::json;
 
     fn store(name: &str) -> StoreReport {
@@ -154,7 +177,16 @@ mod tests {
 
     fn report(stores: Vec<StoreReport>) -> Report {
         let table = "public.faq".to_owned();
-        Report { table, rows: 7, indexed: 5, stores, repair: None, open_dead_letters: false, took_ms: 1250 }
+        Report {
+            table,
+            rows: 7,
+            indexed: 5,
+            stores,
+            repair: None,
+            open_dead_letters: false,
+            put_aside: PutAside::default(),
+            took_ms: 1250,
+        }
     }
 
     fn drifted(keys: &[Value]) -> Drifted {
@@ -210,6 +242,21 @@ mod tests {
         let more = "  2 cannot be: no key of the table\nA row that was put aside stays missing or stale: see `vecsync dead-letters list`.\n";
         let expected = format!("{begins}1 mended, 1 left\n{keys}  left: 2\n{done}{more}");
         check(&some, true, &expected, "1 row of the stores could not be repaired");
+    }
+
+    #[test]
+    fn rows_that_were_put_aside_are_not_offered_a_repair() {
+        let differs = StoreReport { missing: drifted(&[json!(7)]), ..store("local") };
+        let put_aside = PutAside { count: 1, rows: vec![(json!(7), "3-1027".to_owned())] };
+        let all = Report { open_dead_letters: true, put_aside, ..report(vec![differs]) };
+        let expected = "local: 5 the same, 1 missing, 0 stale, 0 extra\n  missing: 7\nRow 7 was put aside: \
+                        `vecsync dead-letters show 3-1027` says why; when that is mended, `vecsync dead-letters retry 3-1027`.\n";
+        check(&all, false, expected, "1 row of the stores differ, all of them put aside: `vecsync dead-letters list`");
+        let differs = StoreReport { missing: drifted(&[json!(7), json!(8)]), ..store("local") };
+        let some = Report { stores: vec![differs], ..all };
+        let expected = expected.replace("1 missing", "2 missing").replace("missing: 7", "missing: 7, 8");
+        check(&some, false, &expected, "publishes the others again");
+        check(&some, true, &expected, "could not be repaired; 1 of them put aside");
     }
 
     #[test]

@@ -1,5 +1,5 @@
-//! `vecsync status --watch`: the state of a running vecsync once a second, redrawn in place on a terminal, a line each
-//! elsewhere.
+//! `vecsync status`: the state of a running vecsync, once, or with `--watch` once a second, redrawn in place on a terminal, a line
+//! each elsewhere.
 
 use std::collections::BTreeMap;
 use std::io::{self, IsTerminal, Write};
@@ -39,6 +39,24 @@ pub enum WatchError {
     Signals(#[source] io::Error),
 }
 
+/// `vecsync status`: the state as it is now, for people. Of several pipelines each is shown, unless the address is one's: `is_named`.
+pub async fn once(settings: &Settings, is_named: bool) -> Result<String, ClientError> {
+    let url = settings.url.to_string();
+    let state = client::document(&url, key(settings), "/status").await?;
+    let pipelines: Vec<String> = array(&state["pipelines"]).map(|pipeline| text(&pipeline["name"])).collect();
+    if is_named || pipelines.len() < 2 {
+        return Ok(Seen { url: &url, state, rates: None }.frame());
+    }
+    let whole = client::document(&url, key(settings), "/health/").await?;
+    let mut frames = format!("vecsync at {url} is {}, with {} pipelines.\n", text(&whole["status"]), pipelines.len());
+    for name in &pipelines {
+        let of_one = format!("{}/pipelines/{name}", url.trim_end_matches('/'));
+        let state = client::document(&of_one, key(settings), "/status").await?;
+        frames += &format!("\n{}", Seen { url: &of_one, state, rates: None }.frame());
+    }
+    Ok(frames)
+}
+
 /// Shows it until SIGINT or SIGTERM, or until nobody reads any more.
 pub async fn watch(settings: &Settings) -> Result<(), WatchError> {
     let url = settings.url.to_string();
@@ -62,7 +80,7 @@ pub async fn watch(settings: &Settings) -> Result<(), WatchError> {
         };
         let seen = match answered {
             Ok(state) => {
-                let rates = rates.of(&state, Instant::now());
+                let rates = Some(rates.of(&state, Instant::now()));
                 Ok(Seen { url: &url, state, rates })
             }
             // Nobody may ever have been there, which is better said once.
@@ -149,11 +167,11 @@ impl Rates {
     }
 }
 
-/// What was answered, and what comes of the answer before.
+/// What was answered, and what comes of the answer before; `None`: it is asked once.
 struct Seen<'a> {
     url: &'a str,
     state: Value,
-    rates: BTreeMap<String, f64>,
+    rates: Option<BTreeMap<String, f64>>,
 }
 
 impl Seen<'_> {
@@ -161,16 +179,18 @@ impl Seen<'_> {
     fn frame(&self) -> String {
         let state = &self.state;
         let mut lines = vec![format!(
-            "vecsync at {} is {}, pipeline {}, {} UTC. Ctrl-C ends.",
+            "vecsync at {} is {}, pipeline {}, {} UTC.{}",
             self.url,
             text(&state["status"]),
             text(&state["pipeline"]),
-            text(&state["timestamp"]).get(11..19).unwrap_or_default()
+            text(&state["timestamp"]).get(11..19).unwrap_or_default(),
+            if self.rates.is_some() { " Ctrl-C ends." } else { "" }
         )];
         if let (Some(rows), Some(expected)) = (state["load"]["rows"].as_u64(), state["load"]["expected"].as_u64()) {
             lines.push(format!("The table is read for the first time: {rows} of {expected} rows are searchable."));
         }
-        lines.push(format!("\n{:<10}{:<12}{:>10}  {:<20}{}", "stage", "state", "events/s", "lag", "position"));
+        let events = if self.rates.is_some() { "events/s" } else { "events" };
+        lines.push(format!("\n{:<10}{:<12}{events:>10}  {:<20}{}", "stage", "state", "lag", "position"));
         for stage in array(&state["stages"]) {
             lines.push(format!(
                 "{:<10}{:<12}{:>10}  {:<20}{}",
@@ -199,7 +219,7 @@ impl Seen<'_> {
         }
         lines.push(format!(
             "\nsearches are answered by {}; breaker {}; dead letters open: {}",
-            or_none(&state["served_by"]),
+            if state["searches"] == false { "other processes".to_owned() } else { or_none(&state["served_by"]) },
             or_none(&state["breaker"]),
             or_unknown(&state["dead_letters_open"])
         ));
@@ -238,8 +258,10 @@ impl Seen<'_> {
         line + "\n"
     }
 
+    /// Events a second, or where it is asked once, all since its start.
     fn rate(&self, stage: &Value) -> String {
-        let rate = stage["name"].as_str().and_then(|name| self.rates.get(name));
+        let Some(rates) = &self.rates else { return text(&stage["events"]) };
+        let rate = stage["name"].as_str().and_then(|name| rates.get(name));
         rate.map_or("-".to_owned(), |rate| format!("{rate:.1}"))
     }
 
@@ -324,7 +346,17 @@ mod tests {
             last = rates.of(state, now);
             now += Duration::from_secs(2);
         }
-        Seen { url: "http://a:1", state: states.last().expect("a state").clone(), rates: last }
+        Seen { url: "http://a:1", state: states.last().expect("a state").clone(), rates: Some(last) }
+    }
+
+    #[test]
+    fn asked_once_it_has_all_events_and_no_rate() {
+        let frame = Seen { rates: None, ..seen(&[state(10)]) }.frame();
+        let lines: Vec<&str> = frame.lines().collect();
+        assert_eq!(lines[0], "vecsync at http://a:1 is degraded, pipeline faq, 13:45:45 UTC.");
+        assert_eq!(lines[2], "stage     state           events  lag                 position");
+        assert_eq!(lines[3], "capture   streaming           10  1.5 KiB             0/16B3748");
+        assert_eq!(lines[12], "! qdrant: gone[2J");
     }
 
     #[test]
@@ -354,8 +386,9 @@ mod tests {
 
     #[test]
     fn one_that_was_started_anew_has_no_rate_until_the_next_answer() {
-        assert_eq!(seen(&[state(10), state(3)]).rates.get("capture"), None);
-        assert_eq!(seen(&[state(10), state(3), state(7)]).rates.get("capture"), Some(&2.0));
+        let rate = |states: &[Value]| seen(states).rates.and_then(|rates| rates.get("capture").copied());
+        assert_eq!(rate(&[state(10), state(3)]), None);
+        assert_eq!(rate(&[state(10), state(3), state(7)]), Some(2.0));
     }
 
     #[test]

@@ -165,14 +165,18 @@ impl<'t> Fields<'t> {
         range: RangeInclusive<usize>,
     ) -> Option<usize> {
         let value = value_of(section, key)?;
-        let number = match value.get_ref() {
-            DeValue::Integer(number) => usize::from_str_radix(number.as_str(), number.radix()).ok(),
-            _ => None,
-        };
-        number.filter(|number| range.contains(number)).or_else(|| {
+        self.written(section, key).filter(|number| range.contains(number)).or_else(|| {
             let what = format!("wanted a whole number from {} to {}", range.start(), range.end());
             self.wrong(value, &section.path(key), &what)
         })
+    }
+
+    /// A whole number as it is written there, whether it may be or not.
+    pub(super) fn written(&self, section: &Section<'_, 't>, key: &str) -> Option<usize> {
+        match value_of(section, key)?.get_ref() {
+            DeValue::Integer(number) => usize::from_str_radix(number.as_str(), number.radix()).ok(),
+            _ => None,
+        }
     }
 
     /// True or false.
@@ -208,9 +212,25 @@ impl<'t> Fields<'t> {
         }
     }
 
-    /// Says what somebody else found wrong; `what` names the path.
-    pub(super) fn refuse_elsewhere(&mut self, what: &str) {
-        self.problems.push(Problem::new(self.file, what));
+    /// Says what somebody else found wrong with a text of the file. `what` begins with the text's path, and a comma and its line where the
+    /// fault is not in the text's first: `document.text, line 3: …`.
+    pub(super) fn refuse_elsewhere(&mut self, root: &Section<'_, 't>, what: &str) {
+        let (place, rest) = what.split_once(": ").unwrap_or(("", what));
+        let (path, line) = place.split_once(", line ").unwrap_or((place, "1"));
+        let table = |name: &str| match root.table?.get(name)?.get_ref() {
+            DeValue::Table(table) => Some(table),
+            _ => None,
+        };
+        let found = path.split_once('.').and_then(|(section, key)| table(section)?.get(key));
+        let Some(value) = found else { return self.problems.push(Problem::new(self.file, what)) };
+        let source = self.text.get(value.span()).unwrap_or_default();
+        let (begins, _) = self.line_and_column(&value.span());
+        // The line break behind the opening quotes is not a part of the text; without a break the text has one line in the file.
+        let is_below = source.starts_with("\"\"\"\n") || source.starts_with("'''\n");
+        let line = line.parse().unwrap_or(1_usize) - 1 + usize::from(is_below);
+        let line = begins + if source.contains('\n') { line } else { 0 };
+        let shown = self.text.lines().nth(line - 1).filter(|_| line > begins).map_or(source, str::trim);
+        self.problems.push(Problem::new(format!("{}:{line}: {path}", self.file), rest).showing_source(shown));
     }
 
     fn wrong<T>(&mut self, value: &Spanned<DeValue<'t>>, path: &str, what: &str) -> Option<T> {

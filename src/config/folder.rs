@@ -7,6 +7,9 @@ use super::Pipeline;
 use super::pipeline::{CheckTemplates, read};
 use super::problems::{Problem, Problems};
 
+/// Where the path of a process's pipelines is from.
+const SETTING: &str = "VECSYNC_PIPELINE ";
+
 /// The pipelines of a process, in the order of their files.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Set {
@@ -20,7 +23,7 @@ pub struct Set {
 pub fn read_set(path: &Path, check_templates: CheckTemplates<'_>) -> Result<Set, Problems> {
     let mut problems = Problems::new();
     let mut pipelines = vec![];
-    for (file, result) in read_all(&files(path)?, check_templates) {
+    for (file, result) in read_all(&files(path, SETTING)?, check_templates) {
         pipelines.extend(problems.take(result).map(|pipeline| (file, pipeline)));
     }
     let default = pipelines.iter().position(|(_, pipeline)| pipeline.is_default).unwrap_or(0);
@@ -43,9 +46,10 @@ pub fn read_all(files: &[PathBuf], check_templates: CheckTemplates<'_>) -> Vec<(
     all
 }
 
-/// The file that a path is, or the pipeline files of the folder that it is, in the order of their names.
-pub fn files(path: &Path) -> Result<Vec<PathBuf>, Problems> {
-    let refused = |what: &str| Problems::from(Problem::new(format!("VECSYNC_PIPELINE {}", path.display()), what));
+/// The file that a path is, or the pipeline files of the folder that it is, in the order of their names. `named` says where the path
+/// is from, and comes before it in what is wrong with it.
+pub fn files(path: &Path, named: &str) -> Result<Vec<PathBuf>, Problems> {
+    let refused = |what: &str| Problems::from(Problem::new(format!("{named}{}", path.display()), what));
     if !path.exists() {
         return Err(refused("there is no such file or folder, or it cannot be reached"));
     }
@@ -122,7 +126,7 @@ pub fn names(path: &Path) -> Vec<String> {
         let text = std::fs::read_to_string(file).ok()?;
         Some(text.parse::<toml::Table>().ok()?.get("name")?.as_str()?.to_owned())
     };
-    files(path).unwrap_or_default().iter().filter_map(name).collect()
+    files(path, SETTING).unwrap_or_default().iter().filter_map(name).collect()
 }
 
 #[cfg(test)]

@@ -3,11 +3,11 @@
 use std::fmt;
 use std::path::Path;
 
-use super::database;
 use super::environment::Environment;
 use super::folder;
 use super::problems::{Problems, without_userinfo};
 use super::settings::{self, SETTINGS, Settings, Show, default_url, given};
+use super::{database, qdrant};
 
 /// A longer value pushes its own origin to the right, not everybody's; in characters.
 const VALUE_WIDTH_MAX: usize = 44;
@@ -32,28 +32,37 @@ pub fn listing(environment: &Environment) -> (Listing, Problems) {
     let mut problems = Problems::new();
     let settings = problems.take(Settings::read(environment));
     let database_is_good = problems.take(database::read(environment)).is_some();
+    // What is wrong with the files is said by `pipeline check`.
+    let set = folder::read_set(&settings::pipeline_path(environment), &|_| vec![]).ok();
+    // Several have a collection each.
+    let only = set.as_ref().and_then(|set| set.pipelines.first().filter(|_| set.pipelines.len() == 1));
+    let collection = only.and_then(|(file, pipeline)| Some((file, pipeline.collection.clone()?)));
     let rows = SETTINGS.iter().map(|known| {
-        let (value, origin) = match given(environment, known.name) {
-            Some(value) => {
+        let own = collection.as_ref().filter(|_| known.name == qdrant::COLLECTION);
+        let (value, origin) = match (own, given(environment, known.name)) {
+            (Some((file, name)), _) => (name.clone(), format!("{}: index.collection", file.display())),
+            (None, Some(value)) => {
                 let origin = environment.origin(known.name).map(|origin| origin.to_string()).unwrap_or_default();
                 (shown(value, known.show, database_is_good), origin)
             }
-            None if known.name == settings::URL => {
+            (None, None) if known.name == settings::URL => {
                 let derived = settings.as_ref().map(|settings| default_url(&settings.server).to_string());
                 (derived.unwrap_or_else(|| "-".to_owned()), "default".to_owned())
             }
-            None if known.default.is_empty() => ("-".to_owned(), "not set".to_owned()),
-            None => (known.default.to_owned(), "default".to_owned()),
+            (None, None) if known.default.is_empty() => ("-".to_owned(), "not set".to_owned()),
+            (None, None) => (known.default.to_owned(), "default".to_owned()),
         };
         Listed { name: known.name, value, origin }
     });
-    let pipelines = pipelines(&settings::pipeline_path(environment));
-    (Listing { rows: rows.collect(), pipelines }, problems)
+    let rows = rows.collect();
+    (Listing { rows, pipelines: set.as_ref().and_then(pipelines) }, problems)
 }
 
 /// Names several pipelines and the default among them. Whether their files are good is not asked here.
-fn pipelines(path: &Path) -> Option<String> {
-    let set = folder::read_set(path, &|_| vec![]).ok().filter(|set| set.pipelines.len() > 1)?;
+fn pipelines(set: &folder::Set) -> Option<String> {
+    if set.pipelines.len() < 2 {
+        return None;
+    }
     let name = |(place, (_, pipeline)): (usize, &(_, super::Pipeline))| match place == set.default {
         true => format!("{} (the default)", pipeline.name),
         false => pipeline.name.clone(),

@@ -59,7 +59,7 @@ pub fn parse(file: &str, text: &str, check_templates: CheckTemplates<'_>) -> Res
     let index = index(&mut fields, &root, document.as_ref());
     if let Some(document) = &document {
         for problem in check_templates(document) {
-            fields.refuse_elsewhere(&problem);
+            fields.refuse_elsewhere(&root, &problem);
         }
     }
     let pipeline = match (name, source, document, index) {
@@ -168,8 +168,16 @@ fn document<'t>(fields: &mut Fields<'t>, root: &Section<'_, 't>) -> Option<Docum
     let window = fields.whole(&section, "window_tokens", WINDOW_TOKENS_RANGE);
     let window_tokens = window.unwrap_or(WINDOW_TOKENS);
     let overlap = fields.whole(&section, "overlap_tokens", 0..=*WINDOW_TOKENS_RANGE.end());
-    if overlap.is_some_and(|overlap| overlap * 2 >= window_tokens) && section.has("window_tokens") == window.is_some() {
-        let what = format!("wanted less than half of document.window_tokens, which is {window_tokens}");
+    // Of a window that cannot be, the nearest that can is what the overlap is held against.
+    let written = fields.written(&section, "window_tokens");
+    let held_against = match (window, section.has("window_tokens"), written) {
+        (None, true, Some(written)) => written.clamp(*WINDOW_TOKENS_RANGE.start(), *WINDOW_TOKENS_RANGE.end()),
+        (None, true, None) => *WINDOW_TOKENS_RANGE.end(),
+        _ => window_tokens,
+    };
+    if overlap.is_some_and(|overlap| overlap * 2 >= held_against) {
+        let which = if window.is_some() || !section.has("window_tokens") { "which is" } else { "which can be" };
+        let what = format!("wanted less than half of document.window_tokens, {which} {held_against}");
         fields.refuse(&section, "overlap_tokens", &what);
     }
     Some(Document {
@@ -456,8 +464,19 @@ filters = "category"
 
     #[test]
     fn templates_are_asked_about() {
-        let problems = parse("p.toml", GOOD, &|document| vec![format!("document.text: {} is bad", document.text)]);
-        assert_eq!(problems.expect_err("bad").to_string(), "p.toml: document.text: {{ answer }} is bad");
+        let check = |text: &str, problem: &str, wanted: &str| {
+            let problems = parse("p.toml", text, &|_| vec![problem.to_owned()]);
+            assert_eq!(problems.expect_err("bad").to_string(), wanted, "{text}");
+        };
+        check(GOOD, "document.text: it is bad", r#"p.toml:7: document.text = "{{ answer }}": it is bad"#);
+        check(GOOD, "no path: it is bad", "p.toml: no path: it is bad");
+        // In a text of several lines the fault's own line is named and shown.
+        let long = GOOD.replace(r#""{{ answer }}""#, "\"\"\"\nFirst\n{{ answer }\n\"\"\"");
+        check(&long, "document.text, line 2: it is bad", "p.toml:9: document.text = {{ answer }: it is bad");
+        let long = long.replace("\"\"\"\nFirst", "\"\"\"First");
+        check(&long, "document.text, line 2: it is bad", "p.toml:8: document.text = {{ answer }: it is bad");
+        let escaped = GOOD.replace("{{ answer }}", r"a\n{{ answer }");
+        check(&escaped, "document.text, line 2: it is bad", r#"p.toml:7: document.text = "a\n{{ answer }": it is bad"#);
     }
 
     #[test]

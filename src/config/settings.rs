@@ -133,6 +133,46 @@ pub(super) const SETTINGS: &[Known] = {
     ]
 };
 
+/// Targets of ours, `vecsync::<module>`: the rooms of `src/lib.rs`, and the access log, which is none.
+const MODULES: &[&str] = &[
+    "access",
+    "app",
+    "archive",
+    "capture",
+    "client",
+    "commands",
+    "config",
+    "control",
+    "embed",
+    "event",
+    "freshness",
+    "index",
+    "logging",
+    "metrics",
+    "progress_bar",
+    "requests",
+    "retry",
+    "serve",
+    "shutdown",
+    "topic",
+];
+/// Crates that log something, whole ones.
+const CRATES: &[&str] = &[
+    "h2",
+    "hyper",
+    "hyper_util",
+    "ort",
+    "rdkafka",
+    "librdkafka",
+    "rustls",
+    "sled",
+    "tokio",
+    "tokio_postgres",
+    "tokio_rustls",
+    "tonic",
+    "tower",
+];
+
 /// Names with our prefix that belong to the set-up and its tests.
 const OF_THE_SETUP: &[&str] = &["VECSYNC_CACHE_DIR", "VECSYNC_TEST_"];
 
@@ -236,7 +276,8 @@ impl<'a> Reader<'a> {
     }
 
     fn server(&mut self) -> Server {
-        let listen = self.checked(LISTEN, "wanted an IP address and a port, like 127.0.0.1:8000", address);
+        let listen =
+            self.checked(LISTEN, "wanted an IP address (or localhost) and a port, like 127.0.0.1:8000", address);
         let tls = match (self.path(TLS_CERT), self.path(TLS_KEY)) {
             (Some(certificate), Some(key)) => Some((certificate, key)),
             (None, None) => None,
@@ -356,18 +397,40 @@ pub(super) fn url(text: &str) -> Result<Uri, &'static str> {
     if fits && !authority.host().is_empty() && !text.contains('#') { Ok(url) } else { Err(WANTED) }
 }
 
-/// A `tracing` filter takes any word for a target: a misspelt level would silence everything.
+/// A `tracing` filter takes any word for a target: a misspelt level would silence everything, and a misspelt target says nothing.
 fn log_filter(text: &str) -> Result<(), String> {
     const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
     const WANTED: &str = "wanted off, error, warn, info, debug or trace, or target=level, separated by commas";
+    let is_level = |word: &str| LEVELS.iter().any(|level| level.eq_ignore_ascii_case(word));
     for directive in text.split(',').map(str::trim) {
-        let is_word = !directive.is_empty() && directive.chars().all(|c| c.is_ascii_alphanumeric());
-        let is_level = LEVELS.iter().any(|level| level.eq_ignore_ascii_case(directive));
-        if is_word && !is_level && directive != "vecsync" {
+        // A span's name in brackets, with commas of its own, is for who knows how; the parser has the last word.
+        if directive.contains(['[', ']', '{', '}', '"']) {
+            continue;
+        }
+        let (target, level) = match directive.split_once('=') {
+            Some((target, level)) => (Some(target.trim()), level.trim()),
+            None if is_level(directive) => (None, directive),
+            None => (Some(directive), "trace"),
+        };
+        if !is_level(level) || target.is_some_and(|target| !is_target(target)) {
             return Err(WANTED.to_owned());
+        }
+        let of_ours = target.and_then(|target| target.strip_prefix("vecsync::"));
+        if let Some(module) = of_ours.and_then(|path| path.split("::").next())
+            && !MODULES.contains(&module)
+        {
+            let near = nearest(module, MODULES.iter().copied());
+            let meant = near.map(|near| format!("; did you mean vecsync::{near}?")).unwrap_or_default();
+            return Err(format!("vecsync has no part {module}{meant}"));
         }
     }
     EnvFilter::builder().parse(text).map(|_| ()).map_err(|_| WANTED.to_owned())
+}
+
+/// `crate::module` as `tracing` writes it. A word that has no `::` is a crate, and one that is nearly ours is meant to be.
+fn is_target(target: &str) -> bool {
+    let is_name = |name: &str| !name.is_empty() && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
+    target.split("::").all(is_name) && (target == "vecsync" || target.contains("::") || CRATES.contains(&target))
 }
 
 /// Kubernetes puts `NAME_SERVICE_HOST`, `NAME_PORT=tcp://…` and their like into every container, for each service
@@ -448,6 +511,19 @@ mod tests {
         check(&[(MODEL, "fp16")], "wanted fp32 or int8");
         check(&[(LOG, "inof")], "wanted off, error");
         check(&[(LOG, "vecsync=loud")], "wanted off, error");
+        for bad in [
+            "info,",
+            "info,,debug",
+            "info debug",
+            "vecsync:index=debug",
+            "vecsnyc=debug",
+            "=debug",
+            "info=vecsync",
+            "hyperr",
+        ] {
+            check(&[(LOG, bad)], "wanted off, error");
+        }
+        check(&[(LOG, "vecsync::idnex=debug")], "vecsync has no part idnex; did you mean vecsync::index?");
         check(&[(LOG_FORMAT, "xml")], "wanted pretty or json");
         check(&[(TLS_CERT, "c")], "VECSYNC_TLS_KEY: is missing");
         check(&[(TLS_KEY, "k")], "VECSYNC_TLS_CERT: is missing");
@@ -459,7 +535,17 @@ mod tests {
             check(&[(URL, text)], "VECSYNC_URL (environment): ");
             assert!(!read(&[(URL, text)]).expect_err("refused").contains("canary"));
         }
-        for good in ["debug", "WARN", "vecsync::index=debug", "warn,vecsync=trace", "vecsync"] {
+        for good in [
+            "debug",
+            "WARN",
+            "vecsync::index=debug",
+            "warn,vecsync=trace",
+            "vecsync",
+            "info,vecsync::access=debug",
+            "warn,hyper=info",
+            "vecsync::index::qdrant",
+            "info,vecsync[query]=debug",
+        ] {
             assert!(read(&[(LOG, good)]).is_ok(), "{good}");
         }
     }

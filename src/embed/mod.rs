@@ -18,7 +18,9 @@ mod weights;
 pub mod window;
 pub mod worker;
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
 
 use quick_cache::sync::Cache as Asked;
 use sha2::{Digest, Sha256};
@@ -83,6 +85,8 @@ struct Inner {
     tokenizer_sha256: &'static str,
     inference: Inference,
     asked: Asked<TokenIds, Vector>,
+    /// How long the last query took that was embedded, microseconds; 0: none was.
+    query_us: AtomicU64,
 }
 
 impl Embedder {
@@ -116,6 +120,7 @@ impl Embedder {
             tokenizer_sha256,
             inference: Inference::start(rows, query, budget).map_err(LoadError::Thread)?,
             asked: Asked::new(QUERIES_KEPT),
+            query_us: AtomicU64::new(0),
         };
         Ok(Embedder { lane: inner.inference.lane(), inner: Arc::new(inner) })
     }
@@ -177,7 +182,19 @@ impl Embedder {
         if waiting >= QUERIES_WAITING_MAX {
             return Err(EmbedError::Busy { waiting });
         }
-        self.inner.inference.query(ids.clone()).await
+        let since = Instant::now();
+        let vector = self.inner.inference.query(ids.clone()).await;
+        if vector.is_ok() {
+            let took_us = u64::try_from(since.elapsed().as_micros()).unwrap_or(u64::MAX);
+            self.inner.query_us.store(took_us.max(1), Ordering::Relaxed);
+        }
+        vector
+    }
+
+    /// How long the last query took that was embedded and not known from before; `None`: none was.
+    pub fn last_query(&self) -> Option<Duration> {
+        let took_us = self.inner.query_us.load(Ordering::Relaxed);
+        (took_us > 0).then(|| Duration::from_micros(took_us))
     }
 
     /// Embeds texts, in length-sorted calls; the results are in the order of the texts.

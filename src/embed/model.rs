@@ -1,5 +1,7 @@
 //! One ONNX Runtime session: opens the model and turns token ids into unit vectors. No threads, no queue, no cache.
 
+use std::ffi::{CStr, CString};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -241,8 +243,11 @@ fn environment(runtime: &Path) -> Result<Environment, LoadError> {
     }
     let path = std::path::absolute(runtime).unwrap_or_else(|_| PathBuf::from(runtime));
     check_library(&path)?;
-    let builder =
-        ort::init_from(&path).map_err(|source| LoadError::Runtime { path: path.clone(), source: Box::new(source) })?;
+    let builder = ort::init_from(&path).map_err(|source| LoadError::Runtime {
+        path: path.clone(),
+        // ort says that it failed, and not why.
+        source: why_not_loaded(&path).map_or_else(|| source.into(), Into::into),
+    })?;
     let environment = builder
         .with_name("vecsync")
         .with_telemetry(false)
@@ -252,6 +257,22 @@ fn environment(runtime: &Path) -> Result<Environment, LoadError> {
     environment.set_log_level(LogLevel::Warning);
     *made = Some(environment.clone());
     Ok(environment)
+}
+
+/// What the system's loader says against a library; `None`: nothing, so something else is wrong with it.
+fn why_not_loaded(path: &Path) -> Option<String> {
+    let name = CString::new(path.as_os_str().as_bytes()).ok()?;
+    // SAFETY: the name ends with a zero and lives as long as the call; a library that loads here is the one that ort was to load,
+    // whose initialisers run there as well. What dlerror gives belongs to this thread until its next call.
+    unsafe {
+        let library = libc::dlopen(name.as_ptr(), libc::RTLD_LAZY | libc::RTLD_LOCAL);
+        if !library.is_null() {
+            libc::dlclose(library);
+            return None;
+        }
+        let said = libc::dlerror();
+        (!said.is_null()).then(|| CStr::from_ptr(said).to_string_lossy().into_owned())
+    }
 }
 
 fn log(level: LogLevel, category: &str, _id: &str, _place: &str, message: &str) {

@@ -136,7 +136,8 @@ impl Api {
                     true => {
                         let report = |place: usize| (self.services.pipelines[place].health)();
                         let names = (&*self.services.names(), self.services.default);
-                        health::respond_for_all(endpoint, names, report, || (self.services.ready)(), now)
+                        let asked = (|| (self.services.ready)(), || (self.services.started)());
+                        health::respond_for_all(endpoint, names, report, asked, now)
                     }
                     false => health::respond(endpoint, || (service.health)(), now),
                 };

@@ -72,6 +72,8 @@ pub struct Report {
     /// Whether it answers searches. Such a process is ready while a store can answer, whatever its other parts do;
     /// any other is ready only while none of its parts is unhealthy.
     pub serves: bool,
+    /// Whether what answers searches has held the whole table; true where nothing here answers any.
+    pub is_whole: bool,
 }
 
 /// The paths under `/health`.
@@ -82,6 +84,7 @@ pub(super) enum Endpoint {
     VectorStore,
     Qdrant,
     Ready,
+    Started,
     Live,
 }
 
@@ -94,6 +97,7 @@ impl Endpoint {
             "/vector-store" => Some(Endpoint::VectorStore),
             "/qdrant" => Some(Endpoint::Qdrant),
             "/ready" => Some(Endpoint::Ready),
+            "/started" => Some(Endpoint::Started),
             "/live" => Some(Endpoint::Live),
             _ => None,
         }
@@ -110,24 +114,34 @@ pub(super) fn respond(endpoint: Endpoint, report: impl FnOnce() -> Report, now: 
         Endpoint::Detailed => detailed(&report(), &now),
         Endpoint::VectorStore => vector_store(&report(), &now),
         Endpoint::Qdrant => qdrant(&report(), &now),
-        Endpoint::Ready => ready(&report(), &now),
+        Endpoint::Ready => {
+            let report = report();
+            ready(report.status(), report.readiness(), &now)
+        }
+        Endpoint::Started => {
+            let report = report();
+            ready(report.status(), report.started(), &now)
+        }
     }
 }
 
 /// The same of a process with several pipelines: of all of them together, but for the stores, which are those of the default
-/// one. `ready`: see [`super::Services::ready`].
+/// one. `is_ready`, `has_started`: see [`super::Services::ready`], [`super::Services::started`].
 pub(super) fn respond_for_all(
     endpoint: Endpoint,
     (names, default): (&[&str], usize),
     report: impl Fn(usize) -> Report,
-    ready: impl FnOnce() -> Result<(), String>,
+    (is_ready, has_started): (impl FnOnce() -> Result<(), String>, impl FnOnce() -> Result<(), String>),
     now: OffsetDateTime,
 ) -> (StatusCode, Value) {
     if matches!(endpoint, Endpoint::Live | Endpoint::VectorStore | Endpoint::Qdrant) {
         return respond(endpoint, || report(default), now);
     }
     let reports: Vec<Report> = (0..names.len()).map(report).collect();
-    let all = Report::of_all(&reports, ready());
+    let all = Report::of_all(&reports, is_ready());
+    if endpoint == Endpoint::Started {
+        return ready(all.status(), has_started(), &timestamp(now));
+    }
     if matches!(endpoint, Endpoint::Summary | Endpoint::Ready) {
         return respond(endpoint, || all, now);
     }
@@ -196,9 +210,8 @@ fn qdrant(report: &Report, now: &str) -> (StatusCode, Value) {
     (store.status.http(), body)
 }
 
-fn ready(report: &Report, now: &str) -> (StatusCode, Value) {
-    let status = report.status();
-    match report.readiness() {
+fn ready(status: Status, readiness: Result<(), String>, now: &str) -> (StatusCode, Value) {
+    match readiness {
         Ok(()) => (StatusCode::OK, json!({"status": status.as_str(), "timestamp": now, "ready": true})),
         Err(reason) => (
             StatusCode::SERVICE_UNAVAILABLE,
@@ -212,7 +225,7 @@ impl Report {
     fn of_all(reports: &[Report], ready: Result<(), String>) -> Report {
         let is_well = reports.iter().all(|report| report.status() == Status::Healthy);
         let status = if is_well { Status::Healthy } else { Status::Degraded };
-        Report { components: vec![Component::new("pipelines", status)], ready, serves: true }
+        Report { components: vec![Component::new("pipelines", status)], ready, serves: true, is_whole: true }
     }
 
     /// The whole process: unhealthy while it is not ready, degraded while a part is not well.
@@ -239,6 +252,15 @@ impl Report {
             }
             _ => Ok(()),
         }
+    }
+
+    /// Ready, and no longer filled for the first time: another server beside those that are whole may be asked from now on.
+    ///
+    /// # Errors
+    /// What it waits for.
+    pub fn started(&self) -> Result<(), String> {
+        self.readiness()?;
+        if self.is_whole { Ok(()) } else { Err("the whole table: the load is not complete".to_owned()) }
     }
 
     pub(super) fn component(&self, name: &str) -> Option<&Component> {
@@ -299,7 +321,7 @@ mod tests {
                 ..Component::new(name, *status)
             })
             .collect();
-        Report { components, ready: ready.map_err(str::to_owned), serves }
+        Report { components, ready: ready.map_err(str::to_owned), serves, is_whole: true }
     }
 
     fn ask(endpoint: Endpoint, report: Report) -> (StatusCode, Value) {
@@ -340,6 +362,22 @@ mod tests {
         let body = check(Endpoint::Ready, report(&[], Err("the mirror"), true), 503, "unhealthy");
         assert_eq!(body["waits_for"], "the mirror");
         check(Endpoint::Live, report(&parts, Err("the mirror"), false), 200, "healthy");
+    }
+
+    #[test]
+    fn a_server_has_started_when_it_is_ready_and_whole() {
+        let parts = [(LOCAL, Status::Degraded)];
+        let filled = report(&parts, Ok(()), true);
+        check(Endpoint::Started, filled.clone(), 200, "degraded");
+        let filling = Report { is_whole: false, ..filled };
+        check(Endpoint::Ready, filling.clone(), 200, "degraded");
+        let body = check(Endpoint::Started, filling, 503, "degraded");
+        assert_eq!(
+            (&body["ready"], &body["waits_for"]),
+            (&json!(false), &json!("the whole table: the load is not complete"))
+        );
+        let body = check(Endpoint::Started, report(&parts, Err("the first rows"), true), 503, "unhealthy");
+        assert_eq!(body["waits_for"], "the first rows");
     }
 
     #[test]
@@ -397,8 +435,14 @@ mod tests {
         ];
         let ask = |endpoint, default, ready: Result<(), String>| {
             let report = |place: usize| reports[place].clone();
-            let (code, body) =
-                respond_for_all(endpoint, (&["a", "b", "c"], default), report, || ready, OffsetDateTime::UNIX_EPOCH);
+            let started = Err("pipeline a: the whole table".to_owned());
+            let (code, body) = respond_for_all(
+                endpoint,
+                (&["a", "b", "c"], default),
+                report,
+                (|| ready, || started),
+                OffsetDateTime::UNIX_EPOCH,
+            );
             (code.as_u16(), body["status"].as_str().unwrap_or_default().to_owned(), body)
         };
         let (code, status, body) = ask(Endpoint::Detailed, 2, Ok(()));
@@ -413,6 +457,11 @@ mod tests {
         assert_eq!((code, status.as_str(), &body["ready"]), (200, "degraded", &json!(true)));
         let (code, _, body) = ask(Endpoint::Ready, 1, Err("pipeline a: the first rows".into()));
         assert_eq!((code, &body["waits_for"]), (503, &json!("pipeline a: the first rows")));
+        let (code, status, body) = ask(Endpoint::Started, 1, Ok(()));
+        assert_eq!(
+            (code, status.as_str(), &body["waits_for"]),
+            (503, "degraded", &json!("pipeline a: the whole table"))
+        );
         assert_eq!(ask(Endpoint::VectorStore, 2, Ok(())).2["store_type"], QDRANT);
         assert_eq!(ask(Endpoint::Qdrant, 0, Ok(())).1, "disabled");
         assert_eq!(ask(Endpoint::Live, 1, Err(String::new())).0, 200);
@@ -426,6 +475,7 @@ mod tests {
             ("/vector-store", Some(Endpoint::VectorStore)),
             ("/qdrant", Some(Endpoint::Qdrant)),
             ("/ready", Some(Endpoint::Ready)),
+            ("/started", Some(Endpoint::Started)),
             ("/live", Some(Endpoint::Live)),
             ("/other", None),
             ("y", None),

@@ -43,11 +43,13 @@ pub struct Services {
     pub default: usize,
     /// Whether the process can do its work, or what it waits for. Asked where there are several; must not wait.
     pub ready: Arc<ReadyFn>,
+    /// Whether it is ready and what answers searches has held the whole tables, or what it waits for. As `ready`.
+    pub started: Arc<ReadyFn>,
     /// The metrics in Prometheus's text format.
     pub metrics: Arc<MetricsFn>,
 }
 
-/// Says whether a process is ready, or what it waits for.
+/// Says whether a process is ready, or has started, or what it waits for.
 pub type ReadyFn = dyn Fn() -> Result<(), String> + Send + Sync;
 /// Gives the metrics as they are now.
 pub type MetricsFn = dyn Fn() -> String + Send + Sync;
@@ -55,8 +57,14 @@ pub type MetricsFn = dyn Fn() -> String + Send + Sync;
 impl Services {
     /// Of a single pipeline.
     pub fn one(service: Service, metrics: Arc<MetricsFn>) -> Services {
-        let health = Arc::clone(&service.health);
-        Services { pipelines: vec![service], default: 0, ready: Arc::new(move || health().readiness()), metrics }
+        let (ready, started) = (Arc::clone(&service.health), Arc::clone(&service.health));
+        Services {
+            pipelines: vec![service],
+            default: 0,
+            ready: Arc::new(move || ready().readiness()),
+            started: Arc::new(move || started().started()),
+            metrics,
+        }
     }
 
     /// The names of the pipelines.

@@ -19,8 +19,8 @@ pub(super) fn document(services: &Services, wants_key: bool) -> String {
         let names = services.names().join(", ");
         let text = document["info"]["description"].as_str().unwrap_or_default();
         document["info"]["description"] = format!(
-            "{text} The pipelines are {names}; what names none is {}'s, and /health, /health/detailed and /health/ready are \
-             of all together.",
+            "{text} The pipelines are {names}; what names none is {}'s, and /health, /health/detailed, /health/ready and \
+             /health/started are of all together.",
             default.pipeline
         )
         .into();
@@ -128,7 +128,7 @@ mod tests {
             pipeline: name.to_owned(),
             search: None,
             filters: filters.iter().map(|&field| field.to_owned()).collect(),
-            health: Arc::new(|| Report { components: vec![], ready: Ok(()), serves: true }),
+            health: Arc::new(|| Report { components: vec![], ready: Ok(()), serves: true, is_whole: true }),
             state: Arc::new(State::default),
             control: None,
         }

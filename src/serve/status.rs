@@ -223,7 +223,7 @@ mod tests {
         let mut local = Component::new(LOCAL, Status::Healthy);
         local.details.insert("rows".into(), json!(3));
         local.details.insert("loaded".into(), json!(false));
-        let report = Report { components: vec![source, local], ready: Ok(()), serves: true };
+        let report = Report { components: vec![source, local], ready: Ok(()), serves: true, is_whole: true };
         let store = Store { name: LOCAL, rows: Some(5), points: Some(6), staleness_ms: Some(7), lag_records: Some(0) };
         let change = Arrival {
             op: "upsert",

@@ -98,6 +98,11 @@ impl Log {
         self.blocking(|inner| inner.read_state()).await
     }
 
+    /// As `capture_state`, of topics that are there. Makes none.
+    pub async fn recorded(&self) -> Result<Option<CaptureState>, LogError> {
+        self.blocking(|inner| inner.read_state()).await
+    }
+
     /// See [`super::Log::take_over`].
     pub async fn take_over(&self) -> Result<Option<CaptureState>, LogError> {
         ensure(&self.0).await?;

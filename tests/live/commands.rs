@@ -1,11 +1,13 @@
 //! The commands, run as a user runs them: what they print, where, and how they exit.
 
+use std::io::{Read, Write};
+use std::net::TcpListener;
 use std::time::Duration;
 
 use serde_json::{Value, json};
 
 use crate::support::postgres::{DATABASE, PASSWORD, USER};
-use crate::support::process::free_port;
+use crate::support::process::{free_port, wait_until};
 use crate::support::site::Site;
 use crate::support::table;
 use crate::support::vecsync::{Ended, PIPELINE, Vecsync};
@@ -47,7 +49,23 @@ fn search_and_status_speak_with_the_running_program() {
     assert!(status.to_string().contains("\"healthy\""), "{status}");
     let text = site.vecsync.run(&["status"]);
     assert_eq!(text.code, Some(0), "{text:?}");
-    assert!(text.stdout.contains("healthy"), "{text:?}");
+    for part in [
+        "is healthy, pipeline faq",
+        "capture   streaming",
+        "slot  ",
+        "local     healthy",
+        "answered by local",
+        "letters open: 0",
+    ] {
+        assert!(text.stdout.contains(part), "{part:?}: {text:?}");
+    }
+    assert!(!text.stdout.contains(['{', '\u{1b}']), "{text:?}");
+    // Who has answered knows by now how long it took.
+    wait_until("each part's latency", SOON, || {
+        let components = json(&site.vecsync.run(&["status", "--json"]))["components"].clone();
+        let unknown = ["source", "model", "local"].iter().find(|part| !components[part]["latency_ms"].is_number());
+        unknown.map_or(Ok(()), |part| Err(format!("{part}: {components}")))
+    });
 
     site.vecsync.terminate();
     for arguments in [&["search", "x"][..], &["status"], &["status", "--json"]] {
@@ -55,6 +73,45 @@ fn search_and_status_speak_with_the_running_program() {
         assert_eq!(ended.code, Some(1), "{arguments:?}: {ended:?}");
         assert!(ended.stdout.is_empty() && ended.stderr.lines().count() == 1, "{arguments:?}: {ended:?}");
     }
+}
+
+#[test]
+fn a_health_check_tells_another_server_from_a_vecsync_that_is_not_ready() {
+    let mut vecsync = alone();
+    for (answer, wanted) in [
+        ("HTTP/1.1 404 Not Found\r\nContent-Length: 9\r\n\r\nNot found", &["404", "Not Found"][..]),
+        (
+            "HTTP/1.1 404 Not Found\r\nContent-Length: 16\r\n\r\n{\"error\":\"none\"}",
+            &["no vecsync", "not a vecsync", "none"],
+        ),
+        ("HTTP/1.1 200 OK\r\nContent-Length: 16\r\n\r\n{\"ready\":\"maybe\"", &["not a vecsync"]),
+        ("HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello", &["not a vecsync"]),
+    ] {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        vecsync.set("VECSYNC_URL", format!("http://{}", listener.local_addr().unwrap()));
+        let serving = std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let _ = stream.read(&mut [0; 2048]);
+            stream.write_all(answer.as_bytes()).unwrap();
+        });
+        let ended = vecsync.run(&["healthcheck"]);
+        serving.join().unwrap();
+        assert_eq!(ended.code, Some(1), "{answer}: {ended:?}");
+        assert!(wanted.iter().any(|part| ended.stderr.contains(part)), "{answer}: {ended:?}");
+        assert!(!ended.stderr.contains("not ready"), "{ended:?}");
+    }
+}
+
+#[test]
+fn config_shows_the_collection_of_the_pipeline_file() {
+    let vecsync = alone();
+    let line = || {
+        let said = vecsync.run(&["config"]).stdout;
+        said.lines().find(|line| line.starts_with("QDRANT_COLLECTION_NAME")).unwrap().to_owned()
+    };
+    assert!(line().contains("faq_embeddings") && line().ends_with("default"), "{}", line());
+    vecsync.write_pipeline(&PIPELINE.replace("[index]", "[index]\ncollection = \"shop\""));
+    assert!(line().contains(" shop ") && line().ends_with("pipeline.toml: index.collection"), "{}", line());
 }
 
 #[test]
@@ -109,13 +166,33 @@ fn pipeline_check_accepts_the_good_and_names_the_bad() {
         let ended = vecsync.run(&["pipeline", "check", &file]);
         assert_eq!(ended.code, Some(2), "{wanted}: {ended:?}");
         assert!(ended.stderr.contains(wanted) && ended.stderr.contains("pipeline.toml"), "{wanted}: {ended:?}");
+        // Each with its line, templates too.
+        let has_line =
+            ended.stderr.split("pipeline.toml:").skip(1).any(|rest| rest.starts_with(|c: char| c.is_ascii_digit()));
+        assert!(has_line, "{wanted}: {ended:?}");
     }
+    let both = PIPELINE.replace("[document]", "[document]\nwindow_tokens = 1000\noverlap_tokens = 300");
+    vecsync.write_pipeline(&both);
+    let folder = vecsync.path("");
+    let ended = vecsync.run(&["pipeline", "check", &folder]);
+    assert_eq!(ended.code, Some(2), "{ended:?}");
+    for wanted in ["window_tokens = 1000: wanted", "overlap_tokens = 300: wanted less than half"] {
+        assert!(ended.stderr.contains(wanted), "{ended:?}");
+    }
+    vecsync.write_pipeline(PIPELINE);
+    assert_eq!(vecsync.run(&["pipeline", "check", &folder]).code, Some(0));
+    let nothing = vecsync.path("nothing");
+    std::fs::create_dir(&nothing).unwrap();
+    let ended = vecsync.run(&["pipeline", "check", &nothing]);
+    assert!(ended.code == Some(2) && ended.stderr.contains("holds no pipeline file"), "{ended:?}");
 }
 
 #[test]
 fn bad_usage_exits_with_2() {
     let vecsync = alone();
-    for arguments in [&["serch"][..], &["search"], &["run", "--role", "cook"], &["search", "x", "--limit", "many"]] {
+    for arguments in
+        [&["serch"][..], &["search"], &["run", "--role", "cook"], &["search", "x", "--limit", "many"], &["search", " "]]
+    {
         let ended = vecsync.run(arguments);
         assert_eq!(ended.code, Some(2), "{arguments:?}: {ended:?}");
     }

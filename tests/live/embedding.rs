@@ -168,6 +168,12 @@ fn a_swapped_tokenizer_a_swapped_model_and_what_is_no_library_are_refused_with_b
     let fp32 = read("model.onnx");
     check("model_int8.onnx", &fp32, &[&hash(&fp32), &hash(&read("model_int8.onnx")), "it is the fp32 model"]);
     check("libonnxruntime.so", b"no library", &["ONNX Runtime", "ORT_DYLIB_PATH"]);
+    // A library that needs another one: which, says the system's loader.
+    let mut lacking = read("libonnxruntime.so");
+    let needed = b"libstdc++.so.6";
+    let place = lacking.windows(needed.len()).position(|bytes| bytes == needed).expect("it needs that");
+    lacking[place + 3] = b'n';
+    check("libonnxruntime.so", &lacking, &["ONNX Runtime", "libntdc++.so.6", "No such file"]);
 }
 
 fn sha256(bytes: &[u8]) -> String {

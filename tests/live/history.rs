@@ -20,6 +20,8 @@ use crate::support::table::CATEGORIES;
 const KEYS: usize = 300;
 /// Rows of one COPY. Each session has a range of its own above the keys.
 pub const COPIED: i64 = 500;
+/// Between two attempts to reach a server that was killed.
+const PAUSE: Duration = Duration::from_millis(50);
 const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Every change has a mark of its own, and `trace` has the marks of those that were committed. No trigger runs before the
@@ -60,15 +62,35 @@ pub struct Pace {
 
 impl Sessions {
     pub fn start(postgres: &Postgres, seed: u64, pace: Pace) -> Self {
+        Sessions::begin(postgres, seed, pace, false)
+    }
+
+    /// As `start`, where PostgreSQL may be killed: who has lost it waits for it.
+    pub fn start_outliving(postgres: &Postgres, seed: u64, pace: Pace) -> Self {
+        Sessions::begin(postgres, seed, pace, true)
+    }
+
+    fn begin(postgres: &Postgres, seed: u64, pace: Pace, outlives: bool) -> Self {
         let (stop, commits) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
         let session = |number: usize| {
-            let sql = Sql::connect(&postgres.url("postgres", PASSWORD)).unwrap();
+            let url = postgres.url("postgres", PASSWORD);
+            let mut sql = Sql::connect(&url).unwrap();
             let (stopped, counted) = (Arc::clone(&stop), Arc::clone(&commits));
             std::thread::spawn(move || {
                 let mut dice = Dice::new(seed.wrapping_mul(31).wrapping_add(number as u64));
                 while !stopped.load(Ordering::Relaxed) {
                     match sql.try_execute(&transaction(&mut dice, number, pace)) {
                         Ok(()) => drop(counted.fetch_add(1, Ordering::Relaxed)),
+                        // What became of the transaction the table knows.
+                        Err(error) if outlives && is_of_a_crash(&error) => {
+                            while !stopped.load(Ordering::Relaxed) {
+                                if let Ok(again) = Sql::connect(&url) {
+                                    sql = again;
+                                    break;
+                                }
+                                std::thread::park_timeout(PAUSE);
+                            }
+                        }
                         // Two sessions wanted the same rows, or a key was taken: nothing of it has happened.
                         Err(error) => {
                             let code = error.code().map(tokio_postgres::error::SqlState::code);
@@ -114,6 +136,11 @@ impl Drop for Sessions {
         // A test that fails ends its sessions before its server.
         let _ = self.end();
     }
+}
+
+/// The connection is gone, or the server is about to be: class 57P of SQLSTATE.
+fn is_of_a_crash(error: &tokio_postgres::Error) -> bool {
+    error.is_closed() || error.code().is_none_or(|code| code.code().starts_with("57P"))
 }
 
 fn transaction(dice: &mut Dice, session: usize, pace: Pace) -> String {

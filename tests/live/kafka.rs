@@ -66,20 +66,36 @@ impl Cluster {
     /// Each event of the stream stands in `changes` once: a key that was moved is two records of one event.
     #[track_caller]
     pub fn expect_published_once(&self) {
-        let mut places: Vec<String> = vec![];
+        let all = self.expect_none_twice();
+        assert!(all > 100, "only {all} events have a place in the source");
+    }
+
+    /// The same of however many there are. Says how many.
+    #[track_caller]
+    pub fn expect_none_twice(&self) -> usize {
+        let mut places: BTreeMap<String, Vec<String>> = BTreeMap::new();
+        let mut all = 0;
         for entry in self.kafka.read(&self.topic("changes")) {
             let Some(value) = &entry.value else { continue };
             let event: Value = serde_json::from_slice(value).unwrap();
             let source = &event["source"];
             if let (Some(lsn), Some(ordinal)) = (source["commit_lsn"].as_u64(), source["ordinal"].as_u64()) {
-                places.push(format!("{lsn}/{ordinal} {}", String::from_utf8_lossy(&entry.key)));
+                // A truncate stands in every partition.
+                let key = String::from_utf8_lossy(&entry.key).into_owned();
+                let place = format!("{lsn}/{ordinal} {key} in {}", entry.partition);
+                let (op, time) = (&event["op"], &event["ts_ms"]);
+                places.entry(place).or_default().push(format!("{} {op} {time}", entry.offset));
+                all += 1;
             }
         }
-        let all = places.len();
-        places.sort();
-        places.dedup();
-        assert!(all > 100, "only {all} events have a place in the source");
-        assert_eq!(places.len(), all, "events were published twice");
+        let twice: Vec<_> = places.iter().filter(|(_, stand)| stand.len() > 1).collect();
+        assert!(
+            twice.is_empty(),
+            "{} of {all} events were published twice: {:?}",
+            twice.len(),
+            &twice[..twice.len().min(8)]
+        );
+        all
     }
 
     pub fn topic(&self, name: &str) -> String {

@@ -22,6 +22,7 @@ mod joined_property;
 mod kafka;
 mod kafka_login;
 mod kafka_topics;
+mod kills;
 mod large;
 mod load;
 mod misconfigured;

@@ -140,7 +140,8 @@ fn of_several_pipelines_one_is_chosen() {
         Service { pipeline: name.into(), filters: vec![name.into()], ..service(search) }
     };
     let pipelines = vec![named("faq"), named("products")];
-    let services = Services { pipelines, default: 0, ready: Arc::new(|| Ok(())), metrics: Arc::new(String::new) };
+    let (ready, started) = (Arc::new(|| Ok(())), Arc::new(|| Ok(())));
+    let services = Services { pipelines, default: 0, ready, started, metrics: Arc::new(String::new) };
     let server = Server::start_all(services, Keys::default(), None);
     let mut browser = Browser::start();
     browser.open(&format!("{}?q=kettle", server.address));
@@ -418,6 +419,7 @@ where
             components: vec![Component::new(LOCAL, Status::Healthy)],
             ready: Ok(()),
             serves: true,
+            is_whole: true,
         }),
         state: Arc::new(State::default),
         control: None,
@@ -464,9 +466,9 @@ fn ill() -> Report {
     let mut local = Component::new(LOCAL, Status::Healthy);
     local.details.insert("rows".into(), json!(1000));
     local.details.insert("loaded".into(), json!(false));
-    Report { components: vec![source, local], ready: Ok(()), serves: true }
+    Report { components: vec![source, local], ready: Ok(()), serves: true, is_whole: true }
 }
 
 fn idle() -> Report {
-    Report { components: vec![Component::new("source", Status::Healthy)], ready: Ok(()), serves: false }
+    Report { components: vec![Component::new("source", Status::Healthy)], ready: Ok(()), serves: false, is_whole: true }
 }

@@ -122,7 +122,13 @@ fn a_slot_that_was_dropped_is_refused_until_sync_repairs_it() {
     site.sql.execute(&table::insert(&[table::values(1, "Q", "First", "c00"), table::values(2, "Q", "Second", "c01")]));
     site.expect_equal(SOON);
     assert_eq!(site.vecsync.terminate().code, Some(0));
+    let checked = |site: &Site| site.vecsync.run(&["check", "--skip-health", "--skip-operations"]);
+    assert_eq!(checked(&site).code, Some(0), "{:?}", checked(&site));
     site.sql.query("SELECT pg_drop_replication_slot('vecsync_faq')");
+    // What a start will refuse is known before it.
+    let said = checked(&site);
+    let line = said.stdout.lines().find(|line| line.starts_with("failed")).unwrap_or_else(|| panic!("{said:?}"));
+    assert!(said.code == Some(3) && line.contains("slot") && line.contains("vecsync sync"), "{said:?}");
     // Nobody will ever be told of these.
     site.sql.execute("DELETE FROM faq_faq WHERE id = 1; UPDATE faq_faq SET answer = 'Second, changed' WHERE id = 2");
     site.sql.execute(&table::insert(&[table::values(3, "Q", "Third", "c02")]));

@@ -238,9 +238,24 @@ fn a_row_that_is_put_aside_is_missing_until_it_can_be_embedded() {
     wait_until("row 3", SOON, || site.vecsync.row(3).map(|_| ()).ok_or_else(|| "it is not there".to_owned()));
     site.sql.execute("UPDATE faq_faq SET question = '' WHERE id = 3");
     expect_listed(&site.vecsync, &[json!({"id": 2}), json!({"id": 3})]);
+    let letters: Value = serde_json::from_str(&site.vecsync.run(&["dead-letters", "list", "--json"]).stdout).unwrap();
+    let (ended, report) = verify(&site.vecsync, &[]);
+    assert_eq!(ended.code, Some(3), "{ended:?}");
+    assert_eq!(report["put_aside"]["count"], 2, "{report}");
+    for row in report["put_aside"]["rows"].as_array().unwrap() {
+        let letter = letters["dead_letters"].as_array().unwrap().iter().find(|letter| letter["id"] == row[1]);
+        assert_eq!(letter.unwrap()["key"]["id"], row[0], "{letters}");
+    }
+    assert!(ended.stderr.contains("all of them put aside") && !ended.stderr.contains("--repair"), "{ended:?}");
     let text = site.vecsync.run(&["verify", "--repair"]);
     assert_eq!(text.code, Some(3), "{text:?}");
-    for line in ["missing: 2\n", "stale: 3\n", "left: 2, 3\n", "; 0 mended, 2 left", "vecsync dead-letters list"] {
+    for line in [
+        "missing: 2\n",
+        "stale: 3\n",
+        "Row 2 was put aside: `vecsync dead-letters show",
+        "left: 2, 3\n",
+        "; 0 mended, 2 left",
+    ] {
         assert!(text.stdout.contains(line), "{line}: {text:?}");
     }
     site.sql.execute("UPDATE faq_faq SET question = 'Fine now?'");

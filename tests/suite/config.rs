@@ -131,7 +131,7 @@ fn every_problem_of_every_source_is_listed_at_once_and_nothing_is_connected_to()
         "--role: the embedded log serves one process",
         "DATABASE_URL (environment) sslmode: allow is not supported",
         "DATABASE_URL (environment) sslmod: is no connection parameter of PostgreSQL; did you mean sslmode?",
-        "VECSYNC_LISTEN (environment) = \"everywhere\": wanted an IP address and a port",
+        "VECSYNC_LISTEN (environment) = \"everywhere\": wanted an IP address (or localhost) and a port",
         "VECSYNC_LISTN (environment): unknown setting; did you mean VECSYNC_LISTEN?",
         "VECSYNC_TLS_KEY: is missing",
         "VECSYNC_HEDGE_DELAY_MS (environment) = \"50\": wanted less than",

@@ -13,7 +13,7 @@ const PUBLISHED: &[&str] = &["vecsync", "app", "grafana"];
 /// Where a container finds the key that searchers and Prometheus send.
 const KEY_FILE: &str = "/run/secrets/vecsync_api_key";
 /// What a setting of libpq's does that the program reads as well.
-const OF_LIBPQ: &[&str] = &["PGPASSWORD"];
+const OF_LIBPQ: &[&str] = &["PGPASSWORD", "PGSSLROOTCERT"];
 
 pub(crate) fn read(path: &str) -> String {
     fs::read_to_string(path).unwrap_or_else(|error| panic!("read {path}: {error}"))
@@ -28,7 +28,7 @@ pub(crate) fn python(program: &str, arguments: &[&str]) -> String {
     String::from_utf8(ended.stdout).unwrap()
 }
 
-fn yaml(path: &str) -> Value {
+pub fn yaml(path: &str) -> Value {
     let program = "import json, sys, yaml; json.dump(yaml.safe_load(open(sys.argv[1])), sys.stdout)";
     serde_json::from_str(&python(program, &[path])).unwrap()
 }
@@ -65,7 +65,7 @@ fn variables(text: &str) -> Vec<(String, String)> {
 }
 
 /// What `vecsync config` lists with these settings: value and origin by name. It refuses what it does not know.
-fn settings(environment: &BTreeMap<String, String>) -> BTreeMap<String, String> {
+pub fn settings(environment: &BTreeMap<String, String>) -> BTreeMap<String, String> {
     let folder = tempfile::tempdir().unwrap();
     let mut command = Command::new(env!("CARGO_BIN_EXE_vecsync"));
     let ended = command.arg("config").env_clear().envs(environment).current_dir(folder.path()).output().unwrap();
@@ -76,7 +76,7 @@ fn settings(environment: &BTreeMap<String, String>) -> BTreeMap<String, String> 
 }
 
 #[track_caller]
-fn expect_settings(environment: &BTreeMap<String, String>) {
+pub fn expect_settings(environment: &BTreeMap<String, String>) {
     let listed = settings(environment);
     for name in environment.keys().filter(|name| !OF_LIBPQ.contains(&name.as_str())) {
         let line = listed.get(name).unwrap_or_else(|| panic!("{name} is no setting"));
@@ -94,18 +94,18 @@ fn dockerfile() -> Vec<(String, String)> {
         .collect()
 }
 
-fn of_dockerfile(verb: &str) -> Vec<String> {
+pub fn of_dockerfile(verb: &str) -> Vec<String> {
     dockerfile().into_iter().filter(|(found, _)| found == verb).map(|(_, rest)| rest).collect()
 }
 
-fn environment_of_image() -> BTreeMap<String, String> {
+pub fn environment_of_image() -> BTreeMap<String, String> {
     let words = of_dockerfile("ENV");
     let pairs = words.iter().flat_map(|line| line.split_whitespace()).map(|word| word.split_once('=').unwrap());
     pairs.map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
 }
 
 /// A tag that names one release, or a release of a distribution.
-fn is_pinned(image: &str) -> bool {
+pub fn is_pinned(image: &str) -> bool {
     let tag = image.rsplit_once(':').map_or("", |(_, tag)| tag);
     tag.trim_start_matches('v').starts_with(|c: char| c.is_ascii_digit()) && tag.contains('.')
 }
@@ -116,7 +116,7 @@ fn seconds(text: &str) -> u64 {
 }
 
 /// What the program drains for at most, in seconds.
-fn drain_s() -> u64 {
+pub fn drain_s() -> u64 {
     let source = read("src/app.rs");
     let (_, rest) = source.split_once("DRAIN_DEADLINE: Duration = Duration::from_secs(").expect("the deadline");
     rest.split_once(')').unwrap().0.parse().unwrap()

@@ -150,7 +150,12 @@ where
     F: Future<Output = Result<SearchAnswer, SearchError>> + Send + 'static,
 {
     let boxed = move |request| -> BoxFuture<'static, _> { search(request).boxed() };
-    let health = || Report { components: vec![Component::new(LOCAL, Status::Healthy)], ready: Ok(()), serves: true };
+    let health = || Report {
+        components: vec![Component::new(LOCAL, Status::Healthy)],
+        ready: Ok(()),
+        serves: true,
+        is_whole: true,
+    };
     Service {
         pipeline: "faq".into(),
         search: Some(Arc::new(boxed)),
@@ -364,6 +369,7 @@ async fn health_and_metrics_answer_with_and_without_slash() {
         components: vec![broken.clone(), Component::new(LOCAL, Status::Healthy)],
         ready: Ok(()),
         serves: true,
+        is_whole: true,
     });
     let server = Server::start(service, settings(Limits::default())).await;
     for (path, status) in [
@@ -372,6 +378,7 @@ async fn health_and_metrics_answer_with_and_without_slash() {
         ("/health/vector-store", "healthy"),
         ("/health/qdrant", "disabled"),
         ("/health/ready", "degraded"),
+        ("/health/started", "degraded"),
         ("/health/live", "healthy"),
         ("/pipelines/faq/health/ready", "degraded"),
     ] {
@@ -904,7 +911,12 @@ fn three() -> Services {
             }
         };
         let part = Component::new("pipeline", Status::Unhealthy);
-        let broken = move || Report { components: vec![part.clone()], ready: Err("no table".into()), serves: true };
+        let broken = move || Report {
+            components: vec![part.clone()],
+            ready: Err("no table".into()),
+            serves: true,
+            is_whole: false,
+        };
         let mut service = Service { pipeline: name.into(), filters: vec![name.into()], ..service(search) };
         if name == "c" {
             service.health = Arc::new(broken);
@@ -912,7 +924,13 @@ fn three() -> Services {
         service
     };
     let pipelines = ["a", "b", "c"].map(named).into();
-    Services { pipelines, default: 1, ready: Arc::new(|| Ok(())), metrics: Arc::new(metrics_text) }
+    Services {
+        pipelines,
+        default: 1,
+        ready: Arc::new(|| Ok(())),
+        started: Arc::new(|| Err("pipeline a: the whole table".into())),
+        metrics: Arc::new(metrics_text),
+    }
 }
 
 #[tokio::test]
@@ -941,6 +959,9 @@ async fn each_pipeline_answers_under_its_name_and_the_default_one_under_none() {
         ("/pipelines/c/health/ready/", 503),
         ("/pipelines/c/health/live/", 200),
         ("/pipelines/c/health/detailed/", 503),
+        ("/health/started/", 503),
+        ("/pipelines/a/health/started/", 200),
+        ("/pipelines/c/health/started/", 503),
     ] {
         let reply = server.get(path).await;
         assert_eq!(reply.status, status, "{path}: {}", reply.json());

@@ -76,7 +76,12 @@ async fn of_several_pipelines_one_is_named() {
         Service { pipeline: name.into(), control: Some(control), ..service(one_result) }
     };
     let pipelines = vec![named("faq"), named("products")];
-    let services = Services { pipelines, default: 0, ready: Arc::new(|| Ok(())), metrics: Arc::new(String::new) };
+    let services = Services {
+        pipelines,
+        default: 0,
+        ready: Arc::new(|| Ok(())),
+        ..Services::one(service(one_result), Arc::new(String::new))
+    };
     let server = Server::start_all(services, settings(Limits::default())).await;
     let lines = lines(&server, &post("/pipelines/products/control/check/", "", "{}")).await;
     assert_eq!(lines.last().expect("a last line")["ended"]["text"], "of products");

@@ -9,10 +9,14 @@ mod dice;
 
 #[path = "../support/faq.rs"]
 mod faq;
+#[path = "../support/process.rs"]
+#[allow(dead_code, reason = "this target uses a part of it")]
+mod process;
 #[path = "../support/questions.rs"]
 #[allow(dead_code, reason = "this target uses a part of it")]
 mod questions;
 
+mod chart;
 mod config;
 mod damage;
 mod deploy;

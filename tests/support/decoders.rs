@@ -189,6 +189,7 @@ fn table() -> Table {
         key: vec!["id".into()],
         replica_identity: 'd',
         estimated_rows: 0,
+        analysed: true,
         whole: true,
         pages: 0,
     }

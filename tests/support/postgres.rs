@@ -170,6 +170,39 @@ impl Postgres {
         self.end("QUIT");
     }
 
+    /// SIGKILL of every process of the server.
+    pub fn kill(&mut self) {
+        let Some(mut server) = self.server.take() else { return };
+        let backends = self.backends_of(server.id());
+        signal(&server, "KILL");
+        wait_for_exit(&mut server, STOP);
+        // They end by themselves when they see that they are alone; whoever is killed as well is gone at once.
+        backends.iter().for_each(|(pid, _)| kill(*pid));
+        wait_until("the processes of PostgreSQL to be gone", STOP, || {
+            let left = backends.iter().find(|(pid, _)| is_alive(*pid));
+            left.map_or(Ok(()), |(pid, title)| Err(format!("{pid} {title}")))
+        });
+    }
+
+    /// SIGKILL of the process that sends a stream, if there is one: then the server ends all sessions, and recovers by itself.
+    pub fn kill_walsender(&self) -> bool {
+        let server = self.server.as_ref().map(Child::id);
+        let backends = server.map(|pid| self.backends_of(pid)).unwrap_or_default();
+        let walsender = backends.iter().find(|(_, title)| title.contains("walsender"));
+        walsender.inspect(|(pid, _)| kill(*pid)).is_some()
+    }
+
+    /// The processes that a server has started, with what they call themselves.
+    fn backends_of(&self, server: u32) -> Vec<(u32, String)> {
+        let entries = fs::read_dir("/proc").expect("read /proc").flatten();
+        let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+        let backend = |pid: u32| {
+            let title = fs::read_to_string(format!("/proc/{pid}/cmdline")).ok()?;
+            (parent(pid)? == server).then(|| (pid, title.replace('\0', " ")))
+        };
+        pids.filter_map(backend).collect()
+    }
+
     fn end(&mut self, name: &str) {
         if let Some(mut server) = self.server.take() {
             signal(&server, name);
@@ -227,6 +260,27 @@ impl Drop for Postgres {
             let _ = server.wait();
         }
     }
+}
+
+/// SIGKILL of a process that a server of this test has started.
+fn kill(pid: u32) {
+    let killed = Command::new("/bin/sh").args(["-c", &format!("kill -KILL {pid} 2>/dev/null || true")]).status();
+    assert!(killed.expect("start /bin/sh").success());
+}
+
+/// The third and fourth field of `/proc/PID/stat`: state and parent (proc(5)).
+fn state(pid: u32) -> Option<(String, u32)> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let mut fields = stat.rsplit_once(')')?.1.split_whitespace();
+    Some((fields.next()?.to_owned(), fields.next()?.parse().ok()?))
+}
+
+fn parent(pid: u32) -> Option<u32> {
+    state(pid).map(|(_, parent)| parent)
+}
+
+fn is_alive(pid: u32) -> bool {
+    state(pid).is_some_and(|(state, _)| state != "Z")
 }
 
 /// A session, used by one thread.

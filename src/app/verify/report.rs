@@ -1,11 +1,14 @@
 //! What a verify has found, as it is told and as `--json` prints it. Pure.
 
+use std::collections::{HashMap, HashSet};
+
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::capture::Republished;
 use crate::event::RowKey;
 use crate::index::Stray;
+use crate::topic::LetterId;
 
 /// Keys of a kind that are named.
 const KEYS_NAMED: usize = 20;
@@ -25,6 +28,8 @@ pub struct Report {
     pub repair: Option<Repair>,
     /// Something differs, and there are records that were put aside.
     pub open_dead_letters: bool,
+    /// Those of the rows that differ whose record was put aside.
+    pub put_aside: PutAside,
     /// How long it took, milliseconds.
     pub took_ms: u64,
 }
@@ -59,6 +64,15 @@ pub struct Drifted {
     pub count: u64,
     /// The ids of the first of them.
     pub keys: Vec<Value>,
+}
+
+/// Rows that differ because an open dead letter stands for them: publishing them again as they are mends nothing.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct PutAside {
+    /// How many, of all stores together.
+    pub count: u64,
+    /// The first of them: a row's id, and its dead letter's.
+    pub rows: Vec<(Value, String)>,
 }
 
 /// What a repair did.
@@ -108,6 +122,21 @@ impl Drifted {
         let id = |key: &str| RowKey::from_bytes(key.as_bytes()).map(|key| key.id()).ok();
         let ids = keys.into_iter().take(KEYS_NAMED).filter_map(id);
         Drifted { count, keys: ids.chain(strays.iter().map(Stray::shown)).take(KEYS_NAMED).collect() }
+    }
+}
+
+impl PutAside {
+    /// Of rows that differ, in one store after the other, those with a letter.
+    pub(super) fn of<'a>(differing: impl Iterator<Item = &'a RowKey>, letters: &HashMap<RowKey, LetterId>) -> PutAside {
+        let mut found = PutAside::default();
+        let mut named = HashSet::new();
+        for (key, letter) in differing.filter_map(|key| letters.get_key_value(key)) {
+            found.count += 1;
+            if found.rows.len() < KEYS_NAMED && named.insert(key) {
+                found.rows.push((key.id(), letter.to_string()));
+            }
+        }
+        found
     }
 }
 

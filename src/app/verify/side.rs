@@ -148,6 +148,11 @@ impl Side {
         }
     }
 
+    /// Rows of the table that it holds otherwise now.
+    pub fn drifted(&self) -> impl Iterator<Item = &RowKey> {
+        self.holder.iter().flat_map(|_| self.suspects.drifted().keys())
+    }
+
     /// Whether it differs from the table now, after the repair if there was one.
     pub fn has_drifted(&self) -> bool {
         !self.suspects.drifted().is_empty() || !self.strays.is_empty()

@@ -350,6 +350,7 @@ mod tests {
             key: key.iter().map(|name| (*name).to_owned()).collect(),
             replica_identity: 'd',
             estimated_rows: 0,
+            analysed: true,
             whole: true,
             pages: 0,
         }

@@ -1,7 +1,7 @@
 //! The table's shape while it is followed: notices another one, takes it up, and has the table read again where rows
 //! may have other values than any event told of.
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::{PROBE_PATIENCE, START_PATIENCE, Session, Sql, answered, with_feedback};
 use crate::capture::catalog::{self, CatalogError, Table};
@@ -176,4 +176,85 @@ fn captured(table: &Table, publication: &Publication, identity: &str) -> String 
         "publication": identity,
     })
     .to_string()
+}
+
+/// What is another thing now, of what two of these name, for people.
+pub(super) fn changed(was: &str, is: &str) -> String {
+    let read = |text: &str| serde_json::from_str::<Value>(text).unwrap_or_default();
+    let (was, is) = (read(was), read(is));
+    let shown = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+    let mut said = vec![];
+    if was["table"] != is["table"] {
+        said.push(format!("table {} instead of {}", shown(&is["table"]), shown(&was["table"])));
+    } else if was["oid"] != is["oid"] {
+        said.push(format!("{} is another table of that name", shown(&is["table"])));
+    }
+    if was["key"] != is["key"] {
+        let names = |value: &Value| value.as_array().into_iter().flatten().map(shown).collect::<Vec<_>>().join(", ");
+        said.push(format!("primary key {} instead of {}", names(&is["key"]), names(&was["key"])));
+    }
+    said.extend(columns_changed(&was["columns"], &is["columns"]));
+    if was["rows"] != is["rows"] {
+        let filter = |value: &Value| value.as_str().map_or_else(|| "none".to_owned(), str::to_owned);
+        said.push(format!("row filter {} instead of {}", filter(&is["rows"]), filter(&was["rows"])));
+    }
+    if was["publication"] != is["publication"] {
+        said.push("the publication was made anew or is set otherwise".to_owned());
+    }
+    match said.is_empty() {
+        true => "something that has no name".to_owned(),
+        false => said.join("; "),
+    }
+}
+
+/// Columns that came, went, or are of another type or written anew.
+fn columns_changed(was: &Value, is: &Value) -> Vec<String> {
+    // A column's name may have spaces, its form has none.
+    let split = |column: &str| {
+        let parts = column.rsplit_once(' ').unwrap_or((column, ""));
+        (parts.0.to_owned(), parts.1.to_owned())
+    };
+    let columns = |value: &Value| -> Vec<(String, String)> {
+        value.as_array().into_iter().flatten().filter_map(Value::as_str).map(split).collect()
+    };
+    let (was, is) = (columns(was), columns(is));
+    let form = |columns: &[(String, String)], name: &str| {
+        columns.iter().find(|(other, _)| other == name).map(|(_, form)| form.clone())
+    };
+    let came = is.iter().filter(|(name, _)| form(&was, name).is_none()).map(|(name, _)| format!("column {name} came"));
+    let went = was.iter().filter(|(name, _)| form(&is, name).is_none()).map(|(name, _)| format!("column {name} went"));
+    let other = is.iter().filter(|(name, now)| form(&was, name).is_some_and(|before| before != *now));
+    let other = other.map(|(name, _)| format!("column {name} is another one, or of another type"));
+    came.chain(went).chain(other).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_has_changed_is_named() {
+        let was = json!({"oid": 7, "table": "public.faq", "key": ["id"], "columns": ["id 1:20:-1:5", "my answer 2:25:-1:5"],
+            "rows": null, "publication": "1 t"});
+        let check = |change: &dyn Fn(&mut Value), wanted: &str| {
+            let mut is = was.clone();
+            change(&mut is);
+            assert_eq!(changed(&was.to_string(), &is.to_string()), wanted);
+        };
+        check(&|is| is["oid"] = json!(8), "public.faq is another table of that name");
+        check(&|is| is["table"] = json!("public.item"), "table public.item instead of public.faq");
+        check(&|is| is["key"] = json!(["id", "lang"]), "primary key id, lang instead of id");
+        check(
+            &|is| is["columns"] = json!(["id 1:20:-1:5", "note 3:25:-1:9"]),
+            "column note came; column my answer went",
+        );
+        check(
+            &|is| is["columns"][1] = json!("my answer 2:23:-1:9"),
+            "column my answer is another one, or of another type",
+        );
+        check(&|is| is["rows"] = json!("(id > 3)"), "row filter (id > 3) instead of none");
+        check(&|is| is["publication"] = json!("2 t"), "the publication was made anew or is set otherwise");
+        check(&|_| (), "something that has no name");
+        assert!(changed("", &was.to_string()).starts_with("table public.faq"));
+    }
 }
