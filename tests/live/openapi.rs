@@ -46,7 +46,7 @@ fn the_server_is_as_it_describes_itself() {
     let said = std::fs::read_to_string(&said).unwrap();
     assert!(status.success(), "{said}");
     // It must have asked for something.
-    assert!(said.contains("Tested: 13") && said.contains("No issues found"), "{said}");
+    assert!(said.contains("Tested: 14") && said.contains("No issues found"), "{said}");
     let panics = site.log().lines().filter(|line| line.contains("panic")).count();
     assert_eq!(panics, 0, "{}", site.log());
 }
