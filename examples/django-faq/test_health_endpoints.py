@@ -17,7 +17,7 @@ import urllib.request
 from datetime import datetime
 from typing import Any
 
-from validation import NotSo, Report, Skipped, set_up
+from validation import NotSo, Report, Skipped, address, set_up
 
 STATES = ("healthy", "degraded", "unhealthy")
 TIMEOUT = 10.0
@@ -42,7 +42,7 @@ def ask(url: str) -> tuple[int, Any]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--site", metavar="URL", help="the site's address, to ask its views as well")
+    parser.add_argument("--site", type=address, metavar="URL", help="the site's address, to ask its views as well")
     parser.add_argument("--expect", choices=STATES, default="healthy")
     options = parser.parse_args()
     set_up()
@@ -50,7 +50,7 @@ def main() -> int:
     from django_vecsync import conf
 
     report = Report()
-    for url in [*conf.load().urls, *([options.site.rstrip("/")] if options.site else [])]:
+    for url in [*conf.load().urls, *([options.site] if options.site else [])]:
         print(f"{url}/health/")
         Endpoints(url, options.expect).look(report)
     return report.end()

@@ -17,6 +17,8 @@ def main() -> int:
     parser.add_argument("--question", default="How do I begin?", help="what is searched for")
     parser.add_argument("--qdrant", action="store_true", help="insist on answers that Qdrant gave")
     options = parser.parse_args()
+    if not options.question.strip():
+        parser.error("argument --question: wanted a text")
     set_up()
 
     from django_vecsync import QdrantVectorStore, SearchResults, VectorStoreFactory, VectorStoreRefused
@@ -58,6 +60,9 @@ def main() -> int:
         try:
             store.search(options.question, filters={"no such field": "x"})
         except VectorStoreRefused as refused:
+            # A wrong key is refused as well.
+            if refused.status != 400 or not refused.parameter:
+                raise
             return f"bad input is refused with the parameter's name: {refused.parameter}"
         raise NotSo("a filter by a field that does not exist was taken")
 

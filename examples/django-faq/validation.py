@@ -5,10 +5,12 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
 import time
 from collections.abc import Callable
+from urllib.parse import urlsplit
 
 DONE, FAILED, MISUSED, UNHEALTHY = 0, 1, 2, 3
 
@@ -50,6 +52,35 @@ class Report:
             return UNHEALTHY
         print("\nAll is well.")
         return DONE
+
+
+def number(kind: Callable[[str], float], least: float, most: float) -> Callable[[str], float]:
+    """An argument that is a number in these bounds; another one ends the script with status 2."""
+
+    def parse(text: str) -> float:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = float("nan")
+        if not least <= value <= most:
+            raise argparse.ArgumentTypeError(f"{text}: wanted a number from {least:g} to {most:g}")
+        return value
+
+    return parse
+
+
+def address(text: str) -> str:
+    """An argument that is http://host:port or https://host:port."""
+    try:
+        url = urlsplit(text)
+        fits = url.scheme in ("http", "https") and bool(url.hostname) and (url.port is None or url.port > 0)
+        (url.hostname or "").encode("idna")
+        fits = fits and text.isascii() and text.isprintable() and " " not in text and not (url.query or url.fragment)
+    except ValueError:
+        fits = False
+    if not fits:
+        raise argparse.ArgumentTypeError(f"{text}: wanted http://host:port or https://host:port")
+    return text.rstrip("/")
 
 
 def set_up() -> None:

@@ -2,11 +2,13 @@
 
 use std::time::{Duration, Instant};
 
+use serde_json::Value;
 use tokio::sync::oneshot;
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::client::{self, Answer, ClientError, Query};
 use crate::config::settings::Settings;
-use crate::control::{self, Request};
+use crate::control::{self, ControlError, Request};
 use crate::retry::Chain;
 
 /// What is asked, in turn. What it finds does not matter, only that it is found as before.
@@ -33,8 +35,9 @@ pub async fn drill(settings: &Settings, length: Duration) -> Result<String, Stri
         }
         before.push(answer);
     }
-    hold(settings, length).await?;
+    let held = hold(settings, length).await?;
     let (count, same, slowest) = without(settings, &before, length).await?;
+    drop(held);
     let returned = returns(settings).await?;
     let (seconds, slowest) = (length.as_secs(), slowest.as_secs_f64() * 1000.0);
     Ok(format!(
@@ -44,18 +47,22 @@ pub async fn drill(settings: &Settings, length: Duration) -> Result<String, Stri
     ))
 }
 
-/// Has the breaker held open; returns when it is. It is let go when this process ends, whatever ends it.
-async fn hold(settings: &Settings, length: Duration) -> Result<(), String> {
+/// What holds the breaker open.
+type Held = AbortOnDropHandle<Result<Value, ControlError>>;
+
+/// Has the breaker held open; returns when it is. It is let go when what is returned is dropped, and when this process ends,
+/// whatever ends it: who asked for a drill and goes away ends it.
+async fn hold(settings: &Settings, length: Duration) -> Result<Held, String> {
     let (data_dir, request) = (settings.data_dir.clone(), Request::Drill { seconds: length.as_secs() });
     let (began, begun) = oneshot::channel();
     let mut began = Some(began);
     let told = move |_, _| {
-        // Who waits for it has gone only with this process.
+        // Who waits for it may have gone.
         began.take().map(|began| began.send(())).unwrap_or(Ok(())).unwrap_or_default();
     };
-    let held = tokio::spawn(async move { control::call(&data_dir, request, told).await });
+    let held = AbortOnDropHandle::new(tokio::spawn(async move { control::call(&data_dir, request, told).await }));
     match begun.await {
-        Ok(()) => Ok(()),
+        Ok(()) => Ok(held),
         // It ended without having begun.
         Err(_) => match held.await {
             Ok(Err(error)) => Err(Chain(&error).to_string()),

@@ -204,7 +204,7 @@ impl Api {
         self.check_key(request.headers())?;
         if self.keys.is_empty() {
             let peer = request.extensions().get::<Peer>().copied();
-            control::admit_without_key(peer, request.version(), request.headers())?;
+            control::admit_without_key(peer, request.version(), request.uri(), request.headers())?;
         }
         if request.method() != Method::POST {
             return Err(Problem::method("POST"));
@@ -221,6 +221,7 @@ impl Api {
         let Some(control) = &self.services.pipelines[place].control else {
             return Err(Problem::new(StatusCode::NOT_FOUND, "this vecsync takes no commands over HTTP"));
         };
+        check_no_query_string(&request)?;
         check_content_type(request.headers())?;
         let command = control::parse(name, &self.read_body(request.into_body()).await?)?;
         let Ok(place) = Arc::clone(&self.commands).try_acquire_owned() else {
@@ -268,10 +269,7 @@ impl Api {
         if request.method() != Method::POST {
             return Err(Problem::method("GET, HEAD, POST"));
         }
-        if !query_string.is_empty() {
-            let detail = format!("query string {}: a POST has its parameters in the body", shown(query_string));
-            return Err(Problem::new(StatusCode::BAD_REQUEST, detail));
-        }
+        check_no_query_string(&request)?;
         check_content_type(request.headers())?;
         search::from_json(&self.read_body(request.into_body()).await?)
     }
@@ -471,6 +469,17 @@ fn check_head(request: &Request<Incoming>) -> Result<(), Problem> {
         return Err(Problem::new(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, detail));
     }
     Ok(())
+}
+
+/// What a POST asks for is in its body: a flag elsewhere must not go unheard.
+fn check_no_query_string(request: &Request<Incoming>) -> Result<(), Problem> {
+    match request.uri().query().unwrap_or("") {
+        "" => Ok(()),
+        given => {
+            let detail = format!("query string {}: a POST has its parameters in the body", shown(given));
+            Err(Problem::new(StatusCode::BAD_REQUEST, detail))
+        }
+    }
 }
 
 fn check_content_type(headers: &HeaderMap) -> Result<(), Problem> {

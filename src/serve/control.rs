@@ -11,8 +11,9 @@ use futures_util::future::BoxFuture;
 use futures_util::stream::{BoxStream, StreamExt, poll_fn};
 use http_body_util::{Either, Full, StreamBody};
 use hyper::body::Frame;
-use hyper::header::{CONTENT_TYPE, FORWARDED, HeaderName, HeaderValue, ORIGIN, VIA};
-use hyper::{HeaderMap, Response, StatusCode, Version};
+use hyper::header::{CONTENT_TYPE, HOST, HeaderName, HeaderValue};
+use hyper::http::uri::Authority;
+use hyper::{HeaderMap, Response, StatusCode, Uri, Version};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -141,20 +142,52 @@ pub(super) fn name(path: &str) -> Option<&str> {
     matches!(name, "init" | "sync" | "check").then_some(name)
 }
 
+/// Headers that a proxy or a browser adds.
+const OF_OTHERS: [&str; 9] = [
+    "forwarded",
+    "via",
+    "origin",
+    "x-real-ip",
+    "x-client-ip",
+    "true-client-ip",
+    "x-cluster-client-ip",
+    "fastly-client-ip",
+    "cdn-loop",
+];
+/// How others of theirs begin.
+const OF_OTHERS_BEGIN: [&str; 3] = ["x-forwarded", "cf-", "sec-fetch-"];
+
 /// Without keys only this machine is let in, and only by itself: what a proxy hands on, or a page in a browser makes, may come
-/// from anybody. Proxies that say nothing of themselves mostly speak HTTP/1.0.
-pub(super) fn admit_without_key(peer: Option<Peer>, version: Version, headers: &HeaderMap) -> Result<(), Problem> {
-    const OF_OTHERS: [HeaderName; 3] = [FORWARDED, VIA, ORIGIN];
-    const OF_OTHERS_TOO: [&str; 4] = ["x-forwarded-for", "x-forwarded-host", "x-real-ip", "sec-fetch-site"];
+/// from anybody. Proxies that say nothing of themselves mostly speak HTTP/1.0, or leave the name they were asked by; a page
+/// whose name was pointed at this machine has that name.
+pub(super) fn admit_without_key(
+    peer: Option<Peer>,
+    version: Version,
+    uri: &Uri,
+    headers: &HeaderMap,
+) -> Result<(), Problem> {
     let is_local = peer.is_some_and(|Peer(peer)| peer.to_canonical().is_loopback());
-    let is_of_others = OF_OTHERS.iter().any(|name| headers.contains_key(name))
-        || OF_OTHERS_TOO.iter().any(|name| headers.contains_key(*name));
-    if is_local && !is_of_others && version == Version::HTTP_11 {
+    let is_of_others = headers
+        .keys()
+        .map(HeaderName::as_str)
+        .any(|name| OF_OTHERS.contains(&name) || OF_OTHERS_BEGIN.iter().any(|beginning| name.starts_with(beginning)));
+    let hosts = headers.get_all(HOST).iter().map(|host| Authority::try_from(host.as_bytes()).ok());
+    let mut hosts = hosts.chain(uri.authority().cloned().map(Some));
+    let is_asked_for_here = headers.contains_key(HOST) && hosts.all(|host| host.is_some_and(|host| is_loopback(&host)));
+    if is_local && !is_of_others && is_asked_for_here && version == Version::HTTP_11 {
         return Ok(());
     }
-    let detail = "commands are taken from this machine alone, and not through a proxy or from a web page, as long as there are \
-                  no keys: set VECSYNC_API_KEYS";
+    let detail = "commands are taken from this machine alone, by localhost or 127.0.0.1, and not through a proxy or from a web \
+                  page, as long as there are no keys: set VECSYNC_API_KEYS";
     Err(Problem::new(StatusCode::FORBIDDEN, detail))
+}
+
+/// Whether a name can only mean the machine that it is used on.
+fn is_loopback(host: &Authority) -> bool {
+    let name = host.host();
+    let address = name.strip_prefix('[').and_then(|name| name.strip_suffix(']')).unwrap_or(name);
+    name.eq_ignore_ascii_case("localhost")
+        || address.parse::<IpAddr>().is_ok_and(|address| address.to_canonical().is_loopback())
 }
 
 /// Reads what a body asks of the command of this name.
@@ -338,26 +371,57 @@ mod tests {
 
     #[test]
     fn without_keys_this_machine_alone_is_let_in() {
+        let own = || HeaderMap::from_iter([(HOST, HeaderValue::from_static("127.0.0.1:8000"))]);
+        let ask = |peer: Option<&str>, version: Version, uri: &'static str, headers: &HeaderMap| {
+            let peer = peer.map(|peer| Peer(peer.parse().expect("an address")));
+            admit_without_key(peer, version, &Uri::from_static(uri), headers).is_ok()
+        };
         let admitted = |peer: &str, header: Option<&'static str>| {
-            let mut headers = HeaderMap::new();
+            let mut headers = own();
             if let Some(name) = header {
                 headers.insert(name, HeaderValue::from_static("x"));
             }
-            admit_without_key(Some(Peer(peer.parse().expect("an address"))), Version::HTTP_11, &headers).is_ok()
+            ask(Some(peer), Version::HTTP_11, "/control/sync", &headers)
         };
         for peer in ["127.0.0.1", "127.8.8.8", "::1", "::ffff:127.0.0.1"] {
             assert!(admitted(peer, None), "{peer}");
-            for name in
-                ["x-forwarded-for", "x-forwarded-host", "x-real-ip", "forwarded", "via", "origin", "sec-fetch-site"]
-            {
+            let begin = ["x-forwarded-for", "x-forwarded-proto", "x-forwarded-server", "x-forwarded-anything"];
+            let begin_too = ["cf-ray", "cf-connecting-ip", "sec-fetch-site", "sec-fetch-mode"];
+            for name in OF_OTHERS.into_iter().chain(begin).chain(begin_too) {
                 assert!(!admitted(peer, Some(name)), "{peer} {name}");
             }
+            assert!(admitted(peer, Some("x-request-id")) && admitted(peer, Some("user-agent")), "{peer}");
         }
         for peer in ["10.0.0.1", "172.17.0.1", "::", "::ffff:10.0.0.1", "0.0.0.0"] {
             assert!(!admitted(peer, None), "{peer}");
         }
-        assert!(admit_without_key(None, Version::HTTP_11, &HeaderMap::new()).is_err());
-        let here = Some(Peer(IpAddr::from([127, 0, 0, 1])));
-        assert!(admit_without_key(here, Version::HTTP_10, &HeaderMap::new()).is_err());
+        assert!(!ask(None, Version::HTTP_11, "/", &own()));
+        let here = Some("127.0.0.1");
+        assert!(!ask(here, Version::HTTP_10, "/", &own()));
+        assert!(!ask(here, Version::HTTP_11, "/", &HeaderMap::new()));
+        assert!(ask(here, Version::HTTP_11, "http://localhost:8000/control/sync", &own()));
+        assert!(!ask(here, Version::HTTP_11, "http://evil.example/control/sync", &own()));
+        for (host, wanted) in [
+            ("localhost", true),
+            ("LocalHost:8000", true),
+            ("127.9.9.9", true),
+            ("[::1]:8000", true),
+            ("[::1]", true),
+            ("evil.example", false),
+            ("evil.example:8000", false),
+            ("127.0.0.1.evil.example", false),
+            ("localhost.evil.example", false),
+            ("localhost@evil.example", false),
+            ("10.0.0.1:8000", false),
+            ("0.0.0.0:8000", false),
+            ("[::]:8000", false),
+            ("", false),
+            ("a b", false),
+        ] {
+            let mut headers = HeaderMap::from_iter([(HOST, HeaderValue::from_static(host))]);
+            assert_eq!(ask(here, Version::HTTP_11, "/", &headers), wanted, "{host}");
+            headers.append(HOST, HeaderValue::from_static("evil.example"));
+            assert!(!ask(here, Version::HTTP_11, "/", &headers), "{host}, and another");
+        }
     }
 }

@@ -20,7 +20,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 fn post(path: &str, headers: &str, body: &str) -> String {
     let length = body.len();
     format!(
-        "POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nConnection: close\r\n{headers}\
+        "POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nConnection: close\r\n{headers}\
          Content-Length: {length}\r\n\r\n{body}"
     )
 }
@@ -104,6 +104,8 @@ async fn who_may_not_or_asks_badly_is_refused_before_anything_begins() {
     server.send(post("/control/sync", "Authorization: Bearer wrong-key-of-16-ch\r\n", "{}")).await.is_problem(401, "");
     let key = format!("Authorization: Bearer {KEY}\r\n");
     server.send(post("/control/sync", &key, r#"{"fource": true}"#)).await.is_problem(400, "fource");
+    let asked = post("/control/sync?dry_run=true", &key, "{}");
+    server.send(asked).await.is_problem(400, "a POST has its parameters in the body");
     server.send(post("/control/sync", &key, "")).await.is_problem(400, "not JSON");
     server.send(post("/control/backup", &key, "{}")).await.is_problem(404, "no such path");
     let untyped = post("/control/sync", &key, "{}").replace("application/json", "text/plain");
@@ -115,8 +117,20 @@ async fn who_may_not_or_asks_badly_is_refused_before_anything_begins() {
     server.stop().await;
 
     let server = start(control, &[]).await;
-    for header in ["X-Forwarded-For: 10.0.0.1", "Origin: http://evil.example", "Forwarded: for=10.0.0.1"] {
+    for header in [
+        "X-Forwarded-For: 10.0.0.1",
+        "X-Forwarded-Proto: https",
+        "CF-Ray: 1",
+        "True-Client-IP: 10.0.0.1",
+        "Origin: http://evil.example",
+        "Forwarded: for=10.0.0.1",
+    ] {
         server.send(post("/control/init", &format!("{header}\r\n"), "{}")).await.is_problem(403, "VECSYNC_API_KEYS");
+    }
+    // A name of somebody else's that leads here.
+    for host in ["evil.example", "127.0.0.1.evil.example:8000", "10.0.0.1"] {
+        let asked = post("/control/init", "", "{}").replace("Host: localhost", &format!("Host: {host}"));
+        server.send(asked).await.is_problem(403, "127.0.0.1");
     }
     assert_eq!(begun.load(Ordering::SeqCst), 1);
     server.stop().await;

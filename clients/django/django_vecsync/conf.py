@@ -102,13 +102,20 @@ def _urls(given: Mapping[str, Any], file: Mapping[str, str], problems: list[str]
         value = "http://" + re.sub(r"^(0\.0\.0\.0|\[::\])?:", "127.0.0.1:", listen)
     if not value:
         value = DEFAULT_URL
-    parts = [part.strip() for part in value.split(",")] if isinstance(value, str) else list(value)
+    parts = (
+        [part.strip() for part in value.split(",")]
+        if isinstance(value, str)
+        else list(value if isinstance(value, (list, tuple)) else [value])
+    )
     urls = []
     for part in parts:
         try:
             url = urlsplit(part)
             fits = url.scheme in ("http", "https") and bool(url.hostname) and (url.port is None or url.port > 0)
             fits = fits and not (url.query or url.fragment or url.username or url.password)
+            # A name with an empty or too long part is none; neither is a path that no request line could hold.
+            (url.hostname or "").encode("idna")
+            fits = fits and url.path.isascii() and part.isprintable() and " " not in part
         except (ValueError, TypeError, AttributeError):
             fits = False
         if fits:
@@ -128,7 +135,7 @@ def _api_key(given: Mapping[str, Any], file: Mapping[str, str], problems: list[s
     if not key and path:
         try:
             key = _first_key(Path(path).read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError) as error:
+        except (OSError, ValueError) as error:
             problems.append(f"VECSYNC_API_KEYS_FILE = {path!r}: cannot be read: {type(error).__name__}")
     if not key:
         return None
@@ -152,7 +159,7 @@ def _env_file(given: Mapping[str, Any]) -> dict[str, str]:
             return {}
     try:
         return parse_env(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, TypeError) as error:
+    except (OSError, ValueError, TypeError) as error:
         raise ImproperlyConfigured(f"VECSYNC['ENV_FILE'] {path}: cannot be read: {type(error).__name__}") from error
 
 

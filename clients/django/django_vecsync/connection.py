@@ -23,8 +23,16 @@ IDLE_MAX = 8
 LINE_BYTES_MAX = 16 << 20
 #: What a kept connection may fail with when the other side has closed it meanwhile.
 STALE = (http.client.RemoteDisconnected, ConnectionResetError, BrokenPipeError, ConnectionAbortedError)
-#: Everything that can go wrong on the way, time-outs included.
-FAULTS = (OSError, http.client.HTTPException)
+#: Everything that can go wrong on the way, time-outs included; a name that is none fails as its letters are encoded.
+FAULTS = (OSError, http.client.HTTPException, UnicodeError)
+#: What JSON that anybody may have written can fail with; nested deeply enough it exhausts the stack.
+JSON_FAULTS = (ValueError, RecursionError)
+#: What reading fields out of it can fail with: a number may be infinite.
+FIELD_FAULTS = (KeyError, TypeError, ValueError, AttributeError, OverflowError)
+
+
+class Unanswered(Exception):
+    """What was asked for was sent, and no head of an answer came: it may have been begun."""
 
 
 @dataclass(frozen=True)
@@ -173,9 +181,7 @@ def _once(
         connection.request(method, connection.prefix + path, body, headers)
         response = connection.getresponse()
         # A compressed answer was not asked for, and one without end would fill the memory.
-        content = response.read(ANSWER_BYTES_MAX + 1)
-        if len(content) > ANSWER_BYTES_MAX:
-            raise http.client.HTTPException(f"the answer is larger than {ANSWER_BYTES_MAX} bytes")
+        content = _whole(response)
     except BaseException:
         if response is not None:
             response.close()
@@ -190,6 +196,16 @@ def _once(
     return Answer(response.status, response.headers, content)
 
 
+def _whole(response: http.client.HTTPResponse) -> bytes:
+    content = response.read(ANSWER_BYTES_MAX + 1)
+    if len(content) > ANSWER_BYTES_MAX:
+        raise http.client.HTTPException(f"the answer is larger than {ANSWER_BYTES_MAX} bytes")
+    # Asked for so many bytes, http.client takes fewer than were announced for all.
+    if response.length:
+        raise http.client.IncompleteRead(content, response.length)
+    return content
+
+
 class Stream:
     """An answer that comes line by line, on a connection of its own. Leaving it gives up what it asked for."""
 
@@ -199,8 +215,12 @@ class Stream:
         self._silence = silence
         self._connection = _Connection(url, monotonic() + silence, connect_timeout)
         try:
-            self._connection.request("POST", self._connection.prefix + path, body, headers)
-            self._response = self._connection.getresponse()
+            self._connection.connect()
+            try:
+                self._connection.request("POST", self._connection.prefix + path, body, headers)
+                self._response = self._connection.getresponse()
+            except FAULTS as error:
+                raise Unanswered from error
         except BaseException:
             self._connection.close()
             raise
@@ -208,7 +228,7 @@ class Stream:
 
     def whole(self) -> Answer:
         """All of it, where it is no stream but a refusal."""
-        return Answer(self.status, self._response.headers, self._response.read(ANSWER_BYTES_MAX))
+        return Answer(self.status, self._response.headers, _whole(self._response))
 
     def lines(self) -> Iterator[Any]:
         """Each line's JSON. An empty line says that it is still at work; silence for too long is a time-out."""
@@ -217,6 +237,9 @@ class Stream:
             line = self._response.readline(LINE_BYTES_MAX)
             if not line:
                 return
+            # Every line has its end, but for the last of an answer that is all there.
+            if not line.endswith(b"\n") and self._response.length != 0:
+                raise http.client.IncompleteRead(line)
             if line.strip():
                 yield json.loads(line)
 

@@ -13,10 +13,12 @@ from django.core.exceptions import ImproperlyConfigured
 from django.core.management.base import BaseCommand, CommandError
 
 from . import conf, connection, store
-from .errors import VectorStoreError, VectorStoreProtocolError, VectorStoreUnavailable
+from .errors import VectorStoreError, VectorStoreProtocolError, VectorStoreRefused, VectorStoreUnavailable
 
 #: Exit statuses, vecsync's own.
 FAILED, MISUSED = 1, 2
+#: Statuses of who has not begun what it was asked for, and may later.
+BUSY = (429, 503)
 #: vecsync says every 5 s that it is still at work.
 SILENCE = 30.0
 #: Between two lines about progress where there is no terminal, seconds.
@@ -40,13 +42,16 @@ def run(
     passed: Callable[[str, int, int], object] = lambda label, done, total: None,
     config: conf.Config | None = None,
 ) -> Ended:
-    """Asks one address after the other until one takes the command. What was begun is never begun again elsewhere."""
+    """Asks one address after the other until one takes the command. What was begun, or may have been, is never begun again
+    elsewhere: only one that cannot be reached, or says that it has too much to do, is passed over."""
     config = config or conf.load()
     failed: VectorStoreUnavailable | None = None
     for url in config.urls:
         try:
             stream = _begin(config, url, name, flags)
         except VectorStoreUnavailable as error:
+            if not isinstance(error.__cause__, connection.FAULTS) and error.status not in BUSY:
+                raise
             failed = error
             continue
         with stream:
@@ -58,9 +63,16 @@ def _begin(config: conf.Config, url: str, name: str, flags: Mapping[str, Any]) -
     headers = {"Accept": "application/x-ndjson", "Content-Type": "application/json", "User-Agent": "django-vecsync"}
     if config.api_key:
         headers["Authorization"] = f"Bearer {config.api_key}"
-    body = json.dumps(flags).encode()
+    try:
+        body = json.dumps(flags, allow_nan=False).encode()
+    except (TypeError, *connection.JSON_FAULTS) as error:
+        raise VectorStoreRefused(f"the flags cannot be written as JSON: {error}", status=400) from error
     try:
         stream = connection.Stream(url, config.path(f"/control/{name}"), headers, body, SILENCE, config.connect_timeout)
+    except connection.Unanswered as error:
+        fault = store.fault(url, error.__cause__ or error)
+        said = f"{fault}; it was asked for {name!r}, and it is not known whether it began"
+        raise type(fault)(said) from error
     except connection.FAULTS as error:
         raise store.fault(url, error) from error
     if stream.status == 200:
@@ -69,8 +81,15 @@ def _begin(config: conf.Config, url: str, name: str, flags: Mapping[str, Any]) -
         try:
             answer = stream.whole()
         except connection.FAULTS as error:
-            raise store.fault(url, error) from error
-    raise store.refusal(url, answer)
+            failed = store.fault(url, error)
+            # It counts as what its head says.
+            failed.status = stream.status
+            raise failed from None
+    refusal = store.refusal(url, answer)
+    if isinstance(refusal, VectorStoreUnavailable) and stream.status not in BUSY:
+        # A proxy that lost who it had asked says 502 or 504.
+        raise VectorStoreUnavailable(f"{refusal}; it is not known whether it began", status=stream.status)
+    raise refusal
 
 
 def _follow(
@@ -84,7 +103,11 @@ def _follow(
         for line in stream.lines():
             if "ended" in line:
                 ended = line["ended"]
-                return Ended(int(ended["status"]), str(ended["text"]), ended["error"])
+                status = int(ended["status"])
+                # A process has these; 256 would be taken for 0.
+                if not 0 <= status <= 255:
+                    raise ValueError(f"status {status}")
+                return Ended(status, str(ended["text"]), None if ended["error"] is None else str(ended["error"]))
             if "said" in line:
                 said(str(line["said"]))
             if "passed" in line:
@@ -92,9 +115,16 @@ def _follow(
                 passed(str(far["label"]), int(far["done"]), int(far["total"]))
     except connection.FAULTS as error:
         raise VectorStoreUnavailable(f"{broken} ({error or type(error).__name__})") from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (RecursionError, *connection.FIELD_FAULTS) as error:
         raise VectorStoreProtocolError(f"the answer of {url} is not a vecsync's: {error!r}") from error
     raise VectorStoreUnavailable(broken)
+
+
+def misused(*problems: str | None) -> None:
+    """Ends a command with status 2 and the first problem with its flags."""
+    for problem in problems:
+        if problem:
+            raise CommandError(problem, returncode=MISUSED)
 
 
 class Bar:
@@ -150,6 +180,10 @@ class RemoteCommand(BaseCommand):
             ended = run(self.remote, self.flags(options), said=said, passed=bar.passed)
         except ImproperlyConfigured as error:
             raise CommandError(str(error), returncode=MISUSED) from error
+        except VectorStoreRefused as error:
+            # As on a command line: what was asked for is wrong, and nothing was done.
+            hint = "; VECSYNC['PIPELINE'] names it" if "which pipeline" in str(error) else ""
+            raise CommandError(f"{error}{hint}", returncode=MISUSED if error.status == 400 else FAILED) from error
         except VectorStoreError as error:
             raise CommandError(str(error), returncode=FAILED) from error
         finally:

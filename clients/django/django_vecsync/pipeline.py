@@ -65,14 +65,17 @@ def read(path: Path) -> Pipeline:
             content = tomllib.load(file)
     except OSError as error:
         raise PipelineError(f"{path}: cannot be read: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise PipelineError(f"{path}: is no TOML: {error}") from error
     try:
         source, document, index = content["source"], content["document"], content.get("index", {})
-        schema, _, table = str(source["table"]).rpartition(".")
+        schema, _, table = _text("source.table", source["table"]).rpartition(".")
+        for key in ("title", "text", "when"):
+            _text(f"document.{key}", document.get(key, ""))
         columns = [(f"document.{key}", name) for key in ("title", "text") for name in template_names(document.get(key, ""))]
         columns += [("document.when", name) for name in expression_names(document.get("when", ""))]
-        payload, filters = tuple(document.get("payload", ())), tuple(index.get("filters", ()))
+        payload = _texts("document.payload", document.get("payload", []))
+        filters = _texts("index.filters", index.get("filters", []))
         columns += [("document.payload", name) for name in payload]
         return Pipeline(
             path=path,
@@ -86,6 +89,18 @@ def read(path: Path) -> Pipeline:
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise PipelineError(f"{path}: is no pipeline file: {error}") from error
+
+
+def _text(where: str, value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{where} = {value!r}: wanted a text")
+    return value
+
+
+def _texts(where: str, value: Any) -> tuple[str, ...]:
+    if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
+        raise TypeError(f"{where} = {value!r}: wanted an array of texts")
+    return tuple(value)
 
 
 def template_names(template: str) -> list[str]:
@@ -128,8 +143,20 @@ def _column(field: models.Field[Any, Any]) -> str:
     return field.column or ""
 
 
+def _fields(model: Model) -> list[models.Field[Any, Any]]:
+    """Those that are columns of its own table: what a parent with a table gives is in that one. A proxy's are its model's."""
+    of_table = model._meta.concrete_model or model
+    return [field for field in of_table._meta.local_concrete_fields if field.column]
+
+
+def _elsewhere(model: Model) -> list[models.Field[Any, Any]]:
+    """Those that are columns of a parent's table."""
+    own = _fields(model)
+    return [field for field in model._meta.concrete_fields if field.column and field not in own]
+
+
 def columns_of(model: Model) -> list[str]:
-    return [_column(field) for field in model._meta.concrete_fields if field.column]
+    return [_column(field) for field in _fields(model)]
 
 
 def disagreements(pipeline: Pipeline, model: Model) -> list[tuple[str, str | None]]:
@@ -138,12 +165,16 @@ def disagreements(pipeline: Pipeline, model: Model) -> list[tuple[str, str | Non
         return []
     columns = columns_of(model)
     found: list[tuple[str, str | None]] = []
-    by_name = {field.name: field.column for field in model._meta.concrete_fields}
+    by_name = {field.name: field.column for field in _fields(model)}
+    of_parents = {name: field for field in _elsewhere(model) for name in (_column(field), field.name)}
     for where in dict.fromkeys(where for where, _ in pipeline.columns):
         for name in (name for place, name in pipeline.columns if place == where and name not in columns):
             hint = None
             if name in by_name:
                 hint = f"The column of {name} is {by_name[name]}."
+            elif name in of_parents:
+                parent = of_parents[name].model
+                hint = f"It is in the table of {parent._meta.label}; a query (source.query) joins them."
             elif columns:
                 hint = f"The columns are {', '.join(columns)}."
             found.append((f"{where} names {name}, and {model._meta.label} has no such column", hint))
@@ -164,13 +195,18 @@ class Wanted:
 
 def from_model(model: Model, wanted: Wanted) -> str:
     """A pipeline file for a model. Raises where the model does not say enough."""
-    fields = [field for field in model._meta.concrete_fields if field.column]
+    fields, elsewhere = _fields(model), _elsewhere(model)
     by_name: dict[str, models.Field[Any, Any]] = {}
     for field in fields:
         by_name.setdefault(_column(field), field)
         by_name.setdefault(field.name, field)
 
+    of_parents = {name: field for field in elsewhere for name in (_column(field), field.name)}
+
     def column(flag: str, name: str) -> str:
+        if name in of_parents and name not in by_name:
+            parent = of_parents[name].model
+            raise PipelineError(f"{flag} {name}: is in the table of {parent._meta.label}; a query (source.query) joins them")
         if name not in by_name:
             raise PipelineError(f"{flag} {name}: {model._meta.label} has {', '.join(sorted(by_name))}")
         return _column(by_name[name])
@@ -184,10 +220,17 @@ def from_model(model: Model, wanted: Wanted) -> str:
     if not text and title:
         text, title = [title], None
     if not text:
-        raise PipelineError(f"{model._meta.label} has no text to search: name its columns with --text")
+        left_out = f" ({_left_out(elsewhere)})" if elsewhere else ""
+        raise PipelineError(f"{model._meta.label} has no text to search: name its columns with --text{left_out}")
     title = None if title in text else title
     switches = [field for field in fields if isinstance(field, models.BooleanField)]
     when = column("--when", wanted.when) if wanted.when else _named(switches, SWITCHES)
+    for name in (*([title] if title else []), *text, *([when] if when else [])):
+        if name in WORDS or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+            raise PipelineError(
+                f"{model._meta.label}: no template can name the column {name!r}; choose others with --title, --text and "
+                "--when, or write a query (source.query) that gives it a name of letters, digits and underscores"
+            )
     excluded = {column("--exclude", name) for name in wanted.exclude}
     payload = [_column(field) for field in fields if _column(field) not in excluded and not _is_bulk(field)]
     if wanted.filters is None:
@@ -203,6 +246,7 @@ def from_model(model: Model, wanted: Wanted) -> str:
     schema, table = split_table(model)
     parts = [
         f"# Documents of {model._meta.label}. `vecsync pipeline check FILE` says what is wrong with it.",
+        *([f"# {_left_out(elsewhere)}."] if elsewhere else []),
         f"name = {_toml(name)}",
         "",
         "[source]",
@@ -220,6 +264,11 @@ def from_model(model: Model, wanted: Wanted) -> str:
         f"filters = [{', '.join(map(_toml, filters))}]",
     ]
     return "\n".join(parts) + "\n"
+
+
+def _left_out(fields: Sequence[models.Field[Any, Any]]) -> str:
+    names = ", ".join(f"{_column(field)} of {field.model._meta.label}" for field in fields)
+    return f"Left out, being in another table: {names}; a query (source.query) joins them"
 
 
 def _key(model: Model) -> Iterable[models.Field[Any, Any]]:

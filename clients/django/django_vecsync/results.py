@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, overload
 
+from .connection import FIELD_FAULTS
 from .errors import VectorStoreProtocolError
 
 Key = int | str | Mapping[str, Any]
@@ -69,7 +70,7 @@ class SearchResults(Sequence[Hit]):
                 staleness_ms=None if staleness is None else int(staleness),
                 took_ms=int(body["took_ms"]),
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except FIELD_FAULTS as error:
             raise VectorStoreProtocolError(f"the answer to a search is not a vecsync's: {error!r}") from error
 
 
@@ -128,5 +129,5 @@ class StoreStats:
                 )
                 for store in body["stores"]
             )
-        except (KeyError, TypeError) as error:
+        except FIELD_FAULTS as error:
             raise VectorStoreProtocolError(f"the state is not a vecsync's: {error!r}") from error

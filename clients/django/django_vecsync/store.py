@@ -29,6 +29,8 @@ logger = logging.getLogger("faq.rag.components.vector_store")
 PAUSE = 0.05
 #: Longest pause, whatever the server wishes for: the deadline is the caller's.
 PAUSE_MAX = 1.0
+#: Longest time that a caller may wait, seconds: a day.
+TIMEOUT_MAX = 86_400.0
 #: Statuses that another address, or the same a moment later, may answer otherwise.
 PASSING = (429, 502, 503, 504)
 
@@ -81,21 +83,21 @@ class VectorStore:
     def is_ready(self, *, timeout: float | None = None) -> bool:
         """Whether a search would be answered now. Never raises for a vecsync that is away."""
         try:
-            return self._ask("GET", self.config.path("/health/ready/"), None, timeout, retries=0, takes=(200, 503)).status == 200
+            return self._ask("GET", self.config.path("/health/ready/"), None, timeout, retries=0, settles=(503,)).status == 200
         except VectorStoreError:
             return False
 
     def stats(self, *, timeout: float | None = None) -> tuple[StoreStats, ...]:
         """What each store holds and how far it is behind."""
-        return StoreStats.list_from_json(_json(self._ask("GET", "/status", None, timeout)))
+        return StoreStats.list_from_json(_json(self._ask("GET", self.config.path("/status"), None, timeout)))
 
     def document(self, path: str, *, timeout: float | None = None) -> tuple[int, Any]:
-        """Status and JSON of a health path as vecsync answers it, 503 included."""
-        answer = self._ask("GET", self.config.path(path), None, timeout, takes=(200, 503))
+        """Status and JSON of a health path as vecsync answers it, 503 included where no address has a better one."""
+        answer = self._ask("GET", self.config.path(path), None, timeout, settles=(503,))
         return answer.status, _json(answer)
 
     def _health(self, path: str, timeout: float | None) -> StoreHealth:
-        answer = self._ask("GET", self.config.path(path), None, timeout, takes=(200, 503))
+        answer = self._ask("GET", self.config.path(path), None, timeout, settles=(503,))
         return StoreHealth.from_json(_json(answer))
 
     def _headers(self, has_body: bool) -> dict[str, str]:
@@ -114,36 +116,50 @@ class VectorStore:
         timeout: float | None,
         *,
         retries: int | None = None,
-        takes: tuple[int, ...] = (200,),
+        settles: tuple[int, ...] = (),
     ) -> connection.Answer:
-        """Asks one address after the other, and again, until one answers or the time is over. All of this only reads."""
+        """Asks one address after the other, and again, until one answers or the time is over. All of this only reads.
+
+        An answer with one of the statuses ``settles`` is taken where each address has been asked and none has a better one.
+        """
         try:
             content = None if body is None else json.dumps(body, allow_nan=False).encode()
-        except (TypeError, ValueError) as error:
+        except (TypeError, *connection.JSON_FAULTS) as error:
             raise VectorStoreRefused(f"the request cannot be written as JSON: {error}", status=400) from error
         limit = self.config.timeout if timeout is None else timeout
+        if isinstance(limit, bool) or not isinstance(limit, (int, float)) or not limit <= TIMEOUT_MAX:
+            said = f"timeout = {limit!r}: wanted seconds, at most {TIMEOUT_MAX:g}"
+            raise VectorStoreRefused(said, status=400, parameter="timeout")
         deadline = time.monotonic() + limit
         urls, attempts = self.config.urls, 1 + (self.config.retries if retries is None else retries)
         # Each address gets its turn, however few attempts there are.
         attempts = max(attempts, len(urls))
         failed: VectorStoreUnavailable | None = None
+        settled: connection.Answer | None = None
         for attempt in range(attempts):
             place = (self._first + attempt) % len(urls)
+            if settled and attempt >= len(urls):
+                break
             try:
-                answer = self._once(urls[place], method, path, content, deadline, limit, takes)
+                answer = self._once(urls[place], method, path, content, deadline, limit, (200, *settles))
             except VectorStoreUnavailable as error:
                 failed = error
                 logger.debug("%s %s%s: attempt %d of %d: %s", method, urls[place], path, attempt + 1, attempts, error)
             else:
+                if answer.status in settles:
+                    settled = settled or answer
+                    continue
                 self._first = place
                 return answer
             pause = 0.0
-            if (attempt + 1) % len(urls) == 0 and attempt + 1 < attempts:
+            if not settled and (attempt + 1) % len(urls) == 0 and attempt + 1 < attempts:
                 pause = min(PAUSE * 2 ** (attempt // len(urls)), PAUSE_MAX) * random.uniform(0.5, 1.5)  # noqa: S311
                 pause = max(pause, min(failed.retry_after or 0.0, PAUSE_MAX))
             if time.monotonic() + pause >= deadline:
                 break
             time.sleep(pause)
+        if settled:
+            return settled
         logger.warning("%s %s: %s", method, path, failed)
         raise failed or VectorStoreUnavailable("no address was asked")
 
@@ -228,6 +244,8 @@ def fault(url: str, error: BaseException) -> VectorStoreUnavailable:
         return VectorStoreUnavailable(f"the certificate of {url} is not trusted: {error.verify_message}")
     if isinstance(error, http.client.RemoteDisconnected):
         return VectorStoreUnavailable(f"{url} cannot be asked: it hung up without an answer")
+    if isinstance(error, http.client.IncompleteRead):
+        return VectorStoreUnavailable(f"{url} broke its answer off")
     if isinstance(error, http.client.HTTPException):
         # Its text has what came, which is anybody's.
         return VectorStoreUnavailable(f"{url} cannot be asked: what answers there does not speak HTTP; is it https?")
@@ -239,7 +257,7 @@ def refusal(url: str, answer: connection.Answer) -> VectorStoreError:
     try:
         problem = json.loads(answer.body)
         detail, parameter = str(problem["detail"]), problem.get("parameter")
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (RecursionError, *connection.FIELD_FAULTS):
         detail, parameter = "", None
     status = answer.status
     said = f"{url} answers {status}" + (f": {detail}" if detail else "")
@@ -263,9 +281,9 @@ def _is_json(answer: connection.Answer) -> bool:
 def _json(answer: connection.Answer) -> Any:
     try:
         return json.loads(answer.body)
-    except ValueError as error:
+    except connection.JSON_FAULTS as error:
         raise VectorStoreProtocolError(f"the answer is no JSON: {error}") from error
 
 
 def _seconds(text: str | None) -> float | None:
-    return float(text) if text and text.isdigit() else None
+    return float(text) if text and text.isascii() and text.isdigit() else None

@@ -9,6 +9,7 @@ from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_safe
 
+from . import conf
 from .errors import VectorStoreError
 from .store import VectorStore
 
@@ -21,7 +22,7 @@ TIMEOUT = 3.0
 def health(_request: HttpRequest, part: str = "") -> HttpResponse:
     """``/health/`` and its parts, in vecsync's words and with its status; 503 where it cannot be asked."""
     try:
-        status, body = VectorStore().document(f"/health/{part}/" if part else "/health/", timeout=TIMEOUT)
+        status, body = _store().document(f"/health/{part}/" if part else "/health/", timeout=TIMEOUT)
     except (VectorStoreError, ImproperlyConfigured) as error:
         body = {"status": "unhealthy", "timestamp": _now(), "error": f"vecsync: {error}"}
         if part == "ready":
@@ -35,6 +36,18 @@ def health(_request: HttpRequest, part: str = "") -> HttpResponse:
 def live(_request: HttpRequest) -> HttpResponse:
     """Whether this site's process works. Says nothing of vecsync: a restart of the site would not mend that."""
     return JsonResponse({"status": "healthy", "timestamp": _now()})
+
+
+#: Kept by the process: it remembers which address answered.
+_kept: VectorStore | None = None
+
+
+def _store() -> VectorStore:
+    global _kept
+    config, kept = conf.load(), _kept
+    if kept is None or kept.config != config:
+        _kept = kept = VectorStore(config)
+    return kept
 
 
 def _now() -> str:

@@ -53,6 +53,16 @@ def lines(*lines: Any, whole: bool = True) -> Behaviour:
     return behave
 
 
+def cut(body: bytes, length: int, kind: str = "application/json") -> Behaviour:
+    """Announces more than comes."""
+
+    def behave(client: socket.socket, _request: bytes) -> None:
+        head = f"HTTP/1.1 200 OK\r\nContent-Type: {kind}\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n"
+        client.sendall(head.encode() + body)
+
+    return behave
+
+
 def hang_up(client: socket.socket, _request: bytes) -> None:
     """Ends without a word."""
 

@@ -84,11 +84,18 @@ class CommandTests(SimpleTestCase):
             (rude.problem(404, "takes no commands"), "takes no commands"),
             (rude.reply(404, b"<html>", kind="text/html"), "not as a vecsync"),
             (rude.problem(503, "more commands"), "more commands"),
-            (rude.hang_up, "cannot be asked"),
+            (rude.hang_up, "not known whether it began"),
+            (rude.garbage, "not known whether it began"),
+            (rude.cut(b'{"passed": {"label"', 500, "application/x-ndjson"), "may be half done"),
+            (rude.cut(b'{"said": "x"}\n', 500, "application/x-ndjson"), "may be half done"),
+            (rude.lines({"ended": {"status": 256, "text": "", "error": None}}), "not a vecsync's"),
+            (rude.lines({"ended": {"status": float("inf"), "text": "", "error": None}}), "not a vecsync's"),
+            (rude.reply(200, b"[" * 100_000), "not a vecsync's"),
         ]:
             with self.subTest(wanted=wanted):
                 status, _, said, *_ = self.run_command(behaviour, "sync_faqs_to_qdrant")
-                self.assertEqual(status, 1)
+                # What is wrong with what was asked for is 2, as on a command line.
+                self.assertEqual(status, 2 if "batch_size" in wanted else 1)
                 self.assertIn(wanted, said)
 
     def test_an_address_that_is_dead_is_passed_over_before_anything_begins(self) -> None:
@@ -100,6 +107,23 @@ class CommandTests(SimpleTestCase):
         self.addCleanup(first.close)
         status, _, _, request, *_ = self.run_command(rude.lines(DONE), "sync_faqs_to_qdrant", urls=[first.url])
         self.assertEqual((status, request), (1, ""))
+
+    def test_what_may_have_begun_is_not_begun_elsewhere(self) -> None:
+        for behaviour in (
+            rude.hang_up,
+            rude.garbage,
+            rude.reply(502, b"<html>", kind="text/html"),
+            rude.problem(504, "lost it"),
+        ):
+            first = Server(behaviour)
+            self.addCleanup(first.close)
+            status, _, said, request, *_ = self.run_command(rude.lines(DONE), "sync_faqs_to_qdrant", urls=[first.url])
+            self.assertEqual((status, request, len(first.requests)), (1, "", 1))
+            self.assertIn("it is not known whether it began", said)
+        # Who says that there is too much to do has not begun.
+        busy = Server(rude.problem(503, "more commands than can be done at once"))
+        self.addCleanup(busy.close)
+        self.assertEqual(self.run_command(rude.lines(DONE), "sync_faqs_to_qdrant", urls=[busy.url])[0], 0)
 
     def test_progress_is_a_bar_on_a_terminal_and_lines_elsewhere(self) -> None:
         class Terminal(io.StringIO):
@@ -120,8 +144,23 @@ class CommandTests(SimpleTestCase):
         self.assertTrue(terminal.getvalue().endswith("\r\x1b[K"))
 
     def test_wrong_flags_and_settings_are_status_2(self) -> None:
-        found = self.run_command(rude.lines(DONE), "init_qdrant", "--local-store-path", "x")
-        self.assertEqual((found[0], found[3]), (2, ""))
+        for words, wanted in [
+            (["init_qdrant", "--local-store-path", "x"], "--local-store-path: wanted with --migrate"),
+            (["init_qdrant", "--health-check-only", "--stats"], "--health-check-only: wanted without"),
+            (["init_qdrant", "--validate", "--recreate"], "--validate: wanted without --recreate"),
+            (["init_qdrant", "--migrate", "--stats"], "--migrate: wanted without"),
+            (["sync_faqs_to_qdrant", "--batch-size", "0"], "--batch-size 0: wanted 1 to 10000"),
+            (["sync_faqs_to_qdrant", "--batch-size", "10001"], "--batch-size 10001: wanted 1 to 10000"),
+            (["sync_faqs_to_qdrant", "--stats-only", "--force"], "--stats-only: wanted without"),
+            (["test_qdrant", "--drill", "0"], "--drill 0: wanted 1 to 3600"),
+            (["test_qdrant", "--drill", "5", "--skip-health"], "--drill: wanted without"),
+        ]:
+            found = self.run_command(rude.lines(DONE), *words)
+            self.assertEqual((found[0], found[3]), (2, ""), words)
+            self.assertIn(wanted, found[2])
+        found = self.run_command(rude.problem(400, "which pipeline? ask another path"), "test_qdrant")
+        self.assertEqual(found[0], 2)
+        self.assertIn("VECSYNC['PIPELINE']", found[2])
         with override_settings(VECSYNC={"URL": "nowhere"}), self.assertRaises(CommandError) as raised:
             call_command("sync_faqs_to_qdrant")
         self.assertEqual(raised.exception.returncode, 2)

@@ -49,6 +49,24 @@ class ConfTests(SimpleTestCase):
         with self.assertRaisesMessage(ImproperlyConfigured, "VECSYNC_API_KEYS_FILE"):
             self.load("VECSYNC_API_KEYS_FILE=/nowhere")
 
+    def test_an_address_that_cannot_be_asked_is_named(self) -> None:
+        for url in (
+            "http://a..b",
+            "http://" + "a" * 70,
+            "http://a/b c",
+            "http://a/\u00fc",
+            5,
+            [5],
+            "http://[::1",
+            "http://a:99999",
+        ):
+            with self.subTest(url=url), self.assertRaisesMessage(ImproperlyConfigured, "'URL'"):
+                self.load(URL=url)
+        with self.assertRaisesMessage(ImproperlyConfigured, "TIMEOUT"):
+            self.load(TIMEOUT=float("nan"))
+        with self.assertRaisesMessage(ImproperlyConfigured, "ENV_FILE"):
+            self.load(ENV_FILE="a\0b")
+
     def test_every_problem_is_named_and_no_secret_shown(self) -> None:
         with self.assertRaises(ImproperlyConfigured) as raised:
             self.load(

@@ -11,7 +11,7 @@ from django.core.management import CommandError, call_command
 from django.test import SimpleTestCase, override_settings
 
 from django_vecsync import pipeline
-from tests.shop.models import FAQ, Article, Count, Note
+from tests.shop.models import FAQ, Article, Count, Note, Restaurant
 
 
 class FromModelTests(SimpleTestCase):
@@ -53,6 +53,25 @@ class FromModelTests(SimpleTestCase):
         self.assertIn('filters = ["id"]\n', text)
         self.assertNotIn("updated_at", text)
         self.assertIn('text = "{{ name }}"', self.made("shop.Note"))
+
+    def test_columns_of_a_parents_table_are_left_out_and_named(self) -> None:
+        for model in ("shop.Restaurant", "shop.Eatery"):
+            text = self.made(model)
+            self.assertIn('payload = ["place_ptr_id", "menu", "is_active"]', text)
+            self.assertIn('table = "public.shop_restaurant"', text)
+            self.assertIn('text = "{{ menu }}"', text)
+            self.assertIn("# Left out, being in another table: id of shop.Place, name of shop.Place", text)
+        for words in (["shop.Bar"], ["shop.Bar", "--text", "note"], ["shop.Restaurant", "--filter", "name"]):
+            with self.assertRaisesMessage(CommandError, "shop.Place; a query (source.query) joins them"):
+                self.made(*words)
+
+    def test_a_column_that_no_template_can_name_is_said(self) -> None:
+        for words in ([], ["--text", "body"]):
+            with self.assertRaisesMessage(CommandError, "'Body Text'") as raised:
+                self.made("shop.Letter", *words)
+            self.assertEqual(raised.exception.returncode, 2)
+        text = self.made("shop.Letter", "--text", "note")
+        self.assertIn('payload = ["id", "Body Text", "note"]', text)
 
     def test_what_cannot_be_done_is_said(self) -> None:
         for words, wanted in [
@@ -124,11 +143,23 @@ class CheckTests(SimpleTestCase):
             ("name = ", "W001"),
             ("[document]", "W001"),
             ("source = 5\ndocument = 6", "W001"),
+            (faq.replace('payload = ["id", ', "payload = [1, [2], "), "W001"),
+            (faq.replace('payload = ["id", ', 'payload = "id" # '), "W001"),
+            (faq.replace('filters = ["category"]', "filters = [[1]]"), "W001"),
+            (faq.replace('when = "is_active"', "when = true"), "W001"),
+            (faq.replace('table = "public.shop_faq"', "table = 5"), "W001"),
+            ("x = " + "[" * 100_000, "W001"),
             (faq.replace("shop_faq", "shop_fact"), "W002"),
             (faq.replace('filters = ["category"]', 'filters = ["colour"]'), "W004"),
             (faq.replace('when = "is_active"', 'when = "is_activ"'), "W003"),
         ]:
             self.assertEqual([one[0] for one in self.checked(text)], [f"vecsync.{wanted}"], text)
+
+    def test_a_column_of_a_parent_is_not_the_childs(self) -> None:
+        made = pipeline.from_model(Restaurant, pipeline.Wanted()).replace("{{ menu }}", "{{ note }}")
+        found = self.checked(made)
+        self.assertEqual([one[0] for one in found], ["vecsync.W003"])
+        self.assertIn("shop.Place", str(found[0][2]))
 
     def test_a_query_says_what_the_columns_are(self) -> None:
         faq = pipeline.from_model(FAQ, pipeline.Wanted()).replace("[document]", 'query = "SELECT 1"\n[document]')

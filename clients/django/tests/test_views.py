@@ -35,6 +35,15 @@ class ViewTests(SimpleTestCase):
             self.assertIn("no vecsync answers", str(body["error"]))
         self.assertEqual(self.ask("/health/ready/")[1]["waits_for"], "vecsync")
 
+    def test_the_address_that_answered_is_remembered(self) -> None:
+        ill, well = Server(rude.reply(503, {"status": "x"})), Server(rude.reply(200, {"status": "y"}))
+        self.addCleanup(ill.close)
+        self.addCleanup(well.close)
+        with override_settings(VECSYNC={"URL": [ill.url, well.url]}):
+            for _ in range(3):
+                self.assertEqual(self.client.get("/health/ready/").json(), {"status": "y"})
+        self.assertEqual((len(ill.requests), len(well.requests)), (1, 3))
+
     def test_the_site_lives_without_vecsync(self) -> None:
         self.assertEqual(self.ask("/health/live/")[0], 200)
 

@@ -1,5 +1,6 @@
 """The search page and the page of one entry."""
 
+import functools
 import logging
 
 from django.http import HttpRequest, HttpResponse
@@ -7,6 +8,7 @@ from django.shortcuts import get_object_or_404, render
 from django.views.decorators.http import require_safe
 from django_vecsync import (
     SearchResults,
+    VectorStore,
     VectorStoreError,
     VectorStoreFactory,
     VectorStoreOverloaded,
@@ -53,9 +55,14 @@ def entry(request: HttpRequest, pk: int) -> HttpResponse:
     return render(request, "faq/entry.html", {"faq": get_object_or_404(FAQ, pk=pk, is_active=True)})
 
 
+@functools.cache
+def store() -> VectorStore:
+    """One for the process: it remembers which of several addresses answered."""
+    return VectorStoreFactory.create_production_store()
+
+
 def found(question: str, category: str) -> dict[str, object]:
-    store = VectorStoreFactory.create_production_store()
-    results: SearchResults = store.search(
+    results: SearchResults = store().search(
         question, limit=6, min_score=SCORE_MIN, filters={"category": category} if category else None
     )
     return {

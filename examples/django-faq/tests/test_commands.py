@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import json
 import signal
+import subprocess
+import sys
 import unittest
 from pathlib import Path
+from typing import Any
 
-from tests.live import KEY, World, get, wait_for
+import psycopg
+
+from tests.live import KEY, SITE, World, get, wait_for
 
 world: World
 
@@ -31,13 +36,13 @@ def all_healthy() -> None:
     all_healthy_in(world)
 
 
-def all_healthy_in(world: World) -> None:
+def all_healthy_in(world: World, rows: int = 30) -> None:
     def look() -> bool:
         body = json.loads(get(f"{world.vecsync.url}/health/detailed/")[1] or "{}")
         assert body.get("status") == "healthy", body
         state = json.loads(get(f"{world.vecsync.url}/status", {"Authorization": f"Bearer {KEY}"})[1])
         stores = {store["name"]: (store["points"], store["lag_records"]) for store in state["stores"]}
-        assert stores == {"qdrant": (30, 0), "local": (30, 0)}, stores
+        assert stores == {"qdrant": (rows, 0), "local": (rows, 0)}, stores
         return state["served_by"] == "qdrant"
 
     wait_for("both stores to have all rows, and Qdrant to answer", look)
@@ -74,7 +79,7 @@ class Commands(unittest.TestCase):
         refused = world.manage("init_qdrant", "--migrate", "--local-store-path", "/etc/passwd", code=2)
         self.assertIn("VECSYNC_DATA_DIR", refused.stderr)
         self.assertNotIn("root:", refused.stdout + refused.stderr)
-        self.assertIn("validate: wanted without", world.manage("init_qdrant", "--validate", "--recreate", code=1).stderr)
+        self.assertIn("validate: wanted without", world.manage("init_qdrant", "--validate", "--recreate", code=2).stderr)
 
     def test_4_check(self) -> None:
         said = world.manage("test_qdrant", "--verbose")
@@ -85,6 +90,21 @@ class Commands(unittest.TestCase):
         self.assertNotIn("round trip", quick.stdout)
         self.assertNotRegex(quick.stdout, r"(?m)^ok +server")
         self.assertRegex(world.manage("test_qdrant", "--drill", "1").stdout, r"ok +drill .* answered by the mirror")
+
+    def test_4_a_drill_ends_with_who_asked_for_it(self) -> None:
+        def served_by(wanted: str) -> bool:
+            found = search()
+            assert found.get("served_by") == wanted, found
+            return True
+
+        words = [sys.executable, "manage.py", "test_qdrant", "--drill", "120"]
+        with subprocess.Popen(words, cwd=SITE, env=world.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as asking:
+            try:
+                wait_for("the drill to begin", lambda: served_by("local"))
+            finally:
+                asking.kill()
+        wait_for("Qdrant to answer long before the drill would have ended", lambda: served_by("qdrant"), 20.0)
+        all_healthy()
 
     def test_5_a_wrong_key_and_none(self) -> None:
         for key in ("another-key-of-16-ch", ""):
@@ -116,13 +136,6 @@ class Commands(unittest.TestCase):
         world.vecsync.start_ready()
         all_healthy()
         # A table that somebody holds: the command waits for it, and vecsync ends.
-        import subprocess
-        import sys
-
-        import psycopg
-
-        from tests.live import SITE
-
         for number in (signal.SIGKILL, signal.SIGTERM):
             with psycopg.connect(world.postgres.url("app")) as holder:
                 holder.execute("LOCK TABLE faq_faq IN ACCESS EXCLUSIVE MODE")
@@ -155,6 +168,11 @@ def connected(port: int) -> bool:
     wanted = f"0100007F:{port:04X}"
     with Path("/proc/net/tcp").open(encoding="ascii") as lines:
         return any(fields[2] == wanted and fields[3] == "01" for fields in (line.split() for line in lines))
+
+
+def search() -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(get(f"{world.vecsync.url}/search?q=Question", {"Authorization": f"Bearer {KEY}"})[1])
+    return found
 
 
 def post(url: str, headers: dict[str, str]) -> tuple[int, str]:

@@ -6,11 +6,33 @@ import json
 import os
 import unittest
 from pathlib import Path
+from typing import Any
 
 from tests.live import SITE, World
 
 world: World
 ROOT = SITE.parent.parent
+#: Does the operation with all that it can do, and undoes it: on or off, and the publication.
+PROGRAM = """
+import django; django.setup()
+from django.db import connection
+from django.db.migrations.executor import MigrationExecutor
+from django_vecsync.operations import Publish
+import sys
+state = MigrationExecutor(connection).loader.project_state()
+operation = Publish("FAQ", publication=sys.argv[2], replica_identity="full", grant_to="vecsync")
+with connection.schema_editor() as editor:
+    move = operation.database_forwards if sys.argv[1] == "on" else operation.database_backwards
+    move("faq", editor, state, state)
+name, args, named = operation.deconstruct()
+assert Publish(*args, **named).deconstruct() == (name, args, named)
+try:
+    Publish("FAQ", publication='a"b')
+except ValueError:
+    pass
+else:
+    raise AssertionError("a quote was taken")
+"""
 PUBLISHED = "SELECT tablename FROM pg_publication_tables WHERE pubname = 'vecsync_faq'"
 
 
@@ -61,37 +83,83 @@ class Migrations(unittest.TestCase):
         said = world.manage("sqlmigrate", "faq", "0002").stdout
         self.assertIn('CREATE PUBLICATION "vecsync_faq" FOR TABLE "faq_faq"', said)
 
-    def test_the_whole_operation(self) -> None:
-        world.migrate()
-        program = """
-import django; django.setup()
-from django.db import connection, migrations
-from django.db.migrations.executor import MigrationExecutor
-from django_vecsync.operations import Publish
-import sys
-state = MigrationExecutor(connection).loader.project_state()
-operation = Publish("FAQ", publication='Odd name', replica_identity="full", grant_to="vecsync")
-with connection.schema_editor() as editor:
-    move = operation.database_forwards if sys.argv[1] == "on" else operation.database_backwards
-    move("faq", editor, state, state)
-name, args, named = operation.deconstruct()
-assert Publish(*args, **named).deconstruct() == (name, args, named)
-try:
-    Publish("FAQ", publication='a"b')
-except ValueError:
-    pass
-else:
-    raise AssertionError("a quote was taken")
-"""
+    def publish(self, way: str, publication: str = "Odd % name") -> str:
+        """The whole operation, on or off, as app; what it warned of."""
         settings = {"DJANGO_SETTINGS_MODULE": "help_centre.settings"}
-        identity = "SELECT relreplident::text, has_table_privilege('vecsync', 'faq_faq', 'SELECT') FROM pg_class WHERE relname = 'faq_faq'"
-        count = "SELECT count(*) FROM pg_publication WHERE pubname = 'Odd name'"
-        world.run(["-c", program, "on"], environment=settings)
-        self.assertEqual(world.postgres.execute("shop", identity), [("f", True)])
-        self.assertEqual(world.postgres.execute("shop", count), [(1,)])
-        world.run(["-c", program, "off"], environment=settings)
-        self.assertEqual(world.postgres.execute("shop", identity), [("d", False)])
-        self.assertEqual(world.postgres.execute("shop", count), [(0,)])
+        return world.run(["-c", PROGRAM, way, publication], environment=settings).stderr
+
+    def state(self) -> tuple[Any, ...]:
+        """Replica identity, whether vecsync may read, which tables the publications name."""
+        identity = "SELECT relreplident::text, has_table_privilege('vecsync', oid, 'SELECT') FROM pg_class WHERE oid = 'faq_faq'::regclass"
+        named = (
+            "SELECT pubname, count(prrelid) FROM pg_publication p LEFT JOIN pg_publication_rel r ON prpubid = p.oid GROUP BY 1"
+        )
+        return (*world.postgres.execute("shop", identity)[0], dict(world.postgres.execute("shop", named)))
+
+    def begin_without_publication(self) -> None:
+        world.migrate()
+        drop = [f'DROP PUBLICATION "{name}"' for name in self.state()[2]]
+        world.postgres.execute("shop", *drop, "REVOKE SELECT ON faq_faq FROM vecsync")
+        self.addCleanup(world.manage, "migrate", "faq", "--verbosity", "0")
+        self.addCleanup(world.manage, "migrate", "faq", "0001", "--verbosity", "0")
+
+    def test_the_whole_operation(self) -> None:
+        self.begin_without_publication()
+        self.publish("on")
+        self.assertEqual(self.state(), ("f", True, {"Odd % name": 1}))
+        # Again changes nothing, and does not make it forget.
+        self.publish("on")
+        self.assertEqual(self.publish("off"), "")
+        self.assertEqual(self.state(), ("d", False, {}))
+
+    def test_a_table_of_the_same_name_in_another_schema_is_another(self) -> None:
+        self.begin_without_publication()
+        world.postgres.execute("shop", "CREATE SCHEMA archive", "CREATE TABLE archive.faq_faq (id int PRIMARY KEY)")
+        self.addCleanup(world.postgres.execute, "shop", "DROP SCHEMA archive CASCADE")
+        world.postgres.execute("shop", "CREATE PUBLICATION p FOR TABLE archive.faq_faq", "ALTER PUBLICATION p OWNER TO app")
+        self.publish("on", "p")
+        self.assertEqual(self.state()[2], {"p": 2})
+        self.publish("off", "p")
+        left = "SELECT prrelid::regclass::text FROM pg_publication_rel"
+        self.assertEqual(world.postgres.execute("shop", left), [("archive.faq_faq",)])
+        world.postgres.execute("shop", "DROP PUBLICATION p")
+
+    def test_what_somebody_else_made_is_left(self) -> None:
+        self.begin_without_publication()
+        for made in ("FOR TABLE faq_faq", "FOR ALL TABLES", "FOR TABLES IN SCHEMA public"):
+            with self.subTest(made=made):
+                world.postgres.execute(
+                    "shop", f"CREATE PUBLICATION p {made}", "GRANT SELECT ON faq_faq TO vecsync",
+                    "ALTER TABLE faq_faq REPLICA IDENTITY FULL",
+                )  # fmt: skip
+                before = self.state()
+                self.publish("on", "p")
+                self.assertEqual(self.state(), before)
+                said = self.publish("off", "p")
+                self.assertEqual(self.state(), before)
+                for wanted in ("publication p is left", "SELECT of vecsync is left", "REPLICA IDENTITY FULL is left"):
+                    self.assertIn(wanted, said)
+                world.postgres.execute(
+                    "shop", "DROP PUBLICATION p", "REVOKE SELECT ON faq_faq FROM vecsync",
+                    "ALTER TABLE faq_faq REPLICA IDENTITY DEFAULT",
+                )  # fmt: skip
+
+    def test_a_comment_of_somebody_elses_is_not_written_over(self) -> None:
+        self.begin_without_publication()
+        world.postgres.execute("shop", "CREATE PUBLICATION p", "COMMENT ON PUBLICATION p IS 'ours'", user="app")
+        comment = "SELECT obj_description(oid, 'pg_publication') FROM pg_publication"
+        self.publish("on", "p")
+        self.assertEqual(self.state(), ("f", True, {"p": 1}))
+        self.publish("off", "p")
+        # It has the table by name, so that goes; the rest cannot be told to be its own.
+        self.assertEqual(self.state(), ("f", True, {"p": 0}))
+        self.assertEqual(world.postgres.execute("shop", comment), [("ours",)])
+        world.postgres.execute(
+            "shop",
+            "DROP PUBLICATION p",
+            "REVOKE SELECT ON faq_faq FROM vecsync",
+            "ALTER TABLE faq_faq REPLICA IDENTITY DEFAULT",
+        )
 
     def test_text_is_loaded_once(self) -> None:
         world.migrate()

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import signal
+import subprocess
+import sys
 import unittest
 
-from tests.live import World, get, wait_for
+from tests.live import SITE, World, get, wait_for
 from tests.test_commands import all_healthy_in
 
 world: World
@@ -103,6 +105,47 @@ class Scripts(unittest.TestCase):
             world.run([script], code=2, environment={"VECSYNC_URL": "nowhere"})
             world.run([script, "--nonsense"], code=2)
             world.run([script], code=2, environment={"DATABASE_URL": ""})
+        for words, wanted in [
+            ([PRODUCTION, "--drill", "99999"], "--drill: 99999: wanted a number from 1 to 3600"),
+            ([PRODUCTION, "--drill", "0"], "--drill"),
+            ([PRODUCTION, "--patience", "-1"], "--patience"),
+            ([PRODUCTION, "--patience", "nan"], "--patience"),
+            ([HEALTH, "--site", "foo"], "--site: foo: wanted http://host:port"),
+            ([HEALTH, "--site", "http://a b"], "--site"),
+            ([SIMPLE, "--question", " "], "--question"),
+        ]:
+            said = world.run(words, code=2)
+            self.assertEqual(said.stdout, "")
+            self.assertIn(wanted, said.stderr)
+
+    def test_6_who_is_told_to_end_removes_the_row(self) -> None:
+        count = "SELECT count(*) FROM faq_faq WHERE category = 'vecsync validation'"
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            words = [sys.executable, PRODUCTION, "--drill", "600"]
+            with subprocess.Popen(words, cwd=SITE, env=world.environment, stdout=subprocess.PIPE, text=True) as asking:
+                try:
+                    wait_for("the row to be there", lambda: world.postgres.execute("shop", count) == [(1,)])
+                    assert asking.stdout
+                    for line in asking.stdout:
+                        if line.startswith("ok       rolled back"):
+                            break
+                finally:
+                    asking.send_signal(number)
+                said = asking.stdout.read()
+            if number == signal.SIGTERM:
+                self.assertEqual(asking.returncode, 128 + number)
+                self.assertRegex(said, r"(?m)^ok +remove ")
+            left = 0 if number == signal.SIGTERM else 1
+            self.assertEqual(world.postgres.execute("shop", count), [(left,)])
+        all_healthy_in(world, rows=31)
+        said = world.run([PRODUCTION, "--drill", "1"]).stdout
+        self.assertRegex(said, r"(?m)^ok +left by others +1 rows")
+        self.assertEqual(world.postgres.execute("shop", count), [(0,)])
+        all_healthy_in(world)
+
+    def test_7_a_wrong_key_is_no_answer_to_bad_input(self) -> None:
+        said = world.run([SIMPLE], code=3, environment={"VECSYNC_API_KEYS": "another-key-of-16-ch"}).stdout
+        self.assertRegex(said, r"(?m)^failed +bad input +VectorStoreUnauthorized")
 
 
 if __name__ == "__main__":

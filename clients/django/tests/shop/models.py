@@ -34,3 +34,27 @@ class Note(models.Model):
 
 class Count(models.Model):
     number = models.IntegerField()
+
+
+class Place(models.Model):
+    name = models.CharField(max_length=50)
+    note = models.TextField()
+
+
+class Restaurant(Place):
+    menu = models.TextField()
+    is_active = models.BooleanField(default=True)
+
+
+class Bar(Place):
+    stools = models.IntegerField()
+
+
+class Eatery(Restaurant):
+    class Meta:
+        proxy = True
+
+
+class Letter(models.Model):
+    body = models.TextField(db_column="Body Text")
+    note = models.TextField()

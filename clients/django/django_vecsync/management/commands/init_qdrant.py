@@ -6,9 +6,7 @@ from argparse import ArgumentParser
 from collections.abc import Mapping
 from typing import Any
 
-from django.core.management.base import CommandError
-
-from django_vecsync.control import MISUSED, RemoteCommand
+from django_vecsync.control import RemoteCommand, misused
 
 NAMES = ("health_check_only", "validate", "stats", "recreate", "migrate")
 
@@ -31,8 +29,16 @@ class Command(RemoteCommand):
 
     def flags(self, options: Mapping[str, Any]) -> dict[str, Any]:
         flags: dict[str, Any] = {name: True for name in NAMES if options[name]}
-        if options["local_store_path"] is not None:
-            if not options["migrate"]:
-                raise CommandError("--local-store-path: wanted with --migrate", returncode=MISUSED)
+        names = flags.keys()
+        is_path = options["local_store_path"] is not None
+        misused(
+            "--migrate: wanted without other flags than --local-store-path" if "migrate" in names and len(names) > 1 else None,
+            "--local-store-path: wanted with --migrate" if is_path and "migrate" not in names else None,
+            "--health-check-only: wanted without --validate, --stats and --recreate"
+            if "health_check_only" in names and len(names) > 1
+            else None,
+            "--validate: wanted without --recreate" if names >= {"validate", "recreate"} else None,
+        )
+        if is_path:
             flags["local_store_path"] = options["local_store_path"]
         return flags

@@ -6,7 +6,7 @@ from argparse import ArgumentParser
 from collections.abc import Mapping
 from typing import Any
 
-from django_vecsync.control import RemoteCommand
+from django_vecsync.control import RemoteCommand, misused
 
 
 class Command(RemoteCommand):
@@ -21,5 +21,9 @@ class Command(RemoteCommand):
 
     def flags(self, options: Mapping[str, Any]) -> dict[str, Any]:
         flags: dict[str, Any] = {name: True for name in ("force", "dry_run", "stats_only") if options[name]}
+        misused(
+            None if 1 <= options["batch_size"] <= 10_000 else f"--batch-size {options['batch_size']}: wanted 1 to 10000",
+            "--stats-only: wanted without --force and --dry-run" if options["stats_only"] and len(flags) > 1 else None,
+        )
         flags["batch_size"] = options["batch_size"]
         return flags

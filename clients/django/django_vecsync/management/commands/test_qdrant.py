@@ -6,7 +6,7 @@ from argparse import ArgumentParser
 from collections.abc import Mapping
 from typing import Any
 
-from django_vecsync.control import RemoteCommand
+from django_vecsync.control import RemoteCommand, misused
 
 
 class Command(RemoteCommand):
@@ -26,5 +26,9 @@ class Command(RemoteCommand):
     def flags(self, options: Mapping[str, Any]) -> dict[str, Any]:
         flags: dict[str, Any] = {name: True for name in ("skip_health", "skip_operations", "verbose") if options[name]}
         if options["drill"] is not None:
+            misused(
+                None if 1 <= options["drill"] <= 3600 else f"--drill {options['drill']}: wanted 1 to 3600 seconds",
+                "--drill: wanted without --skip-health and --skip-operations" if flags.keys() - {"verbose"} else None,
+            )
             flags["drill"] = options["drill"]
         return flags
