@@ -128,6 +128,10 @@ const TOO_LARGE_HEADER: &str = "vecsync.too-large";
 /// was forced, decimal.
 const ANEW_HEADER: &str = "vecsync.embed-anew";
 
+/// The column that a row has beside its key where there is nothing else to be had of it, and says why. No column of PostgreSQL's
+/// has this name.
+pub const FAULT_COLUMN: &str = "";
+
 /// Room for a change as JSON, in bytes: the envelope and a short row, so that most need no more.
 const CHANGE_BYTES: usize = 1024;
 

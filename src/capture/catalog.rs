@@ -341,7 +341,7 @@ fn near_misses(name: &TableName, candidates: Vec<TableName>) -> String {
 }
 
 /// A table's name; written as SQL has it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct TableName {
     /// Its schema.
     pub schema: String,
@@ -374,7 +374,7 @@ pub enum CatalogError {
         source: tokio_postgres::Error,
     },
     /// There is no such table.
-    #[error("find table {name}, which the pipeline file names: there is none{suggestions}")]
+    #[error("find table {name}, which source.table or source.watch of the pipeline file names: there is none{suggestions}")]
     NoTable {
         /// What was looked for.
         name: TableName,

@@ -11,6 +11,7 @@ use tokio_postgres::error::ErrorPosition;
 use tokio_postgres::types::{Kind, Type};
 
 use super::catalog::{self, CatalogError, Column, Table, TableName, sql_name};
+use super::connection::quote_name;
 use super::fault::is_transient_sql;
 use super::publication::name_of;
 use crate::config::{Query, Source, Watch};
@@ -32,6 +33,8 @@ pub struct Documents {
     pub key_at: Vec<usize>,
     /// The query.
     pub sql: String,
+    /// The types of the key's columns in the documents' table.
+    pub key_types: Vec<String>,
     /// What else documents are made of.
     pub watched: Vec<Watched>,
 }
@@ -43,8 +46,8 @@ pub struct Watched {
     pub table: Table,
     /// Gives the documents' keys.
     pub affects: String,
-    /// Where in its output the columns of the documents' key are, in the order of the key.
-    pub key_at: Vec<usize>,
+    /// Gives those of them that the documents' table has, as that spells them: 1.0 and 1 are one number.
+    pub keys: String,
 }
 
 impl Documents {
@@ -60,6 +63,26 @@ impl Documents {
         all.filter(|table| seen.insert(table.oid)).collect()
     }
 
+    /// The query, and behind its columns the key as the documents' table spells it, where that has it.
+    pub fn document_sql(&self) -> String {
+        self.beside("document.*")
+    }
+
+    /// The same of the key's columns alone.
+    pub fn key_sql(&self) -> String {
+        self.beside(&self.key_given().join(", "))
+    }
+
+    fn beside(&self, what: &str) -> String {
+        let own = own_key(&self.main, &self.key_types, &self.key_given());
+        // A comment at the query's end ends with its line.
+        format!("SELECT {what}, own.* FROM ({}\n) AS document LEFT JOIN LATERAL {own} ON true", self.sql)
+    }
+
+    fn key_given(&self) -> Vec<String> {
+        self.main.key.iter().map(|name| format!("document.{}", quote_name(name))).collect()
+    }
+
     /// All that is followed, a table as often as it is named.
     pub fn followed(&self) -> impl Iterator<Item = &Table> {
         std::iter::once(&self.main).chain(self.watched.iter().map(|watched| &watched.table))
@@ -69,6 +92,29 @@ impl Documents {
 /// Where the nth watch stands in a pipeline file, with one of its keys.
 pub fn place(number: usize, key: &str) -> String {
     format!("source.watch[{number}].{key}")
+}
+
+/// Looks a key up in the documents' table, whose own spelling it gets. `given` are the expressions that it is equal to, whatever
+/// their types; a fence keeps it from being planned as anything but a look-up.
+fn own_key(main: &Table, types: &[String], given: &[String]) -> String {
+    let key: Vec<String> = main.key.iter().map(|name| quote_name(name)).collect();
+    let named: Vec<String> = key.iter().enumerate().map(|(n, name)| format!("t.{name} AS k{n}")).collect();
+    let is = |((name, kind), given): ((&String, &String), &String)| format!("t.{name} = ({given})::{kind}");
+    let equal: Vec<String> = key.iter().zip(types).zip(given).map(is).collect();
+    let (named, equal) = (named.join(", "), equal.join(" AND "));
+    format!("(SELECT {named} FROM {} AS t WHERE {equal} OFFSET 0) AS own", main.source())
+}
+
+/// Names and types of a key's columns.
+async fn key_types(client: &Client, main: &Table) -> Result<Vec<String>, CatalogError> {
+    // Without a length: what is too long for the column is no key of it. A domain is its type.
+    let sql = "SELECT format_type(CASE WHEN t.typtype = 'd' THEN t.typbasetype ELSE t.oid END, -1)
+               FROM unnest($2::text[]) WITH ORDINALITY AS k (name, number)
+               JOIN pg_attribute a ON a.attrelid = $1 AND a.attname = k.name JOIN pg_type t ON t.oid = a.atttypid
+               ORDER BY k.number";
+    let rows = client.query(sql, &[&main.oid, &main.key]).await;
+    let rows = rows.map_err(|source| CatalogError::query("read the types of the key", source))?;
+    Ok(rows.iter().map(|row| row.get(0)).collect())
 }
 
 /// What a statement takes and gives.
@@ -106,6 +152,7 @@ pub async fn look(
         check_parameters(QUERY, &described.parameters, &main.key, &name_of(&main), &mut problems);
         key_at = find_key(&main, &columns, described, &mut problems);
     }
+    let types = key_types(client, &main).await?;
     let mut complete = vec![];
     for (number, (described, watch)) in affects.into_iter().zip(&query.watch).enumerate() {
         let table = watched.get_mut(number).and_then(Option::take);
@@ -116,14 +163,21 @@ pub async fn look(
         }
         let given = columns_of(client, &described).await?;
         let at = find_affected(&path, &main, &given, &described, &mut problems);
-        if let (Some(table), Some(key_at)) = (table, at) {
-            complete.push(Watched { table, affects: watch.affects.clone(), key_at });
+        if let (Some(table), Some(at)) = (table, at) {
+            let affects = watch.affects.clone();
+            let names: Vec<String> = (0..at.len()).map(|place| format!("g{place}")).collect();
+            let given: Vec<String> = at.iter().map(|place| format!("given.g{place}")).collect();
+            let own = own_key(&main, &types, &given);
+            // A comment at its end ends with its line.
+            let keys = format!("SELECT own.* FROM ({affects}\n) AS given ({}), LATERAL {own}", names.join(", "));
+            complete.push(Watched { table, affects, keys });
         }
     }
     if !problems.is_empty() {
         return Ok((None, problems));
     }
-    Ok((Some(Documents { main, columns, key_at, sql: query.sql.clone(), watched: complete }), problems))
+    let sql = query.sql.clone();
+    Ok((Some(Documents { main, columns, key_at, sql, key_types: types, watched: complete }), problems))
 }
 
 /// Looks at the tables, and collects what is wrong with them.

@@ -10,6 +10,7 @@
 //! changes are taken between the pages. Until the last page is in the log, the position that the log records stands before the
 //! fan-out's cause. What a kill repeats is read at the present again, and does no harm.
 
+mod affected;
 mod causes;
 mod events;
 mod fanout;
@@ -23,15 +24,16 @@ use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval};
 
+use self::affected::affected;
 use self::causes::{Cause, Causes, Tracker};
 use self::events::Events;
-use self::fanout::{Fanouts, Place, VALUES_MAX};
+use self::fanout::{Fanouts, Place};
 use self::keys::Keys;
 use self::load::Load;
 use self::pace::Pace;
 use super::catalog::CatalogError;
 use super::connection::{Frame, ReplicationStream};
-use super::documents::{Document, Documents, KeyText, Reader};
+use super::documents::{Document, Documents, KeyText, QUERY, Reader};
 use super::reselect::{self, ReselectError};
 use super::sequencer::Step;
 use super::session::{
@@ -50,9 +52,6 @@ use crate::topic::{CaptureState, Outgoing, SnapshotMarker};
 
 /// Documents that one change makes new and that are read at once. More are a fan-out.
 const AT_ONCE_MAX: usize = 1_000;
-/// Changes of one watched table that are asked for one by one when together they make too many documents new: a small one among
-/// them need not wait for a large one.
-const ALONE_MAX: usize = 8;
 /// Documents of one query, and the bytes that they may come to.
 const DOCUMENTS_MAX: usize = 500;
 /// What a document is taken for before any was seen.
@@ -131,12 +130,16 @@ pub(super) async fn run(
 }
 
 async fn prepare(reader: &mut Reader, documents: Documents) -> Result<(), CaptureError> {
-    let prepared = answered(START_PATIENCE, async { reader.prepare(documents).await.map_err(of_query) });
+    let prepared = answered(START_PATIENCE, async { reader.prepare(documents).await.map_err(unprepared) });
     prepared.await
 }
 
-fn of_query(source: tokio_postgres::Error) -> CatalogError {
+fn unprepared(source: tokio_postgres::Error) -> CatalogError {
     CatalogError::query("prepare source.query", source)
+}
+
+fn of_query(place: &str, source: ReselectError) -> CaptureError {
+    CaptureError::Run { place: place.to_owned(), source }
 }
 
 /// Records that the log has been given so far.
@@ -321,7 +324,8 @@ impl Session<'_> {
             self.reached = reached;
             return Ok(());
         }
-        let Causes { mut keys, watched, truncated, emptied, xids } = causes;
+        let Causes { mut keys, watched, truncated, emptied, untold, xids } = causes;
+        let again = emptied.is_some() || untold.is_some();
         let (sql, reader) = (&self.sql, &self.reader);
         let main = &reader.documents().main.name;
         let of_table = |source| CaptureError::Reselect { table: main.clone(), source };
@@ -329,8 +333,7 @@ impl Session<'_> {
         let asking = async {
             reselect::until_visible(sql, xids, VISIBLE_PATIENCE).await.map_err(of_table)?;
             let asked = tokio::time::timeout(READ_PATIENCE, affected(reader, watched)).await;
-            let asked = asked.map_err(|_| of_table(ReselectError::Silent(READ_PATIENCE)))?;
-            asked.map_err(|source| of_table(source.into()))
+            asked.map_err(|_| of_query("source.watch", ReselectError::Silent(READ_PATIENCE)))?
         };
         let asked = with_feedback(&mut self.stream, &mut self.feedback, self.state.confirm, asking).await?;
         for (watched, values, cause) in asked.fanouts {
@@ -342,9 +345,16 @@ impl Session<'_> {
                 *known = cause;
             }
         }
-        if emptied.is_some() {
-            // Every document may be another one. Recorded with the position that passes the truncate.
+        if let Some(table) = &untold {
+            tracing::warn!(
+                "a row of {table} was changed while the table's replica identity lacked the key that is followed, so which \
+                 documents it concerns is not known: all documents are read again"
+            );
+        } else if emptied.is_some() {
             tracing::info!("a watched table was truncated: all documents are read again");
+        }
+        if again {
+            // Every document may be another one. Recorded with the position that passes the change.
             self.load = None;
             self.state.snapshot = SnapshotMarker::Wanted;
         }
@@ -368,7 +378,7 @@ impl Session<'_> {
         if !waiting.is_empty() {
             self.append(waiting).await?;
         }
-        if emptied.is_some() {
+        if again {
             self.record(vec![]).await?;
             self.begin_load();
         }
@@ -382,11 +392,10 @@ impl Session<'_> {
     /// The documents of these keys, as they are now.
     async fn read(&mut self, keys: &[KeyText]) -> Result<Vec<Document>, CaptureError> {
         let reader = &self.reader;
-        let of_table = |source| CaptureError::Reselect { table: reader.documents().main.name.clone(), source };
         let reading = async {
             let read = tokio::time::timeout(READ_PATIENCE, reader.read(keys)).await;
-            let read = read.map_err(|_| of_table(ReselectError::Silent(READ_PATIENCE)))?;
-            read.map_err(|source| of_table(source.into()))
+            let read = read.map_err(|_| of_query(QUERY, ReselectError::Silent(READ_PATIENCE)))?;
+            read.map_err(|source| of_query(QUERY, source.into()))
         };
         let read = with_feedback(&mut self.stream, &mut self.feedback, self.state.confirm, reading).await?;
         if !read.is_empty() {
@@ -442,7 +451,7 @@ impl Session<'_> {
             && let Some(watched) = documents.watched.get(first.watched)
         {
             let values: Vec<KeyText> = first.values.iter().cloned().collect();
-            self.fanned = Some(Keys::affected(&self.capture.database, watched, &values));
+            self.fanned = Some(Keys::affected(&self.capture.database, first.watched, watched, values));
         }
     }
 
@@ -617,41 +626,6 @@ fn has_other_values(was: &Documents, is: &Documents) -> bool {
         || was.columns != is.columns
         || was.watched.iter().map(|one| one.table.oid).ne(is.watched.iter().map(|one| one.table.oid))
         || forms(is).iter().any(is_other)
-}
-
-/// What changes of watched tables make new.
-struct Affected {
-    keys: Vec<(KeyText, Cause)>,
-    /// Too many at once: of which watched table, which values, and their first cause.
-    fanouts: Vec<(usize, Vec<KeyText>, Cause)>,
-}
-
-async fn affected(reader: &Reader, watched: Vec<BTreeMap<KeyText, Cause>>) -> Result<Affected, tokio_postgres::Error> {
-    let mut found = Affected { keys: vec![], fanouts: vec![] };
-    for (number, changes) in watched.into_iter().enumerate() {
-        let Some(table) = reader.documents().watched.get(number) else { continue };
-        let all: Vec<(KeyText, Cause)> = changes.into_iter().collect();
-        let mut waiting: Vec<&[(KeyText, Cause)]> = all.chunks(VALUES_MAX).collect();
-        while let Some(some) = waiting.pop() {
-            let values: Vec<KeyText> = some.iter().map(|(value, _)| value.clone()).collect();
-            let Some((first, last)) = first_and_last(some) else { continue };
-            match reader.affected(table, &values, AT_ONCE_MAX).await? {
-                Some(keys) => found.keys.extend(keys.into_iter().map(|key| (key, last))),
-                None if (2..=ALONE_MAX).contains(&some.len()) => waiting.extend(some.chunks(1)),
-                None => found.fanouts.push((number, values, first)),
-            }
-        }
-    }
-    // In the order of the log.
-    found.fanouts.sort_by_key(|(_, _, cause)| cause.position);
-    Ok(found)
-}
-
-fn first_and_last(changes: &[(KeyText, Cause)]) -> Option<(Cause, Cause)> {
-    let of = |(_, cause): &(KeyText, Cause)| (cause.position, *cause);
-    let first = changes.iter().map(of).min_by_key(|(position, _)| *position)?.1;
-    let last = changes.iter().map(of).max_by_key(|(position, _)| *position)?.1;
-    Some((first, last))
 }
 
 /// Waits for what may be done next that nobody waits for. If the future is dropped, nothing is lost.

@@ -244,6 +244,14 @@ pub enum CaptureError {
         /// Why not.
         source: reselect::ReselectError,
     },
+    /// A query of the pipeline failed.
+    #[error("run {place}")]
+    Run {
+        /// Its place in the pipeline file.
+        place: String,
+        /// Why.
+        source: reselect::ReselectError,
+    },
     /// The snapshot failed.
     #[error(transparent)]
     Snapshot(#[from] snapshot::SnapshotError),
@@ -319,7 +327,8 @@ impl CaptureError {
     /// Whether somebody else has had a lock on the table for too long. With the session its snapshot ends, which may be what
     /// they wait for: so the next attempt is the first of a new fault.
     fn is_of_a_lock(&self) -> bool {
-        let CaptureError::Reselect { source: reselect::ReselectError::Query(error), .. } = self else { return false };
+        let (CaptureError::Reselect { source, .. } | CaptureError::Run { source, .. }) = self else { return false };
+        let reselect::ReselectError::Query(error) = source else { return false };
         error.code().is_some_and(|code| code.code() == LOCK_NOT_AVAILABLE)
     }
 
@@ -341,6 +350,7 @@ impl CaptureError {
             | CaptureError::Decode { .. }
             | CaptureError::Sequence(_)
             | CaptureError::Reselect { .. }
+            | CaptureError::Run { .. }
             | CaptureError::Silent(_)
             | CaptureError::PublicationChanged(_)
             | CaptureError::DropSlot { .. }

@@ -100,9 +100,9 @@ impl Survey {
     /// How many rows it has now, counted.
     pub async fn count(&self) -> Result<u64, CaptureError> {
         if let Some(reader) = &self.documents {
-            let reader = reader_of(&self.database, reader.documents().clone()).await?;
+            let mut reader = reader_of(&self.database, reader.documents().clone()).await?;
             let mut count = 0;
-            begin(&reader).await?;
+            begin(&mut reader).await?;
             loop {
                 let keys = fetch(&reader).await?;
                 if keys.is_empty() {
@@ -125,8 +125,8 @@ impl Survey {
     /// Begins to read all rows.
     pub async fn pages(&self) -> Result<Pages, CaptureError> {
         if let Some(reader) = &self.documents {
-            let reader = reader_of(&self.database, reader.documents().clone()).await?;
-            begin(&reader).await?;
+            let mut reader = reader_of(&self.database, reader.documents().clone()).await?;
+            begin(&mut reader).await?;
             return Ok(Pages::Documents(Box::new(reader)));
         }
         let reader = Reader::of_now(&self.database, &self.table, &self.publication).await?;
@@ -178,7 +178,7 @@ impl Survey {
     }
 
     fn failed(&self, source: tokio_postgres::Error) -> CaptureError {
-        CaptureError::Reselect { table: self.table.name.clone(), source: source.into() }
+        CaptureError::Run { place: documents::QUERY.to_owned(), source: source.into() }
     }
 
     /// What to ask for after an error: a text that the server does not take for its column's type makes the query of all
@@ -239,15 +239,13 @@ async fn reader_of(database: &Database, documents: Documents) -> Result<Document
 }
 
 /// Opens a cursor over the keys of the documents' table, in a transaction that sees one moment.
-async fn begin(reader: &DocumentReader) -> Result<(), CaptureError> {
+async fn begin(reader: &mut DocumentReader) -> Result<(), CaptureError> {
+    let failed = |source| CatalogError::query("list the keys of documents", source);
+    reader.begin().await.map_err(failed)?;
     let main = &reader.documents().main;
     let names = main.key.iter().map(|name| escape_identifier(name)).collect::<Vec<_>>().join(", ");
-    let sql = format!(
-        "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; DECLARE {CURSOR} NO SCROLL CURSOR FOR SELECT {names} FROM {}",
-        main.source()
-    );
-    let begun = reader.batch_execute(&sql).await;
-    Ok(begun.map_err(|source| CatalogError::query("list the keys of documents", source))?)
+    let sql = format!("DECLARE {CURSOR} NO SCROLL CURSOR FOR SELECT {names} FROM {}", main.source());
+    Ok(reader.batch_execute(&sql).await.map_err(failed)?)
 }
 
 /// The next of them; none: there are no more.

@@ -7,7 +7,7 @@ use minijinja::{AutoEscape, Environment, ErrorKind, UndefinedBehavior, Value};
 
 use crate::config;
 use crate::config::problems::nearest;
-use crate::event::Row;
+use crate::event::{FAULT_COLUMN, Row};
 
 /// What one template may do with one row: about one unit an instruction or 64 bytes. Enough for 100 MB of text, and
 /// ends an endless template within seconds.
@@ -61,6 +61,9 @@ pub enum DocumentError {
     /// The row lacks a column of the payload.
     #[error("render {PAYLOAD}: the row has no column {0}")]
     Column(String),
+    /// The source could not say what the row is.
+    #[error("{0}")]
+    Source(String),
 }
 
 impl Document {
@@ -134,6 +137,9 @@ impl Document {
 
     /// Renders a row; none if the condition is false or NULL (or 0 or empty), which removes it from the index.
     pub fn render(&self, row: &Row) -> Result<Option<Rendered>, DocumentError> {
+        if let Some(fault) = row.get(FAULT_COLUMN) {
+            return Err(DocumentError::Source(fault.as_str().unwrap_or_default().to_owned()));
+        }
         let context = Value::from(Serde(row));
         if self.has_condition && self.run(WHEN, &context)?.is_empty() {
             return Ok(None);
@@ -228,6 +234,17 @@ mod tests {
 
     fn document(title: &str, text: &str, when: Option<&str>) -> Document {
         Document::compile(&settings(title, text, when)).expect("templates")
+    }
+
+    #[test]
+    fn a_row_that_the_source_could_not_say_is_none_whatever_the_templates_name() {
+        let document =
+            Document::compile(&config::Document { payload: vec!["id".into()], ..settings("", "Always", None) });
+        let mut row = row(json!({"id": 1}));
+        assert!(document.as_ref().expect("templates").render(&row).expect("renders").is_some());
+        row.insert(FAULT_COLUMN.to_owned(), json!("division by zero"));
+        let fault = document.expect("templates").render(&row).expect_err("nothing is known of it");
+        assert_eq!(fault.to_string(), "division by zero");
     }
 
     #[test]

@@ -165,6 +165,16 @@ fn each_change_of_any_table_reaches_exactly_the_documents_it_concerns() {
          UPDATE faq_faq_tags SET faq_id = 101 WHERE faq_id = 2; UPDATE faq_category SET id = 77 WHERE id = 2;
          UPDATE faq_faq SET category_id = 77 WHERE category_id = 2; COMMIT",
     );
+    // While its identity lacks the key, a change does not tell what it concerns.
+    for change in
+        ["DELETE FROM faq_faq_tags WHERE faq_id = 10", "UPDATE faq_faq_tags SET faq_id = 14 WHERE faq_id = 13"]
+    {
+        site.sql.execute(&format!(
+            "BEGIN; ALTER TABLE faq_faq_tags REPLICA IDENTITY DEFAULT; COMMIT; BEGIN; DELETE FROM faq_faq_tags WHERE faq_id = 14;
+             {change}; COMMIT; BEGIN; ALTER TABLE faq_faq_tags REPLICA IDENTITY USING INDEX faq_faq_tags_both; COMMIT"
+        ));
+        expect_documents(&mut site, QUERY);
+    }
     // What is rolled back has not happened.
     assert_eq!(change(&mut site, "BEGIN; UPDATE faq_category SET name = 'x'; ROLLBACK").0, 0.0);
     change(&mut site, "TRUNCATE faq_faq_tags");
@@ -318,6 +328,103 @@ filters = ["number"]
     site.sql.execute("ALTER TABLE page RENAME COLUMN content TO body");
     expect(site, 3, json!([["it's \\\"{},", "Renamed", null, null]]));
     // A row that the query fails for holds up no other.
+    let verified = site.run_within(&["verify"], CAUGHT_UP);
+    assert_eq!(verified.code, Some(0), "{verified:?}");
+}
+
+#[test]
+fn what_a_query_cannot_do_with_is_told_and_holds_up_nothing_and_a_key_is_one_however_it_is_spelled() {
+    let site = &mut Site::prepare();
+    site.sql.execute(
+        "CREATE TABLE item (code numeric PRIMARY KEY, name text NOT NULL, size int NOT NULL);
+         CREATE TABLE part (code numeric PRIMARY KEY, body text NOT NULL);
+         CREATE TABLE note (id bigint PRIMARY KEY, object_id text NOT NULL, note text NOT NULL);
+         CREATE UNIQUE INDEX note_both ON note (object_id, id);
+         ALTER TABLE note REPLICA IDENTITY USING INDEX note_both; GRANT SELECT ON item, part, note TO vecsync;
+         ALTER PUBLICATION vecsync_faq ADD TABLE item, part, note;
+         INSERT INTO item VALUES (1.0, 'one', 1), (2.50, 'two', 2), (3, 'three', 1);
+         INSERT INTO part VALUES (1, 'a'), (2.5, 'b'); INSERT INTO note VALUES (1, '1.00', 'first'), (2, 'none', 'odd')",
+    );
+    site.vecsync.write_pipeline(
+        r#"name = "faq"
+[source]
+table = "item"
+query = """SELECT coalesce(p.code, i.code) AS code, i.name, 10 / i.size AS share, p.body,
+    (SELECT string_agg(n.note, ',' ORDER BY n.id) FROM note n WHERE n.object_id = i.code::text OR n.object_id = '1.00' AND i.code = 1)
+        AS notes
+    FROM item i LEFT JOIN part p ON p.code = i.code WHERE i.code = ANY($1)"""
+[[source.watch]]
+table = "part"
+affects = "SELECT unnest($1::numeric[])"
+[[source.watch]]
+table = "note"
+keys = ["object_id"]
+affects = """SELECT id::numeric FROM unnest($1::text[]) AS t(id), generate_series(1, CASE id WHEN '3' THEN 1100 ELSE 1 END)
+    -- as Django's generic keys are"""
+[document]
+text = "item"
+payload = ["name", "share", "body", "notes"]
+"#,
+    );
+    site.vecsync.start_ready();
+    let expect = |site: &mut Site, wanted: Value| {
+        wait_until("the documents", CAUGHT_UP, || {
+            let answer =
+                site.http.get("/search?q=item&limit=9&min_score=-1").map_err(|error| error.to_string())?.json();
+            let results = answer["results"].as_array().cloned().unwrap_or_default();
+            let of = |one: &Value| ["name", "share", "body", "notes"].map(|name| one["payload"][name].clone());
+            let mut found: Vec<Value> = results.iter().map(|one| json!(of(one))).collect();
+            found.sort_by_key(Value::to_string);
+            if json!(found) == wanted { Ok(()) } else { Err(answer.to_string()) }
+        });
+    };
+    expect(site, json!([["one", 10, "a", "first"], ["three", 10, null, null], ["two", 5, "b", null]]));
+    // The table's own key, whatever a watched table or the query itself spells.
+    site.sql.execute("UPDATE part SET body = 'A' WHERE code = 1; UPDATE item SET size = 5 WHERE code = 2.5");
+    expect(site, json!([["one", 10, "A", "first"], ["three", 10, null, null], ["two", 2, "b", null]]));
+    site.sql.execute("DELETE FROM item WHERE code = 2.5");
+    expect(site, json!([["one", 10, "A", "first"], ["three", 10, null, null]]));
+    // What is no key of anything is left out, and said, where the rest is a fan-out too.
+    site.sql.execute(
+        "UPDATE note SET note = note || '!'; INSERT INTO note VALUES (3, 'abc', 'x'), (4, '3', 'third');
+         INSERT INTO note SELECT n, 'z' || n, 'x' FROM generate_series(10, 19) n",
+    );
+    expect(site, json!([["one", 10, "A", "first!"], ["three", 10, null, "third"]]));
+    let said = "source.watch[1].affects fails for abc, whose change reaches no document: invalid input syntax for type numeric";
+    site.vecsync.wait_for_log(said, CAUGHT_UP);
+    // A document that the query fails for stays as it was, with a dead letter; a new one is none.
+    site.sql.execute(
+        "UPDATE item SET size = 0 WHERE code = 3; INSERT INTO item VALUES (4, 'four', 0), (5, 'five', 5);
+         UPDATE part SET body = 'last' WHERE code = 1",
+    );
+    expect(site, json!([["five", 2, null, null], ["one", 10, "last", "first!"], ["three", 10, null, "third"]]));
+    let listed = site.run(&["dead-letters", "list", "--json"]);
+    let letters = serde_json::from_str::<Value>(&listed.stdout).unwrap()["dead_letters"].clone();
+    let of = |letter: &Value| format!("{} {}", letter["reason"], letter["error"]);
+    let letters: Vec<String> = letters.as_array().unwrap().iter().map(of).collect();
+    assert_eq!(letters.len(), 2, "{listed:?}");
+    for letter in &letters {
+        assert!(
+            letter.starts_with("\"template\" \"source.query fails for ") && letter.contains("division by zero"),
+            "{listed:?}"
+        );
+    }
+    // One moment is read to its end, too.
+    let verified = site.run_within(&["verify", "--json"], CAUGHT_UP);
+    let report: Value = serde_json::from_str(&verified.stdout).unwrap_or_default();
+    assert_eq!((&report["rows"], &report["put_aside"]["count"]), (&json!(4), &json!(2)), "{verified:?}");
+    let counted = site.run_within(&["sync", "--dry-run", "--json"], CAUGHT_UP);
+    assert_eq!(counted.code, Some(0), "{counted:?}");
+    site.sql.execute("UPDATE item SET size = 10 WHERE size = 0");
+    expect(
+        site,
+        json!([
+            ["five", 2, null, null],
+            ["four", 1, null, null],
+            ["one", 10, "last", "first!"],
+            ["three", 1, null, "third"]
+        ]),
+    );
     let verified = site.run_within(&["verify"], CAUGHT_UP);
     assert_eq!(verified.code, Some(0), "{verified:?}");
 }
@@ -485,6 +592,22 @@ fn pipeline_check_says_what_is_wrong_with_queries() {
     check(QUERY, WATCH, &["ALTER TABLE public.faq_faq_tags REPLICA IDENTITY FULL;"]);
     site.sql.execute("ALTER TABLE faq_faq_tags REPLICA IDENTITY FULL; CREATE INDEX ON faq_faq_tags (faq_id)");
     check(QUERY, WATCH, &[]);
+    // A table in partitions is one table.
+    site.sql.execute(
+        "CREATE TABLE pt (id bigint PRIMARY KEY, question text, answer text, is_active boolean) PARTITION BY RANGE (id);
+         CREATE TABLE pt_1 PARTITION OF pt FOR VALUES FROM (0) TO (10); CREATE TABLE pt_2 PARTITION OF pt DEFAULT;
+         GRANT SELECT ON pt TO vecsync; ALTER PUBLICATION vecsync_faq SET (publish_via_partition_root = true);
+         ALTER PUBLICATION vecsync_faq ADD TABLE pt",
+    );
+    let parts = "SELECT id, question, answer, is_active, NULL::text AS category, '{}'::text[] AS tags FROM pt WHERE id = ANY($1)";
+    let check_parts = |query: &str| {
+        site.vecsync.write_pipeline(&pipeline(query, "").replace("public.faq_faq", "public.pt"));
+        site.run(&["pipeline", "check", &site.path("pipeline.toml")])
+    };
+    let good = check_parts(parts);
+    assert!(good.code == Some(0) && !good.stdout.contains("not watched"), "{good:?}");
+    let whole = check_parts(&parts.replace("id = ANY", "id::text = ANY"));
+    assert!(whole.code == Some(2) && whole.stderr.contains("source.query: reads all of public.pt for"), "{whole:?}");
     site.sql.execute("ALTER PUBLICATION vecsync_faq DROP TABLE faq_tag");
     check(
         QUERY,

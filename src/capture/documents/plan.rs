@@ -1,7 +1,7 @@
 //! What the server would do for the pipeline's queries, asked before it does: tables that would be read whole, and tables that are
 //! read and not watched. Changes nothing.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use postgres_protocol::escape::escape_literal;
 use serde_json::Value;
@@ -35,9 +35,13 @@ pub async fn look(client: &Client, documents: &Documents) -> Result<Outlook, tok
     client.batch_execute(settings).await?;
     let main = &documents.main;
     if let Some(plan) = explain(client, QUERY, &documents.sql, main.key.len(), &mut outlook).await? {
-        let watched: BTreeSet<String> =
-            documents.followed().map(|table| format!("{}.{}", table.schema, table.name)).collect();
-        outlook.unwatched = tables(&plan).into_iter().filter(|table| !watched.contains(table)).collect();
+        let watched: BTreeSet<TableName> = documents.followed().map(name_of).collect();
+        let mut unwatched = BTreeSet::new();
+        for (schema, table) in tables(&plan) {
+            let (name, _) = whole_of(client, &schema, &table).await?;
+            unwatched.extend(Some(name).filter(|name| !watched.contains(name)));
+        }
+        outlook.unwatched = unwatched.iter().map(TableName::to_string).collect();
         check(client, QUERY, &documents.sql, main.key.len(), &plan, documents, &mut outlook).await?;
     }
     for (number, watched) in documents.watched.iter().enumerate() {
@@ -96,17 +100,14 @@ async fn check(
             whole.insert(table);
         }
     });
-    let main = name_of(&documents.main).to_string();
-    let mut large = vec![];
+    let main = name_of(&documents.main);
+    let mut rows_of: BTreeMap<TableName, f64> = BTreeMap::new();
     for (schema, table) in whole {
-        let name = TableName { schema: schema.clone(), table: table.clone() }.to_string();
-        let rows = "SELECT c.reltuples::float8 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-                    WHERE n.nspname = $1 AND c.relname = $2";
-        let rows = client.query_opt(rows, &[&schema, &table]).await?.map_or(0.0, |row| row.get::<_, f64>(0));
-        if name == main || rows > ROWS_MAX {
-            large.push(name);
-        }
+        let (name, rows) = whole_of(client, &schema, &table).await?;
+        *rows_of.entry(name).or_default() += rows;
     }
+    let is_large = |(name, rows): &(TableName, f64)| *name == main || *rows > ROWS_MAX;
+    let large: Vec<String> = rows_of.into_iter().filter(is_large).map(|(name, _)| name.to_string()).collect();
     if !large.is_empty() {
         client.batch_execute("RESET enable_seqscan").await?;
         let plan = lines(client, "COSTS OFF", sql, keys).await?;
@@ -121,6 +122,17 @@ async fn check(
     Ok(())
 }
 
+/// The table that this is a partition of, or itself, and how many rows it has by the planner's statistics.
+async fn whole_of(client: &Client, schema: &str, table: &str) -> Result<(TableName, f64), tokio_postgres::Error> {
+    let sql = "SELECT rn.nspname::text, r.relname::text, c.reltuples::float8
+               FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+               JOIN pg_class r ON r.oid = coalesce(pg_partition_root(c.oid), c.oid)
+               JOIN pg_namespace rn ON rn.oid = r.relnamespace WHERE n.nspname = $1 AND c.relname = $2";
+    let found = client.query_opt(sql, &[&schema, &table]).await?;
+    let itself = TableName { schema: schema.to_owned(), table: table.to_owned() };
+    Ok(found.map_or((itself, 0.0), |row| (TableName { schema: row.get(0), table: row.get(1) }, row.get(2))))
+}
+
 /// The table that a node of a plan reads without a condition on an index.
 fn read_whole(node: &Value) -> Option<(String, String)> {
     let is_whole = match node["Node Type"].as_str()? {
@@ -132,12 +144,12 @@ fn read_whole(node: &Value) -> Option<(String, String)> {
     is_whole.then(|| Some((text("Schema")?, text("Relation Name")?))).flatten()
 }
 
-/// The tables that a plan reads, as `schema.table`.
-fn tables(plan: &Value) -> Vec<String> {
+/// The tables that a plan reads, with their schemas.
+fn tables(plan: &Value) -> Vec<(String, String)> {
     let mut found = BTreeSet::new();
     visit(plan, &mut |node| {
         if let (Some(schema), Some(table)) = (node["Schema"].as_str(), node["Relation Name"].as_str()) {
-            found.insert(format!("{schema}.{table}"));
+            found.insert((schema.to_owned(), table.to_owned()));
         }
     });
     found.into_iter().collect()
@@ -172,6 +184,6 @@ mod tests {
         let mut whole = vec![];
         visit(&plan, &mut |node| whole.extend(read_whole(node)));
         assert_eq!(whole, [("a".into(), "b".into()), ("a".into(), "c".into())]);
-        assert_eq!(tables(&plan), ["a.b", "a.c", "a.d"]);
+        assert_eq!(tables(&plan), [("a".into(), "b".into()), ("a".into(), "c".into()), ("a".into(), "d".into())]);
     }
 }

@@ -7,14 +7,13 @@ use postgres_protocol::escape::{escape_identifier, escape_literal};
 use serde_json::Value;
 use tokio_postgres::{Client, SimpleQueryMessage, SimpleQueryRow};
 
-use super::{Documents, Watched, texts};
-use crate::capture::catalog::Table;
+use super::{Documents, QUERY, Watched, texts};
+use crate::capture::catalog::{Table, server_text};
 use crate::capture::fault::ConnectError;
 use crate::capture::sequencer::json;
 use crate::capture::sql::{self, Sql};
 use crate::config::Database;
-use crate::event::{Row, RowKey};
-use crate::retry::Chain;
+use crate::event::{FAULT_COLUMN, Row, RowKey};
 
 /// PostgreSQL's text of each column of a key, in the key's order. `None` is NULL.
 pub type KeyText = Vec<Option<String>>;
@@ -28,6 +27,8 @@ const DOCUMENT: &str = "vecsync_document";
 const DOCUMENT_KEY: &str = "vecsync_document_key";
 /// A cursor that is open for a moment.
 const CURSOR: &str = "vecsync_affects";
+/// What a transaction goes back to when a query fails in it.
+const SAVEPOINT: &str = "vecsync_before";
 
 /// Settings of a connection that documents are read over. A generic plan does not know how many keys there are; compiling takes
 /// longer than a batch; and nobody's query writes.
@@ -39,7 +40,7 @@ const SETTINGS: &str = "SET plan_cache_mode = force_custom_plan; SET jit = off; 
 pub struct Document {
     /// Its key.
     pub key: RowKey,
-    /// Its columns; where the query fails for it those of the key alone.
+    /// Its columns; where the query fails for it those of the key and [`FAULT_COLUMN`].
     pub columns: Row,
     /// Bytes of its text form.
     pub bytes: usize,
@@ -50,6 +51,8 @@ pub struct Reader {
     sql: Sql,
     documents: Documents,
     is_prepared: bool,
+    /// It reads in a transaction that has to outlive a query that fails.
+    in_transaction: bool,
 }
 
 impl Deref for Reader {
@@ -63,23 +66,27 @@ impl Deref for Reader {
 impl Reader {
     /// Connects. The query is prepared by [`Reader::prepare`].
     pub async fn connect(database: &Database, documents: Documents) -> Result<Reader, ConnectError> {
-        Ok(Reader { sql: sql::connect(database).await?, documents, is_prepared: false })
+        Ok(Reader { sql: sql::connect(database).await?, documents, is_prepared: false, in_transaction: false })
     }
 
     /// Prepares the query of these documents for the first time, or anew.
     pub async fn prepare(&mut self, documents: Documents) -> Result<(), tokio_postgres::Error> {
         self.documents = documents;
-        let Documents { main, sql, .. } = &self.documents;
-        let key = main.key.iter().map(|name| escape_identifier(name)).collect::<Vec<_>>().join(", ");
-        // A comment at the query's end ends with its line.
         self.sql.batch_execute(SETTINGS).await?;
         if self.is_prepared {
             self.sql.batch_execute(&format!("DEALLOCATE {DOCUMENT}; DEALLOCATE {DOCUMENT_KEY}")).await?;
         }
-        self.sql.batch_execute(&format!("PREPARE {DOCUMENT} AS {sql}\n")).await?;
-        self.sql.batch_execute(&format!("PREPARE {DOCUMENT_KEY} AS SELECT {key} FROM ({sql}\n) AS documents")).await?;
+        let (document, key) = (self.documents.document_sql(), self.documents.key_sql());
+        self.sql.batch_execute(&format!("PREPARE {DOCUMENT} AS {document}")).await?;
+        self.sql.batch_execute(&format!("PREPARE {DOCUMENT_KEY} AS {key}")).await?;
         self.is_prepared = true;
         Ok(())
+    }
+
+    /// Begins a transaction in which everything is read as of one moment from now on.
+    pub async fn begin(&mut self) -> Result<(), tokio_postgres::Error> {
+        self.in_transaction = true;
+        self.sql.batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await
     }
 
     /// The documents that are read.
@@ -106,9 +113,11 @@ impl Reader {
                     if !self.is_key(&some[0]).await? {
                         continue;
                     }
-                    tracing::warn!("source.query fails for {}: {}", key.as_str(), Chain(&error));
-                    let columns = key.columns();
-                    let bytes = key.as_str().len();
+                    let fault = format!("{QUERY} fails for {}: {}", key.as_str(), server_text(&error));
+                    tracing::warn!("{fault}");
+                    let bytes = fault.len();
+                    let mut columns = key.columns();
+                    columns.insert(FAULT_COLUMN.to_owned(), Value::String(fault));
                     found.insert(key.clone(), Document { key, columns, bytes });
                 }
                 Err(_) => {
@@ -124,10 +133,11 @@ impl Reader {
     pub async fn present(&self, keys: &[KeyText]) -> Result<Vec<RowKey>, tokio_postgres::Error> {
         let mut found = vec![];
         let mut waiting: Vec<&[KeyText]> = keys.chunks(KEYS_PER_QUERY).collect();
-        let all: Vec<usize> = (0..self.documents.main.key.len()).collect();
+        let (given, own): (Vec<usize>, usize) =
+            ((0..self.documents.main.key.len()).collect(), self.documents.main.key.len());
         while let Some(some) = waiting.pop() {
             match self.execute(DOCUMENT_KEY, some).await {
-                Ok(rows) => found.extend(rows.iter().map(|row| self.key(&texts(row, &all)))),
+                Ok(rows) => found.extend(rows.iter().map(|row| self.key_in(row, &given, own))),
                 Err(error) if !is_of_the_rows(&error) => return Err(error),
                 Err(_) if some.len() == 1 => {
                     if self.is_key(&some[0]).await? {
@@ -154,7 +164,7 @@ impl Reader {
     ) -> Result<Option<Vec<KeyText>>, tokio_postgres::Error> {
         let literals = arrays(keys, watched.table.key.len());
         self.sql.batch_execute("BEGIN READ ONLY").await?;
-        let declared = declare(&self.sql, CURSOR, "NO SCROLL CURSOR", &watched.affects, &literals).await;
+        let declared = declare(&self.sql, CURSOR, "NO SCROLL CURSOR", &watched.keys, &literals).await;
         let fetched = match declared {
             Ok(()) => self.sql.simple_query(&format!("FETCH FORWARD {} FROM {CURSOR}", limit + 1)).await,
             Err(error) => Err(error),
@@ -168,15 +178,29 @@ impl Reader {
             }
         };
         self.sql.batch_execute("ROLLBACK").await?;
-        let keys = || rows.iter().map(|row| texts(row, &watched.key_at)).filter(|key| key.iter().all(Option::is_some));
-        Ok((rows.len() <= limit).then(|| keys().collect()))
+        let at: Vec<usize> = (0..self.documents.main.key.len()).collect();
+        Ok((rows.len() <= limit).then(|| rows.iter().map(|row| texts(row, &at)).collect()))
     }
 
     async fn execute(&self, statement: &str, keys: &[KeyText]) -> Result<Vec<SimpleQueryRow>, tokio_postgres::Error> {
         let literals = arrays(keys, self.documents.main.key.len());
         let literals: Vec<String> = literals.iter().map(|array| escape_literal(array)).collect();
-        let answer = self.sql.simple_query(&format!("EXECUTE {statement}({})", literals.join(", "))).await?;
-        Ok(rows_of(answer))
+        self.ask(&format!("EXECUTE {statement}({})", literals.join(", "))).await
+    }
+
+    /// Rows of a query that may fail for some of them.
+    async fn ask(&self, sql: &str) -> Result<Vec<SimpleQueryRow>, tokio_postgres::Error> {
+        if !self.in_transaction {
+            return Ok(rows_of(self.sql.simple_query(sql).await?));
+        }
+        let asked = format!("SAVEPOINT {SAVEPOINT}; {sql}; RELEASE SAVEPOINT {SAVEPOINT}");
+        let answer = self.sql.simple_query(&asked).await;
+        if answer.as_ref().is_err_and(|error| error.as_db_error().is_some()) {
+            let back = format!("ROLLBACK TO SAVEPOINT {SAVEPOINT}; RELEASE SAVEPOINT {SAVEPOINT}");
+            // Where that fails, the connection is gone, and the next query says so.
+            let _ = self.sql.batch_execute(&back).await;
+        }
+        Ok(rows_of(answer?))
     }
 
     /// Whether the table has a row with this key; of one that it cannot have, it has none.
@@ -187,11 +211,18 @@ impl Reader {
         };
         let conditions: Vec<String> = main.key.iter().zip(key).map(is).collect();
         let sql = format!("SELECT FROM {} WHERE {}", main.source(), conditions.join(" AND "));
-        match self.sql.simple_query(&sql).await {
-            Ok(answer) => Ok(!rows_of(answer).is_empty()),
+        match self.ask(&sql).await {
+            Ok(rows) => Ok(!rows.is_empty()),
             Err(error) if is_of_the_rows(&error) => Ok(false),
             Err(error) => Err(error),
         }
+    }
+
+    /// The key of a row, as the documents' table spells it; that begins at `own`. Of one that this lacks, as the query does.
+    fn key_in(&self, row: &SimpleQueryRow, given: &[usize], own: usize) -> RowKey {
+        let places: Vec<usize> = (own..own + given.len()).collect();
+        let text = texts(row, &places);
+        self.key(&if text.iter().all(Option::is_some) { text } else { texts(row, given) })
     }
 
     /// Takes a row of the query. Of several with one key that counts which comes first as a text: whoever reads them, takes the same.
@@ -205,7 +236,7 @@ impl Reader {
             });
             columns.insert(column.name.clone(), value);
         }
-        let key = self.key(&texts(row, &self.documents.key_at));
+        let key = self.key_in(row, &self.documents.key_at, self.documents.columns.len());
         let document = Document { key: key.clone(), columns, bytes };
         let first = |known: &Document| Value::Object(known.columns.clone()).to_string();
         match found.get(&key) {
@@ -272,7 +303,7 @@ pub fn rows_of(messages: Vec<SimpleQueryMessage>) -> Vec<SimpleQueryRow> {
 }
 
 /// Whether a query failed because of what is in some rows: data exceptions, a subquery that gives several rows, what a function raises.
-fn is_of_the_rows(error: &tokio_postgres::Error) -> bool {
+pub fn is_of_the_rows(error: &tokio_postgres::Error) -> bool {
     error.code().is_some_and(|code| ["22", "21", "P0", "38"].iter().any(|class| code.code().starts_with(class)))
 }
 

@@ -34,6 +34,8 @@ pub struct Causes {
     pub truncated: Option<Cause>,
     /// A watched table was truncated.
     pub emptied: Option<Cause>,
+    /// The table of a change that does not tell what it concerns: its replica identity lacked the key then.
+    pub untold: Option<String>,
     /// Transactions of these that others may not see yet.
     pub xids: Vec<u32>,
 }
@@ -68,6 +70,7 @@ struct Followed {
     name: String,
     part: Part,
     key: Vec<String>,
+    kind: char,
 }
 
 /// A relation as the stream describes it: for each part that it has in the documents, where its key is.
@@ -75,6 +78,17 @@ struct Followed {
 struct Described {
     relation: Relation,
     parts: Vec<(Part, Vec<Option<usize>>)>,
+}
+
+/// Which row of a change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Which {
+    /// As it is now.
+    New,
+    /// As it was, whole.
+    Old,
+    /// As it was, and of it only what the replica identity names.
+    OldKey,
 }
 
 /// Collects causes. One a session.
@@ -118,6 +132,7 @@ impl Tracker {
             name: table.name.clone(),
             part,
             key: table.key.clone(),
+            kind: table.kind,
         });
         self.followed = followed.collect();
         self.watched = documents.watched.len();
@@ -185,7 +200,7 @@ impl Tracker {
             Message::Relation(relation) => return Ok(self.describe(relation)),
             Message::Insert { relation, new } => {
                 if let Some(cause) = self.enter(relation, "insert", lsn)? {
-                    self.note(relation, &[&new], "insert", cause)?;
+                    self.note(relation, &[(&new, Which::New)], "insert", cause)?;
                 }
             }
             Message::Update { relation, old, new } => {
@@ -196,16 +211,25 @@ impl Tracker {
                                 if matches!(new, Datum::Unchanged) { old.clone() } else { new }
                             };
                             let new = new.into_iter().zip(&old).map(whole).collect();
-                            self.note(relation, &[&old, &new], "update", cause)?;
+                            self.note(relation, &[(&old, Which::Old), (&new, Which::New)], "update", cause)?;
                         }
-                        Some(Old::Key(old) | Old::Full(old)) => self.note(relation, &[&old, &new], "update", cause)?,
-                        None => self.note(relation, &[&new], "update", cause)?,
+                        Some(Old::Key(old) | Old::Full(old)) => {
+                            self.note(relation, &[(&old, Which::OldKey), (&new, Which::New)], "update", cause)?;
+                        }
+                        None => {
+                            self.note_unchanged(relation);
+                            self.note(relation, &[(&new, Which::New)], "update", cause)?;
+                        }
                     }
                 }
             }
-            Message::Delete { relation, old: Old::Key(old) | Old::Full(old) } => {
+            Message::Delete { relation, old } => {
+                let (row, which) = match &old {
+                    Old::Key(old) => (old, Which::OldKey),
+                    Old::Full(old) => (old, Which::Old),
+                };
                 if let Some(cause) = self.enter(relation, "delete", lsn)? {
-                    self.note(relation, &[&old], "delete", cause)?;
+                    self.note(relation, &[(row, which)], "delete", cause)?;
                 }
             }
             Message::Truncate { relations, .. } => {
@@ -266,18 +290,22 @@ impl Tracker {
     fn note(
         &mut self,
         relation: u32,
-        rows: &[&Tuple],
+        rows: &[(&Tuple, Which)],
         operation: &'static str,
         cause: Cause,
     ) -> Result<(), SequenceError> {
         let Some(described) = self.relations.get(&relation) else { return Ok(()) };
-        for row in rows {
+        for (row, which) in rows {
             let wanted = described.relation.columns.len();
             if row.len() != wanted {
                 let relation = described.relation.name.clone();
                 return Err(SequenceError::TupleLength { relation, wanted, found: row.len() });
             }
             for (part, places) in &described.parts {
+                if *which == Which::OldKey && lacks_key(&described.relation, places, row) {
+                    self.causes.untold = Some(described.relation.name.clone());
+                    continue;
+                }
                 let text = self.key_text(described, *part, places, row, operation)?;
                 match part {
                     Part::Main => drop(self.causes.keys.insert(text, cause)),
@@ -320,6 +348,19 @@ impl Tracker {
         Ok(text)
     }
 
+    /// An update came without the row as it was: nothing that the replica identity names has changed. What else the key has
+    /// may have.
+    fn note_unchanged(&mut self, relation: u32) {
+        let Some(described) = self.relations.get(&relation) else { return };
+        for (part, places) in &described.parts {
+            let of_part = self.followed.iter().find(|table| table.part == *part);
+            // Of a partitioned table the stream describes the whole, and an update comes by its partition's identity.
+            if of_part.is_some_and(|table| table.kind != 'p') && !is_marked(&described.relation, places) {
+                self.causes.untold = Some(described.relation.name.clone());
+            }
+        }
+    }
+
     fn note_truncate(&mut self, relation: u32, cause: Cause) {
         let Some(described) = self.relations.get(&relation) else { return };
         for (part, _) in &described.parts {
@@ -329,6 +370,19 @@ impl Tracker {
             }
         }
     }
+}
+
+/// Whether the replica identity names all of a key.
+fn is_marked(relation: &Relation, places: &[Option<usize>]) -> bool {
+    places.iter().all(|place| place.and_then(|place| relation.columns.get(place)).is_some_and(|column| column.is_key))
+}
+
+/// Whether a NULL of this old row stands for what the replica identity does not name.
+fn lacks_key(relation: &Relation, places: &[Option<usize>], row: &Tuple) -> bool {
+    places.iter().any(|place| {
+        let is_null = place.and_then(|place| row.get(place)).is_none_or(|datum| matches!(datum, Datum::Null));
+        is_null && !is_marked(relation, &[*place])
+    })
 }
 
 #[cfg(test)]
@@ -358,12 +412,13 @@ mod tests {
 
     /// Questions, their categories, and a table that relates questions to each other, which is watched twice.
     fn tracker(covered: Position) -> Tracker {
-        let watched = |table| Watched { table, affects: String::new(), key_at: vec![0] };
+        let watched = |table| Watched { table, affects: String::new(), keys: String::new() };
         let documents = Documents {
             main: table(1, "faq", &["id"]),
             columns: vec![],
             key_at: vec![0],
             sql: String::new(),
+            key_types: vec![],
             watched: vec![
                 watched(table(2, "category", &["id"])),
                 watched(table(3, "related", &["a"])),
@@ -383,7 +438,17 @@ mod tests {
     }
 
     fn relation(id: u32, name: &str, columns: &[&str]) -> Message {
-        let column = |name: &&str| RelationColumn { is_key: true, name: (*name).into(), type_oid: 20, type_mod: -1 };
+        identified(id, name, columns, columns)
+    }
+
+    /// A relation whose replica identity names these of its columns.
+    fn identified(id: u32, name: &str, columns: &[&str], by: &[&str]) -> Message {
+        let column = |name: &&str| RelationColumn {
+            is_key: by.contains(name),
+            name: (*name).into(),
+            type_oid: 20,
+            type_mod: -1,
+        };
         let columns = columns.iter().map(column).collect();
         Message::Relation(Relation { id, schema: "public".into(), name: name.into(), replica_identity: b'd', columns })
     }
@@ -462,6 +527,30 @@ mod tests {
         transaction(&mut tracker, 20, vec![truncate(&[3, 1])]).expect("good");
         let causes = tracker.take();
         assert_eq!((causes.truncated.is_some(), causes.emptied.is_some()), (true, true));
+    }
+
+    #[test]
+    fn a_change_that_does_not_tell_what_it_concerns_is_told_from_one_of_nulls() {
+        let mut tracker = tracker(Position::default());
+        let delete = |texts: &[&str]| Message::Delete { relation: 3, old: Old::Key(row(texts)) };
+        transaction(&mut tracker, 10, vec![delete(&["", "1"])]).expect("good");
+        let causes = tracker.take();
+        assert_eq!((causes.untold, texts(causes.watched[1].keys())), (None, vec!["NULL".to_owned()]));
+        tracker.offer(identified(3, "related", &["a", "b"], &["b"]), Lsn(11)).expect("good");
+        let update = |old| Message::Update { relation: 3, old, new: row(&["5", "6"]) };
+        let whole = Some(Old::Full(row(&["", "1"])));
+        for (at, message, is_told) in [
+            (20, delete(&["", "1"]), false),
+            (30, update(None), false),
+            (40, update(Some(Old::Key(row(&["", "1"])))), false),
+            (50, update(whole), true),
+            (60, Message::Insert { relation: 3, new: row(&["", "1"]) }, true),
+            // It is there although the description does not say so, as in a partition with an identity of its own.
+            (70, delete(&["4", "1"]), true),
+        ] {
+            transaction(&mut tracker, at, vec![message]).expect("good");
+            assert_eq!(tracker.take().untold.is_none(), is_told, "{at}");
+        }
     }
 
     #[test]

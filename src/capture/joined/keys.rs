@@ -5,11 +5,14 @@ use std::collections::VecDeque;
 
 use postgres_protocol::escape::escape_identifier;
 use tokio::sync::mpsc;
+use tokio_postgres::SimpleQueryRow;
 use tokio_util::task::AbortOnDropHandle;
 
+use super::affected::leave_out;
+use super::of_query;
 use crate::capture::catalog::{CatalogError, Table};
-use crate::capture::documents::reader::{arrays, declare, rows_of};
-use crate::capture::documents::{KeyText, Watched, texts};
+use crate::capture::documents::reader::{arrays, declare, is_of_the_rows, rows_of};
+use crate::capture::documents::{KeyText, Watched, place, texts};
 use crate::capture::snapshot::SnapshotError;
 use crate::capture::{CaptureError, sql};
 use crate::config::Database;
@@ -39,23 +42,23 @@ pub struct Keys {
 }
 
 impl Keys {
-    /// The keys that rows with these values affect.
-    pub fn affected(database: &Database, watched: &Watched, values: &[KeyText]) -> Keys {
-        let literals = arrays(values, watched.table.key.len());
-        Keys::read(database.clone(), watched.affects.clone(), literals, watched.key_at.clone())
+    /// The keys that rows with these values affect, of the watched table with this number.
+    pub fn affected(database: &Database, number: usize, watched: &Watched, values: Vec<KeyText>) -> Keys {
+        let (statement, columns) = (watched.keys.clone(), watched.table.key.len());
+        Keys::read(database.clone(), Question { statement, of: Some(number), values, columns })
     }
 
     /// All keys of a table.
     pub fn all(database: &Database, main: &Table) -> Keys {
         let names = main.key.iter().map(|name| escape_identifier(name)).collect::<Vec<_>>().join(", ");
         let statement = format!("SELECT {names} FROM {}", main.source());
-        Keys::read(database.clone(), statement, vec![], (0..main.key.len()).collect())
+        Keys::read(database.clone(), Question { statement, of: None, values: vec![], columns: 0 })
     }
 
-    fn read(database: Database, statement: String, literals: Vec<String>, at: Vec<usize>) -> Keys {
+    fn read(database: Database, question: Question) -> Keys {
         let (sender, pages) = mpsc::channel(PAGES_WAITING);
         let reading = async move {
-            if let Err(error) = read(&database, &statement, &literals, &at, &sender).await {
+            if let Err(error) = read(&database, question, &sender).await {
                 // Who has dropped it wants to know nothing any more.
                 let _ = sender.send(Err(error)).await;
             }
@@ -83,29 +86,55 @@ impl Keys {
     }
 }
 
-async fn read(
-    database: &Database,
-    statement: &str,
-    literals: &[String],
-    at: &[usize],
-    pages: &mpsc::Sender<Page>,
-) -> Result<(), CaptureError> {
-    let failed = |source| CatalogError::query("list the keys of documents", source);
+/// What is asked for.
+struct Question {
+    statement: String,
+    /// The number of the watched table whose `affects` it is.
+    of: Option<usize>,
+    /// What it is given, in an array for each of so many columns.
+    values: Vec<KeyText>,
+    columns: usize,
+}
+
+async fn read(database: &Database, question: Question, pages: &mpsc::Sender<Page>) -> Result<(), CaptureError> {
+    let Question { statement, of, values, columns } = question;
+    let failed = |source: tokio_postgres::Error| match of {
+        Some(number) => of_query(&place(number, "affects"), source.into()),
+        None => CatalogError::query("list the keys of documents", source).into(),
+    };
     let sql = sql::connect(database).await?;
     sql.batch_execute("SET default_transaction_read_only = on; SET lock_timeout = '10s'").await.map_err(failed)?;
-    // The server keeps what it holds, and the transaction ends at once: who takes minutes over it holds up no VACUUM.
-    declare(&sql, CURSOR, "NO SCROLL CURSOR WITH HOLD", statement, literals).await.map_err(failed)?;
-    loop {
-        let fetched = sql.simple_query(&format!("FETCH FORWARD {KEYS_PER_PAGE} FROM {CURSOR}")).await;
-        let rows = rows_of(fetched.map_err(failed)?);
-        let is_last = rows.len() < KEYS_PER_PAGE;
-        let keys = rows.iter().map(|row| texts(row, at)).filter(|key| key.iter().all(Option::is_some)).collect();
-        if pages.send(Ok(Next::Some(keys))).await.is_err() {
-            return Ok(());
+    let mut waiting: Vec<&[KeyText]> = vec![&values];
+    while let Some(some) = waiting.pop() {
+        // The server keeps what it holds, and the transaction ends at once: who takes minutes over it holds up no VACUUM.
+        let declared = declare(&sql, CURSOR, "NO SCROLL CURSOR WITH HOLD", &statement, &arrays(some, columns)).await;
+        match (declared, of) {
+            (Ok(()), _) => {}
+            (Err(error), Some(number)) if is_of_the_rows(&error) && !some.is_empty() => {
+                let (front, back) = some.split_at(some.len() / 2);
+                match front {
+                    [] => leave_out(number, back, &error),
+                    _ => waiting.extend([front, back]),
+                }
+                continue;
+            }
+            (Err(error), _) => return Err(failed(error)),
         }
-        if is_last {
-            let _ = pages.send(Ok(Next::End)).await;
-            return Ok(());
+        loop {
+            let fetched = sql.simple_query(&format!("FETCH FORWARD {KEYS_PER_PAGE} FROM {CURSOR}")).await;
+            let rows = rows_of(fetched.map_err(failed)?);
+            let is_last = rows.len() < KEYS_PER_PAGE;
+            let text = |row: &SimpleQueryRow| texts(row, &(0..row.len()).collect::<Vec<_>>());
+            let keys = rows.iter().map(text).filter(|key| key.iter().all(Option::is_some)).collect();
+            if pages.send(Ok(Next::Some(keys))).await.is_err() {
+                return Ok(());
+            }
+            if is_last {
+                break;
+            }
         }
+        sql.batch_execute(&format!("CLOSE {CURSOR}")).await.map_err(failed)?;
     }
+    let _ = pages.send(Ok(Next::End)).await;
+    Ok(())
 }
