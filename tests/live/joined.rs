@@ -392,6 +392,7 @@ payload = ["name", "share", "body", "notes"]
     expect(site, json!([["one", 10, "A", "first!"], ["three", 10, null, "third"]]));
     let said = "source.watch[1].affects fails for abc, whose change reaches no document: invalid input syntax for type numeric";
     site.vecsync.wait_for_log(said, CAUGHT_UP);
+    assert!(!site.vecsync.log().contains("run source.watch"), "{}", site.vecsync.log());
     // A document that the query fails for stays as it was, with a dead letter; a new one is none.
     site.sql.execute(
         "UPDATE item SET size = 0 WHERE code = 3; INSERT INTO item VALUES (4, 'four', 0), (5, 'five', 5);
