@@ -374,7 +374,9 @@ pub enum CatalogError {
         source: tokio_postgres::Error,
     },
     /// There is no such table.
-    #[error("find table {name}, which source.table or source.watch of the pipeline file names: there is none{suggestions}")]
+    #[error(
+        "find table {name}, which source.table or source.watch of the pipeline file names: there is none{suggestions}"
+    )]
     NoTable {
         /// What was looked for.
         name: TableName,
