@@ -46,9 +46,7 @@ def setUpModule() -> None:
     world = World(with_qdrant=True)
     world.migrate()
     world.vecsync.start_ready()
-    rows = ", ".join(f"('Question {n}?', 'Answer {n}.', 'c', true, now(), now())" for n in range(30))
-    columns = "question, answer, category, is_active, created_at, updated_at"
-    world.postgres.execute("shop", f"INSERT INTO faq_faq ({columns}) VALUES {rows}", user="app")
+    world.fill()
     world.manage(
         "createsuperuser", "--noinput", "--username", "editor", "--email", "editor@example.org",
         environment={"DJANGO_SUPERUSER_PASSWORD": "of-the-browser-tests"},
