@@ -8,6 +8,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use serde_json::{Value, json};
+use tokio_postgres::error::SqlState;
 use vecsync::event::BARRIER_KEY;
 
 use crate::support::dice::Dice;
@@ -79,8 +80,14 @@ impl Sessions {
             std::thread::spawn(move || {
                 let mut dice = Dice::new(seed.wrapping_mul(31).wrapping_add(number as u64));
                 while !stopped.load(Ordering::Relaxed) {
-                    match sql.try_execute(&transaction(&mut dice, number, pace)) {
-                        Ok(()) => drop(counted.fetch_add(1, Ordering::Relaxed)),
+                    let done = sql.try_execute(&transaction(&mut dice, number, pace)).map(|()| true);
+                    let done = done.or_else(|error| match error.code().map(SqlState::code) {
+                        // Two sessions wanted the same rows, or a key was taken: nothing of it has happened.
+                        Some("40P01" | "23505") => sql.try_execute("ROLLBACK").map(|()| false),
+                        _ => Err(error),
+                    });
+                    match done {
+                        Ok(committed) => drop(counted.fetch_add(committed.into(), Ordering::Relaxed)),
                         // What became of the transaction the table knows.
                         Err(error) if outlives && is_of_a_crash(&error) => {
                             while !stopped.load(Ordering::Relaxed) {
@@ -91,12 +98,7 @@ impl Sessions {
                                 std::thread::park_timeout(PAUSE);
                             }
                         }
-                        // Two sessions wanted the same rows, or a key was taken: nothing of it has happened.
-                        Err(error) => {
-                            let code = error.code().map(tokio_postgres::error::SqlState::code);
-                            assert!(matches!(code, Some("40P01" | "23505")), "{error:?}");
-                            sql.execute("ROLLBACK");
-                        }
+                        Err(error) => panic!("{error:?}"),
                     }
                     // Not a wait for anything: this is the pace of the site's users.
                     std::thread::park_timeout(pace.pause);

@@ -173,6 +173,8 @@ impl Postgres {
     /// SIGKILL of every process of the server.
     pub fn kill(&mut self) {
         let Some(mut server) = self.server.take() else { return };
+        // A server that is stopped starts no more of them; one that was overlooked would hold the memory that the next start takes.
+        signal(&server, "STOP");
         let backends = self.backends_of(server.id());
         signal(&server, "KILL");
         wait_for_exit(&mut server, STOP);
