@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::filter::{Cell, Column, Filter};
-use super::quantise::{Bound, Code, Coded, Query};
+use super::quantise::{Bounds, Code, Coded, Query};
 use super::scan::{Kernel, Vector};
 use crate::event::{Row, RowKey, Version};
 use crate::topic::Partition;
@@ -41,7 +41,7 @@ pub struct Matrix {
 struct Block {
     vectors: Box<[Vector]>,
     codes: Box<[Code]>,
-    bounds: Box<[Bound]>,
+    bounds: Box<Bounds<BLOCK>>,
 }
 
 impl Block {
@@ -49,7 +49,7 @@ impl Block {
         Block {
             vectors: vec![Vector::ZERO; BLOCK].into_boxed_slice(),
             codes: vec![Code::ZERO; BLOCK].into_boxed_slice(),
-            bounds: vec![Bound::default(); BLOCK].into_boxed_slice(),
+            bounds: Box::new(Bounds::ZERO),
         }
     }
 }
@@ -317,7 +317,8 @@ impl Matrix {
             self.blocks.push(Block::empty());
         }
         let block = &mut self.blocks[block];
-        (block.vectors[place], block.codes[place], block.bounds[place]) = (coded.vector, coded.code, coded.bound);
+        (block.vectors[place], block.codes[place]) = (coded.vector, coded.code);
+        block.bounds.set(place, coded.bound);
         slot
     }
 
@@ -348,22 +349,27 @@ impl Matrix {
         }
         let mut best = Best::new(limit, min_score);
         let coded = Query::new(query);
-        let mut products = [0; BLOCK];
+        let (mut products, mut limits) = ([0; BLOCK], [0.0; BLOCK]);
         for (number, (block, owners)) in self.blocks.iter().zip(self.owners.chunks(BLOCK)).enumerate() {
             let passes = |owner: u32| owner != FREE && allowed.iter().all(|allowed| allowed.passes(owner));
-            let products = &mut products[..owners.len()];
+            let mut bound = |from: usize, to: usize, limits: &mut [f32; BLOCK]| {
+                let products = &mut products[from..to];
+                self.kernel.products(&block.codes[from..to], coded.code(), products);
+                coded.at_most(&block.bounds, from, products, &mut limits[from..to]);
+            };
+            // All of them at once, unless a filter leaves few.
             if allowed.is_empty() {
-                self.kernel.products(&block.codes[..owners.len()], coded.code(), products);
+                bound(0, owners.len(), &mut limits);
             }
             for (at, &owner) in owners.iter().enumerate() {
-                if !passes(owner) {
-                    continue;
-                }
                 if !allowed.is_empty() {
-                    self.kernel.products(&block.codes[at..=at], coded.code(), &mut products[at..=at]);
+                    if !passes(owner) {
+                        continue;
+                    }
+                    bound(at, at + 1, &mut limits);
                 }
                 // A bound that is not a number bounds nothing.
-                if coded.at_most(block.bounds[at], products[at]) < best.threshold {
+                if limits[at] < best.threshold || !passes(owner) {
                     continue;
                 }
                 let score = self.kernel.dot(&block.vectors[at], query);

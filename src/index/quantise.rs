@@ -39,6 +39,24 @@ pub struct Bound {
     norm: f32,
 }
 
+/// The bounds of so many codes, number beside number: a scan works them out several at a time.
+#[derive(Debug)]
+pub struct Bounds<const COUNT: usize> {
+    scales: [f32; COUNT],
+    rests: [f32; COUNT],
+    norms: [f32; COUNT],
+}
+
+impl<const COUNT: usize> Bounds<COUNT> {
+    /// Of codes that are all zero.
+    pub const ZERO: Self = Bounds { scales: [0.0; COUNT], rests: [0.0; COUNT], norms: [0.0; COUNT] };
+
+    /// The bound of the code in this place.
+    pub fn set(&mut self, place: usize, bound: Bound) {
+        (self.scales[place], self.rests[place], self.norms[place]) = (bound.scale, bound.rest, bound.norm);
+    }
+}
+
 /// A vector with its code.
 #[derive(Clone, Debug)]
 pub struct Coded {
@@ -84,9 +102,21 @@ impl Query {
         &self.code
     }
 
-    /// What the exact score is at most, where the codes have this product. Not a number where a norm is beyond f32.
-    pub fn at_most(&self, bound: Bound, product: i32) -> f32 {
-        product as f32 * (bound.scale * self.scale) + bound.rest * self.rests + bound.norm * self.norms
+    /// What the exact score is at most of each code from this place on, where they have these products. Not a number where a norm
+    /// is beyond f32.
+    pub fn at_most<const COUNT: usize>(
+        &self,
+        bounds: &Bounds<COUNT>,
+        from: usize,
+        products: &[i32],
+        limits: &mut [f32],
+    ) {
+        let part = from..from + products.len();
+        let (scales, rests, norms) = (&bounds.scales[part.clone()], &bounds.rests[part.clone()], &bounds.norms[part]);
+        let bounds = scales.iter().zip(rests).zip(norms);
+        for ((limit, product), ((scale, rest), norm)) in limits.iter_mut().zip(products).zip(bounds) {
+            *limit = *product as f32 * (scale * self.scale) + rest * self.rests + norm * self.norms;
+        }
     }
 }
 
@@ -132,6 +162,15 @@ mod tests {
         })
     }
 
+    /// In a place among others, whose products are others.
+    fn limit(query: &Query, bound: Bound, product: i32) -> f32 {
+        let mut bounds = Bounds::<9>::ZERO;
+        bounds.set(7, bound);
+        let mut limits = [0.0; 4];
+        query.at_most(&bounds, 5, &[1, -1, product, 1], &mut limits);
+        limits[2]
+    }
+
     #[test]
     fn no_score_is_above_its_bound_and_no_bound_is_far_off() {
         let kernel = Kernel::detect();
@@ -142,7 +181,7 @@ mod tests {
                     let coded = Coded::new(row);
                     let mut product = [0];
                     kernel.products(std::slice::from_ref(&coded.code), asked.code(), &mut product);
-                    let (score, at_most) = (kernel.dot(&coded.vector, &query), asked.at_most(coded.bound, product[0]));
+                    let (score, at_most) = (kernel.dot(&coded.vector, &query), limit(&asked, coded.bound, product[0]));
                     assert!(score <= at_most, "{score} is above {at_most}");
                     let norms = f64::from(coded.bound.norm) * f64::from(asked.rests);
                     assert!(f64::from(at_most - score) <= 0.03 * norms, "{at_most} for {score}, norms {norms}");
@@ -154,7 +193,7 @@ mod tests {
     #[test]
     fn what_is_beyond_f32_has_no_bound_that_would_leave_it_out() {
         let huge = Vector::new(&[f32::MAX; DIMENSION]).expect("finite");
-        let at_most = Query::new(&huge).at_most(Coded::new(huge).bound, i32::MAX);
+        let at_most = limit(&Query::new(&huge), Coded::new(huge).bound, i32::MAX);
         assert!(at_most.is_nan() || at_most == f32::INFINITY, "{at_most}");
     }
 }

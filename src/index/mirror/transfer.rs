@@ -279,6 +279,8 @@ mod tests {
     use crate::index::scan::DIMENSION;
 
     const PARTITIONS: u16 = 2;
+    /// Files that are read again, of those that were written.
+    const FILES_READ: usize = 10;
     const BATCHES: u64 = 400;
 
     fn open(dir: &Path) -> Mirror {
@@ -358,7 +360,8 @@ mod tests {
         }
         writer.await.expect("it wrote");
         assert!(files.iter().any(|(_, held)| held.positions[0] > 0 && held.positions[0] < BATCHES * 7), "{files:?}");
-        for (number, (path, held)) in files.iter().enumerate() {
+        // A fast disk makes many of them. These are spread over the whole time.
+        for (number, (path, held)) in files.iter().enumerate().step_by(files.len().div_ceil(FILES_READ)) {
             let read = open(&dir.path().join(format!("read-{number}")));
             let (importing, path, pace) = (read.clone(), path.clone(), pace.clone());
             let import = move || importing.import(&path, pace, |_| ());
