@@ -12,11 +12,13 @@ SITE=$ROOT/examples/django-faq
 NEWEST=$DJANGO/django
 # Before the newest on Python's path.
 OLDEST=$DJANGO/django-oldest:$DJANGO/django
+# For another Python, where there is one.
+NEXT=$DJANGO/django-next
 export PYTHONDONTWRITEBYTECODE=1
 WORK=$(mktemp -d)
 trap 'rm -rf "$WORK"' EXIT
 
-version() { PYTHONPATH=$1 python3 -c 'import django; print(django.__version__)'; }
+version() { PYTHONPATH=$1 "${2:-python3}" -c 'import django; print(django.__version__)'; }
 
 quietly() { # quietly WHAT COMMAND…: shows what it said only if it fails
   local what=$1 from=$SECONDS said
@@ -61,7 +63,30 @@ PYTHON
   )
 }
 
-client() { (cd "$CLIENT" && PYTHONPATH=$1:. python3 -W error::ResourceWarning -m django test --settings tests.settings); }
+# The first Python here that Django 6 runs on, in a shell's path or made by pyenv; none is fetched.
+later_python() {
+  local found
+  for found in python3 python3.{15..12} "${PYENV_ROOT:-$HOME/.pyenv}"/versions/3.1[2-9]*/bin/python3; do
+    if "$found" -c 'import sys; sys.exit(sys.version_info < (3, 12))' 2>/dev/null; then
+      command -v "$found"
+      return
+    fi
+  done
+}
+
+next_django() {
+  local python
+  python=$(later_python)
+  if [ -z "$python" ]; then
+    say "   package on Django $(sed -n 's/^django==\([^ ]*\).*/\1/p' setup/django-next.txt): left out, it needs a Python 3.12 or later, and there is none"
+    return
+  fi
+  quietly "package on Django $(version "$NEXT" "$python"), $("$python" --version)" client "$NEXT" "$python"
+}
+
+client() { # client PATH [PYTHON]
+  (cd "$CLIENT" && PYTHONPATH=$1:. "${2:-python3}" -W error::ResourceWarning -m django test --settings tests.settings)
+}
 
 site() { # site PATH MODULE…
   local path=$1
@@ -83,7 +108,9 @@ code_lane() {
     quietly "package on Django $(version "$path")" client "$path"
     quietly "changes on Django $(version "$path")" site "$path" tests.test_changes
   done
+  next_django
   quietly "migrations" site "$NEWEST" tests.test_migrations
+  quietly "joins" site "$NEWEST" tests.test_joins
   quietly "browser" site "$NEWEST" tests.test_browser
 }
 server_lane() {

@@ -190,6 +190,11 @@ fetch_django() { # folders of their own for Python's path, and the wheels themse
     PIP_ROOT_USER_ACTION=ignore python3 -m pip install -q --disable-pip-version-check --no-deps --no-index --require-hashes \
       --find-links "$found/wheels" --target "$found/$list" -r "$ROOT/setup/$list.txt" >&2 || die "pip could not unpack setup/$list.txt"
   done
+  # Pure Python, for one that need not be here.
+  PIP_ROOT_USER_ACTION=ignore python3 -m pip install -q --disable-pip-version-check --no-deps --only-binary=:all: --require-hashes \
+    --ignore-requires-python --implementation py --abi none --platform any \
+    --target "$found/django-next" -r "$ROOT/setup/django-next.txt" >&2 ||
+    die "pip could not fetch what setup/django-next.txt names: check the network and try again"
   mv "$found" "$DJANGO"
 }
 

@@ -181,7 +181,7 @@ pub struct Search {
 }
 
 /// `vecsync dead-letters`.
-#[derive(Debug, Subcommand)]
+#[derive(Clone, Debug, Subcommand)]
 pub enum DeadLetters {
     /// List them, newest first: id, key, reason, time, error, size
     List {

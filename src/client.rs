@@ -7,7 +7,7 @@ use bytes::Bytes;
 use http_body_util::{BodyExt, Empty, LengthLimitError, Limited};
 use hyper::body::Incoming;
 use hyper::header::{ACCEPT, AUTHORIZATION, HeaderValue};
-use hyper::{Method, Response, StatusCode};
+use hyper::{HeaderMap, Method, Response, StatusCode};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tokio::time::timeout;
@@ -197,11 +197,7 @@ async fn get(url: &str, key: Option<&Secret>, path: &str) -> Result<Bytes, Clien
     let mut request = target.request(Method::GET, path, Empty::<Bytes>::new()).map_err(failed)?;
     let headers = request.headers_mut();
     headers.insert(ACCEPT, HeaderValue::from_static("application/json"));
-    if let Some(key) = key {
-        let mut value = HeaderValue::from_str(&format!("Bearer {}", key.expose())).map_err(|_| ClientError::Key)?;
-        value.set_sensitive(true);
-        headers.insert(AUTHORIZATION, value);
-    }
+    set_key(headers, key)?;
     let read = async |response: Response<Incoming>| {
         let status = response.status();
         let body = Limited::new(response.into_body(), ANSWER_BYTES_MAX).collect().await.map_err(|source| {
@@ -226,6 +222,15 @@ async fn get(url: &str, key: Option<&Secret>, path: &str) -> Result<Bytes, Clien
     }
 }
 
+pub(crate) fn set_key(headers: &mut HeaderMap, key: Option<&Secret>) -> Result<(), ClientError> {
+    if let Some(key) = key {
+        let mut value = HeaderValue::from_str(&format!("Bearer {}", key.expose())).map_err(|_| ClientError::Key)?;
+        value.set_sensitive(true);
+        headers.insert(AUTHORIZATION, value);
+    }
+    Ok(())
+}
+
 /// Why an answer was not read.
 enum Fault {
     Request(RequestError),
@@ -239,7 +244,7 @@ impl From<RequestError> for Fault {
 }
 
 impl ClientError {
-    fn from_request(url: &str, error: RequestError) -> Self {
+    pub(crate) fn from_request(url: &str, error: RequestError) -> Self {
         let url = url.to_owned();
         match error {
             RequestError::Address => ClientError::Url(plain(&url)),
@@ -254,7 +259,7 @@ impl ClientError {
     }
 }
 
-fn refused(url: &str, status: StatusCode, body: Bytes) -> ClientError {
+pub(crate) fn refused(url: &str, status: StatusCode, body: Bytes) -> ClientError {
     let problem: Option<Value> = serde_json::from_slice(&body).ok();
     let detail = problem.as_ref().and_then(|problem| problem["detail"].as_str());
     let detail = detail.or(status.canonical_reason()).unwrap_or("no reason given");

@@ -5,6 +5,7 @@ pub mod check;
 pub mod dead_letters;
 pub mod door;
 mod drill;
+pub mod elsewhere;
 pub mod init;
 pub mod migrate;
 pub mod pipeline;
@@ -60,5 +61,5 @@ pub async fn healthcheck(settings: &Settings) -> Result<Option<String>, ClientEr
 }
 
 fn key(settings: &Settings) -> Option<&Secret> {
-    settings.server.api_keys.first()
+    settings.server.api_keys.to_search()
 }

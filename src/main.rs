@@ -8,6 +8,7 @@ use std::future::Future;
 use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Once;
 use std::time::Duration;
 
 use clap::Parser;
@@ -25,6 +26,7 @@ use vecsync::config::{Config, Configs, Document, Log, Role, folder, listing, pip
 use vecsync::control::Request;
 use vecsync::embed::DocumentError;
 use vecsync::retry::Chain;
+use vecsync::serve::control as elsewhere;
 use vecsync::{app, commands, embed, logging};
 
 /// It was tried and failed.
@@ -42,6 +44,8 @@ enum Failure {
     Error(Box<dyn Error>),
     /// What a check found.
     Unhealthy(String),
+    /// What the vecsync elsewhere ended with.
+    Elsewhere(u8, Option<String>),
 }
 
 impl From<Problems> for Failure {
@@ -79,6 +83,11 @@ fn main() -> ExitCode {
             complain(&format!("vecsync: {what}"));
             ExitCode::from(UNHEALTHY)
         }
+        Err(Failure::Elsewhere(status, error)) => {
+            complain(&format!("vecsync: {}", error.as_deref().unwrap_or("it gave no reason")));
+            // What failed without a status of its own must not look done.
+            ExitCode::from(if status == 0 { FAILED } else { status })
+        }
     }
 }
 
@@ -113,10 +122,17 @@ fn dispatch(command: Command, named: Option<&str>) -> Result<(), Failure> {
             print(&to_end(&settings.log, commands::status(&settings, json, named.is_some()))?)
         }
         Command::Replay { topic, into, json } => {
+            let wanted = elsewhere::Replay { topic: Some(topic), into: Some(into), json };
+            if about.has_done_elsewhere(&elsewhere::Command::Replay(wanted))? {
+                return Ok(());
+            }
             let settings = about.settings()?;
             print(&to_end(&settings.log, commands::replay::replay(&settings, topic, into, json))?)
         }
         Command::Verify { repair, json } => {
+            if about.has_done_elsewhere(&elsewhere::Command::Verify(elsewhere::Verify { repair, json }))? {
+                return Ok(());
+            }
             let settings = about.settings()?;
             let (said, found) = to_end(&settings.log, commands::verify::verify(&settings, repair, json))?;
             print(&said)?;
@@ -127,6 +143,10 @@ fn dispatch(command: Command, named: Option<&str>) -> Result<(), Failure> {
             }
         }
         Command::Backup { dir, json } => {
+            let wanted = elsewhere::Backup { dir: dir.display().to_string(), json };
+            if about.has_done_elsewhere(&elsewhere::Command::Backup(wanted))? {
+                return Ok(());
+            }
             let settings = about.settings()?;
             let said = match to_end(&settings.log, commands::backup::backup(&settings, &dir, json))? {
                 Some(said) => said,
@@ -207,6 +227,70 @@ impl About<'_> {
         Ok(Settings { data_dir, ..settings })
     }
 
+    /// Has the vecsync at VECSYNC_URL do it, where that is set and none runs here. `false`: it is to be done here.
+    fn has_done_elsewhere(&self, command: &elsewhere::Command) -> Result<bool, Failure> {
+        let settings = Settings::read(self.environment)?;
+        if !settings.url_is_set {
+            return Ok(false);
+        }
+        let names = folder::names(&settings.pipeline);
+        let is_check = matches!(command, elsewhere::Command::Check(flags) if flags.drill.is_none());
+        let asked = match (self.named, names.as_slice()) {
+            (None, []) => vec![settings],
+            (None, [_, _, ..]) if !is_check => return Ok(false), // One has to be named, here as there.
+            (named, names) => {
+                let wanted = names.iter().map(String::as_str).filter(|_| named.is_none()).chain(named);
+                let of = |name: &str| -> Result<Settings, Failure> {
+                    let data_dir = app::home::of(&settings.data_dir, name, names.len() < 2);
+                    let data_dir = data_dir.map_err(Box::<dyn Error>::from)?;
+                    Ok(Settings { data_dir, ..settings.of_pipeline(name)? })
+                };
+                wanted.map(of).collect::<Result<_, _>>()?
+            }
+        };
+        if !asked.iter().all(|settings| commands::elsewhere::is_meant(settings, command)) {
+            return Ok(false);
+        }
+        let mut found = Ok(true);
+        for (place, settings) in asked.iter().enumerate() {
+            let heading = if asked.len() > 1 { format!("pipeline {}\n", names[place]) } else { String::new() };
+            match self.asks_elsewhere(settings, command, heading) {
+                Ok(true) => {}
+                Err(Failure::Elsewhere(UNHEALTHY, what)) => found = Err(Failure::Elsewhere(UNHEALTHY, what)),
+                other => return other,
+            }
+        }
+        found
+    }
+
+    fn asks_elsewhere(
+        &self,
+        settings: &Settings,
+        command: &elsewhere::Command,
+        mut heading: String,
+    ) -> Result<bool, Failure> {
+        start_logging(&settings.log)?;
+        // Nobody reading on is no failure.
+        let tell = |text: &str| drop(print(&(std::mem::take(&mut heading) + text)));
+        let asked = commands::elsewhere::ask(settings, command, tell);
+        match run_on_all_cores(async { Ok::<_, Failure>(asked.await) })? {
+            Ok(None) => Ok(false),
+            Ok(Some(elsewhere::Ended { status, text, error })) => {
+                print(&text)?;
+                if status == 0 && error.is_none() { Ok(true) } else { Err(Failure::Elsewhere(status, error)) }
+            }
+            // Who looks for what is wrong wants to know what is wrong here.
+            Err(error) if error.is_unreachable() && self.can_check(command) => Ok(false),
+            Err(error) if error.is_misuse() => Err(Failure::Elsewhere(MISUSED, Some(Chain(&error).to_string()))),
+            Err(error) => Err(Failure::Error(Box::new(error))),
+        }
+    }
+
+    /// Whether it is a check, and the settings of this machine say of what.
+    fn can_check(&self, command: &elsewhere::Command) -> bool {
+        matches!(command, elsewhere::Command::Check(_)) && self.configs().is_ok()
+    }
+
     /// The configuration of the pipeline.
     fn config(&self) -> Result<Config, Failure> {
         let mut configs = self.configs()?;
@@ -243,6 +327,10 @@ impl About<'_> {
 
 fn resync(about: &About<'_>, wanted: Sync) -> Result<(), Failure> {
     let Sync { force, dry_run, batch_size, stats_only, json } = wanted;
+    let asked = elsewhere::Sync { force, dry_run, batch_size: Some(batch_size), stats_only, json };
+    if about.has_done_elsewhere(&elsewhere::Command::Sync(asked))? {
+        return Ok(());
+    }
     let settings = about.settings()?;
     let wanted = Wanted { force, batch_rows: batch_size };
     let said = to_end(&settings.log, async {
@@ -262,6 +350,10 @@ fn resync(about: &About<'_>, wanted: Sync) -> Result<(), Failure> {
 
 fn check(about: &About<'_>, wanted: Check) -> Result<(), Failure> {
     let Check { skip_health, skip_operations, drill, verbose } = wanted;
+    let asked = elsewhere::Check { skip_health, skip_operations, drill, verbose };
+    if about.has_done_elsewhere(&elsewhere::Command::Check(asked))? {
+        return Ok(());
+    }
     let drill = drill.map(Duration::from_secs);
     let wanted = commands::check::Wanted { skip_health, skip_operations, drill, verbose };
     let mut configs = about.configs()?;
@@ -286,13 +378,18 @@ fn check(about: &About<'_>, wanted: Check) -> Result<(), Failure> {
         }
         Ok::<_, Failure>(wrong)
     };
-    logging::start(&log).map_err(Box::<dyn Error>::from)?;
+    start_logging(&log)?;
     let wrong = run_on_all_cores(checked)?;
     commands::check::verdict(wrong).map_or(Ok(()), |what| Err(Failure::Unhealthy(what)))
 }
 
 fn init(about: &About<'_>, wanted: Init) -> Result<(), Failure> {
     let Init { health_check_only, validate, stats, recreate, migrate, local_store_path } = wanted;
+    let path = local_store_path.as_ref().map(|path| path.display().to_string());
+    let asked = elsewhere::Init { health_check_only, validate, stats, recreate, migrate, local_store_path: path };
+    if about.has_done_elsewhere(&elsewhere::Command::Init(asked))? {
+        return Ok(());
+    }
     let config = about.config()?;
     let no_qdrant = || {
         let mut problems = Problems::new();
@@ -310,6 +407,14 @@ fn init(about: &About<'_>, wanted: Init) -> Result<(), Failure> {
 }
 
 fn dead_letters(about: &About<'_>, command: DeadLetters) -> Result<(), Failure> {
+    let asked = match command.clone() {
+        DeadLetters::List { json } => elsewhere::DeadLetters { json, ..Default::default() },
+        DeadLetters::Show { id, json } => elsewhere::DeadLetters { show: Some(id), json, ..Default::default() },
+        DeadLetters::Retry { ids, all } => elsewhere::DeadLetters { retry: ids, retry_all: all, ..Default::default() },
+    };
+    if about.has_done_elsewhere(&elsewhere::Command::DeadLetters(asked))? {
+        return Ok(());
+    }
     let settings = about.settings()?;
     let (request, as_json, lines): (_, _, fn(&Value) -> String) = match command {
         DeadLetters::Retry { ids, all: _ } => {
@@ -375,8 +480,16 @@ fn check_templates(document: &Document) -> Vec<String> {
 
 /// Starts logging and runs a command to its end.
 fn to_end<T, E: Error + 'static>(log: &Log, command: impl Future<Output = Result<T, E>>) -> Result<T, Failure> {
-    logging::start(log).map_err(Box::<dyn Error>::from)?;
+    start_logging(log)?;
     block_on(command)
+}
+
+/// Once, whatever is done after it.
+fn start_logging(log: &Log) -> Result<(), Failure> {
+    static STARTED: Once = Once::new();
+    let mut started = Ok(());
+    STARTED.call_once(|| started = logging::start(log));
+    Ok(started.map_err(Box::<dyn Error>::from)?)
 }
 
 /// Runs a command on as many threads as there are cores.

@@ -1,6 +1,7 @@
 //! How far long work is: a bar on a terminal, a log line every five seconds elsewhere, or told to who asked for it from far.
 //! Knows no particular work.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::future::Future;
 use std::io::{self, IsTerminal};
@@ -17,7 +18,7 @@ static BARS: LazyLock<MultiProgress> =
     LazyLock::new(|| MultiProgress::with_draw_target(ProgressDrawTarget::stderr_with_hz(10)));
 
 /// Told the label, and how much of how much is done.
-pub type Listener = Arc<dyn Fn(&'static str, u64, u64) + Send + Sync>;
+pub type Listener = Arc<dyn Fn(&str, u64, u64) + Send + Sync>;
 
 tokio::task_local! {
     /// Who is told in this task, instead of the terminal and the log of this process.
@@ -36,7 +37,7 @@ pub fn without_bar<T>(write: impl FnOnce() -> T) -> T {
 
 /// One piece of long work. Dropped unfinished, its bar goes away without a word.
 pub struct Progress {
-    label: &'static str,
+    label: Cow<'static, str>,
     bar: Option<ProgressBar>,
     listener: Option<Listener>,
     lines: Mutex<Lines>,
@@ -44,11 +45,12 @@ pub struct Progress {
 
 impl Progress {
     /// Begins. `total` is in the same unit as what [`Progress::set`] is given, and may be 0 when it is not known.
-    pub fn start(total: u64, label: &'static str) -> Self {
+    pub fn start(total: u64, label: impl Into<Cow<'static, str>>) -> Self {
+        let label = label.into();
         let listener = LISTENER.try_with(Listener::clone).ok();
         let bar = (listener.is_none() && io::stderr().is_terminal()).then(|| {
             let style = ProgressStyle::with_template("{msg} {wide_bar} {human_pos}/{human_len} {rate} {eta}");
-            let bar = BARS.add(ProgressBar::new(total).with_message(label));
+            let bar = BARS.add(ProgressBar::new(total).with_message(label.clone()));
             let rate = |state: &ProgressState, to: &mut dyn fmt::Write| {
                 let _ = write!(to, "{:.0}/s", state.per_sec());
             };
@@ -62,7 +64,7 @@ impl Progress {
     /// So much is done, since the start.
     pub fn set(&self, done: u64) {
         if let Some(listener) = &self.listener {
-            listener(self.label, done, self.lines().total);
+            listener(&self.label, done, self.lines().total);
             return;
         }
         match &self.bar {

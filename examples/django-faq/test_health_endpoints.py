@@ -31,13 +31,18 @@ def ask(url: str) -> tuple[int, Any]:
     except urllib.error.HTTPError as error:
         status, kind, text = error.code, error.headers.get_content_type(), error.read()
     except OSError as error:
-        raise NotSo(f"{url} does not answer: {getattr(error, 'reason', error)}") from error
+        raise NotSo(f"{url} does not answer: {_why(error)}") from error
     if kind != "application/json":
         raise NotSo(f"{url} answers {status} with {kind}")
     try:
         return status, json.loads(text)
     except ValueError as error:
         raise NotSo(f"{url} answers with no JSON: {error}") from error
+
+
+def _why(error: OSError) -> str:
+    reason = getattr(error, "reason", error)
+    return str(getattr(reason, "strerror", None) or reason)
 
 
 def main() -> int:
@@ -105,7 +110,8 @@ class Endpoints:
     def summary(self) -> str:
         _, body = self._stated("/")
         if body["status"] != self.expected:
-            raise NotSo(f"{body['status']}, wanted {self.expected}; {self._reason(body)}")
+            reason = self._reason(body) or "/health/detailed/ says why"
+            raise NotSo(f"{body['status']}, wanted {self.expected}: {reason}")
         return str(body["status"])
 
     def detailed(self) -> str:
@@ -113,16 +119,16 @@ class Endpoints:
         if body["status"] != "healthy" and not self._reason(body):
             raise NotSo(f"{body['status']}, and no component says why")
         if body["status"] != self.expected:
-            raise NotSo(f"{body['status']}, wanted {self.expected}; {self._reason(body)}")
+            raise NotSo(f"{body['status']}, wanted {self.expected}: {self._reason(body)}".rstrip(": "))
         components = body.get("components")
         if body["status"] == "healthy" and not components:
             raise NotSo("no components are named")
-        return f"{body['status']}; {self._reason(body) or ', '.join(components or ())}"
+        return f"{body['status']}: {self._reason(body) or ', '.join(components or ())}"
 
     def vector_store(self) -> str:
         _, body = self._stated("/vector-store/")
         if self.expected == "healthy" and body["status"] != "healthy":
-            raise NotSo(f"{body['status']}; {self._reason(body)}")
+            raise NotSo(f"{body['status']}: {self._reason(body) or '/health/detailed/ says why'}")
         return str(body["status"])
 
     def qdrant(self) -> str:
@@ -139,7 +145,7 @@ class Endpoints:
         stats = collection.get("stats") or {}
         if stats.get("vector_dimension") != 384 or str(stats.get("distance_metric")).upper() != "COSINE":
             raise NotSo(f"the collection is {stats}, wanted 384 dimensions and COSINE")
-        return f"{body['status']}; {collection.get('name')} has {stats.get('total_points')} points"
+        return f"{body['status']}: {collection.get('name')} has {stats.get('total_points')} points"
 
     def ready(self) -> str:
         status, body = self._both("/ready/")

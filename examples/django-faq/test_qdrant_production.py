@@ -37,7 +37,7 @@ def main() -> int:
         signal.signal(ending, end)
     report = Report()
     trial = Trial(options.patience)
-    report.look("left by others", trial.clear)
+    report.look("earlier runs", trial.clear)
     try:
         if report.look("write", trial.write) and report.look("search", trial.search):
             report.look("change", trial.change)
@@ -72,8 +72,8 @@ class Trial:
 
         count, _ = FAQ.objects.filter(category=CATEGORY).delete()
         if not count:
-            raise Skipped("there is nothing")
-        return f"{count} rows of runs that were killed are removed"
+            raise Skipped("none has left a row behind")
+        return f"removed what was left behind: {count} row{'s' if count > 1 else ''}"
 
     def write(self) -> str:
         from faq.models import FAQ
@@ -120,7 +120,7 @@ class Trial:
 
     def drill(self, seconds: int) -> str:
         if not seconds:
-            raise Skipped("as it was asked for")
+            raise Skipped("--skip-drill")
         if self._qdrant() == "disabled":
             raise Skipped("vecsync has no Qdrant")
         from django_vecsync import VectorStoreError, control
@@ -148,7 +148,7 @@ class Trial:
             raise ended[0]
         line = next((line for line in "".join(said).splitlines() if line.split()[1:2] == ["drill"]), "")
         if not line.startswith("ok"):
-            raise NotSo(line or ended[0].error or "vecsync said nothing of the drill")
+            raise NotSo(line.partition(" drill ")[2] or ended[0].error or "vecsync said nothing of the drill")
         if not local:
             raise NotSo(f"none of {searches} searches was answered by the mirror")
         return f"{searches} searches and none failed, {local} of them answered by the mirror"
@@ -166,6 +166,12 @@ class Trial:
         count, _ = FAQ.objects.filter(category=CATEGORY, question=self.question).delete()
         if not count:
             raise Skipped("no row was written")
+        from django_vecsync import VectorStoreError
+
+        try:
+            self._found()
+        except VectorStoreError as error:
+            raise NotSo(f"the row is out of the table; whether a search still finds it cannot be asked: {error}") from error
         took = wait_for("the row is gone", lambda: self._found() is None, self.patience)
         return f"the row is gone after {took * 1000:.0f} ms"
 

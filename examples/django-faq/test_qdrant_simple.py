@@ -8,8 +8,28 @@ from __future__ import annotations
 
 import argparse
 import sys
+from typing import TYPE_CHECKING
 
 from validation import NotSo, Report, Skipped, set_up
+
+if TYPE_CHECKING:
+    from django_vecsync import StoreStats
+
+
+def behind(staleness_ms: int | None) -> str:
+    return "how old it is, is not known" if staleness_ms is None else f"at most {staleness_ms} ms behind the table"
+
+
+def held(store: StoreStats) -> str:
+    count = f"{store.rows} rows" if store.points is None else f"{store.points} points"
+    # What cannot be asked is as it was seen last.
+    return f"has {count}" if store.status == "healthy" else f"is {store.status}, and had {count}"
+
+
+def lacks(records: int | None) -> str:
+    if records is None:
+        return "how far it is behind, is not known"
+    return f"{records} changes behind" if records else "nothing behind"
 
 
 def main() -> int:
@@ -46,8 +66,8 @@ def main() -> int:
         if not found:
             raise NotSo(f"nothing was found for {options.question!r}: is the table empty?")
         if found.degraded:
-            raise NotSo(f"answered by {found.served_by}, degraded, staleness {found.staleness_ms} ms")
-        return f"{len(found)} rows by {found.served_by} in {found.took_ms} ms, at most {found.staleness_ms} ms behind"
+            raise NotSo(f"answered by {found.served_by}, degraded: not from where it should be, {behind(found.staleness_ms)}")
+        return f"{len(found)} rows by {found.served_by} in {found.took_ms} ms, {behind(found.staleness_ms)}"
 
     def order() -> str:
         found = store.search(options.question, limit=10)
@@ -73,7 +93,7 @@ def main() -> int:
         for one in stores:
             if not (one.rows or one.points):
                 raise NotSo(f"{one.name} is empty")
-        return ", ".join(f"{one.name}: {one.points} points, lacks {one.lag_records} records" for one in stores)
+        return "; ".join(f"{one.name} {held(one)}, {lacks(one.lag_records)}" for one in stores)
 
     # Without that the others would only repeat why.
     if report.look("ready", ready):

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import sys
 import time
@@ -96,6 +97,8 @@ def set_up() -> None:
     except (ImproperlyConfigured, OSError) as error:
         print(f"settings: {error}", file=sys.stderr)
         sys.exit(MISUSED)
+    # What it would warn of is in the report.
+    logging.getLogger("faq.rag.components.vector_store").setLevel(logging.CRITICAL)
 
 
 def wait_for(what: str, look: Callable[[], bool], patience: float) -> float:

@@ -61,7 +61,7 @@ pub fn verdict(wrong: usize) -> Option<String> {
 }
 
 async fn running(config: &Config, settings: &Settings, operations: bool) -> Result<String, String> {
-    let (url, key) = (settings.url.to_string(), settings.server.api_keys.first());
+    let (url, key) = (settings.url.to_string(), settings.server.api_keys.to_search());
     let report = match client::document(&url, key, "/health/detailed/").await {
         Ok(report) => report,
         Err(error) => return Err(Chain(&error).to_string() + &in_the_way(config).await),

@@ -1,17 +1,24 @@
-//! `init`, `sync` and `check` for who asks over HTTP: the same functions, words and statuses as on a command line.
+//! Commands for who asks over HTTP: the same functions, words and statuses as on a command line.
 
+use std::fs::DirBuilder;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{check, init, migrate, sync};
+use super::verify::Found;
+use super::{backup, check, dead_letters, init, migrate, replay, sync, verify};
 use crate::app::foreign;
 use crate::capture::Wanted;
 use crate::config::Config;
 use crate::config::settings::Settings;
+use crate::control::Request;
 use crate::progress_bar;
 use crate::retry::Chain;
-use crate::serve::control::{Check, Command, ControlFn, Ended, Init, Sync, Teller};
+use crate::serve::control::{
+    Backup, Check, Command, ControlFn, DeadLetters, Ended, Init, Replay, Sync, Teller, Verify,
+};
+use crate::topic::replay::{Source, Target};
 
 /// Rows of a batch where none are named, as on a command line.
 const BATCH_ROWS: u32 = 100;
@@ -20,6 +27,11 @@ const DONE: u8 = 0;
 const FAILED: u8 = 1;
 const MISUSED: u8 = 2;
 const UNHEALTHY: u8 = 3;
+/// Where backups go that are asked for from elsewhere: a folder in the data directory, which nobody names any other way.
+const BACKUPS: &str = "backups";
+/// What to do where the one that was asked cannot do it alone.
+const NO_CAPTURE: &str =
+    "no vecsync captures on the data directory of the one that was asked: set VECSYNC_URL to one that does";
 
 /// Does what is asked, with the settings of the vecsync that is asked.
 pub fn door(config: Config, settings: Settings) -> Arc<ControlFn> {
@@ -30,7 +42,7 @@ pub fn door(config: Config, settings: Settings) -> Arc<ControlFn> {
             let (config, settings) = &*of_this;
             let listening = teller.clone();
             let listener: progress_bar::Listener =
-                Arc::new(move |label, done, total| listening.passed(label, done, total));
+                Arc::new(move |label: &str, done, total| listening.passed(label, done, total));
             progress_bar::told_to(listener, run(config, settings, command, &teller)).await
         })
     })
@@ -41,6 +53,10 @@ async fn run(config: &Config, settings: &Settings, command: Command, teller: &Te
         Command::Init(wanted) => Box::pin(initialise(config, wanted)).await,
         Command::Sync(wanted) => Box::pin(resync(config, settings, wanted)).await,
         Command::Check(wanted) => Box::pin(look(config, settings, wanted, teller)).await,
+        Command::Verify(wanted) => Box::pin(compare(settings, wanted)).await,
+        Command::Replay(wanted) => Box::pin(replay_again(settings, wanted)).await,
+        Command::DeadLetters(wanted) => Box::pin(letters(config, settings, wanted)).await,
+        Command::Backup(wanted) => Box::pin(back_up(config, settings, wanted)).await,
     }
 }
 
@@ -95,11 +111,7 @@ async fn resync(config: &Config, settings: &Settings, wanted: Sync) -> Ended {
         Ok(None) if config.pipeline.source.topic.is_some() => {
             ended(FAILED, String::new(), Some(foreign::NO_SYNC.to_owned()))
         }
-        Ok(None) => {
-            let error =
-                "no vecsync captures on the data directory of the one that was asked: set VECSYNC_URL to one that does";
-            ended(FAILED, String::new(), Some(error.to_owned()))
-        }
+        Ok(None) => ended(FAILED, String::new(), Some(NO_CAPTURE.to_owned())),
         Err(error) => failed(&error),
     }
 }
@@ -112,6 +124,66 @@ async fn look(config: &Config, settings: &Settings, wanted: Check, teller: &Tell
         Ok(wrong) => {
             let verdict = check::verdict(wrong);
             ended(if verdict.is_some() { UNHEALTHY } else { DONE }, String::new(), verdict)
+        }
+        Err(error) => failed(&error),
+    }
+}
+
+async fn compare(settings: &Settings, wanted: Verify) -> Ended {
+    match verify::verify(settings, wanted.repair, wanted.json).await {
+        Ok((text, Found::Same)) => ended(DONE, text, None),
+        Ok((text, Found::Drift(what))) => ended(UNHEALTHY, text, Some(what)),
+        Ok((text, Found::Incomplete(error))) => ended(FAILED, text, Some(Chain(&error).to_string())),
+        Err(error) => failed(&error),
+    }
+}
+
+async fn replay_again(settings: &Settings, wanted: Replay) -> Ended {
+    let Replay { topic, into, json } = wanted;
+    let (topic, into) = (topic.unwrap_or(Source::Vectors), into.unwrap_or(Target::New));
+    match replay::replay(settings, topic, into, json).await {
+        Ok(text) => ended(DONE, text, None),
+        Err(error) => failed(&error),
+    }
+}
+
+async fn letters(config: &Config, settings: &Settings, wanted: DeadLetters) -> Ended {
+    let DeadLetters { show, retry, retry_all, json } = wanted;
+    if retry_all || !retry.is_empty() {
+        return match dead_letters::retry(settings, retry).await {
+            Ok((text, None)) => ended(DONE, text, None),
+            Ok((text, Some(error))) => ended(FAILED, text, Some(Chain(&error).to_string())),
+            Err(_) if config.pipeline.source.topic.is_some() => {
+                ended(FAILED, String::new(), Some(foreign::NO_RETRY.to_owned()))
+            }
+            Err(error) => failed(&error),
+        };
+    }
+    let request = show.map_or(Request::DeadLetters, |id| Request::DeadLetter { id });
+    let answer = match dead_letters::ask(settings, request.clone()).await {
+        Ok(Some(answer)) => Ok(answer),
+        // One that has not this role reads the log, as a command does where none runs; the embedded log is its own.
+        Ok(None) => dead_letters::read(config.clone(), request).await,
+        Err(error) => Err(error),
+    };
+    match answer {
+        Ok(answer) if json => ended(DONE, format!("{answer:#}\n"), None),
+        Ok(answer) if show.is_some() => ended(DONE, dead_letters::letter_lines(&answer), None),
+        Ok(answer) => ended(DONE, dead_letters::list_lines(&answer), None),
+        Err(error) => failed(&error),
+    }
+}
+
+async fn back_up(config: &Config, settings: &Settings, wanted: Backup) -> Ended {
+    let folder = config.data_dir.join(BACKUPS);
+    if let Err(error) = DirBuilder::new().recursive(true).mode(0o700).create(&folder) {
+        return ended(FAILED, String::new(), Some(format!("backup: make the folder {}: {error}", folder.display())));
+    }
+    match backup::backup(settings, &folder.join(&wanted.dir), wanted.json).await {
+        Ok(Some(text)) => ended(DONE, text, None),
+        Ok(None) => {
+            let error = "no vecsync keeps a store on the data directory of the one that was asked: set VECSYNC_URL to one that does";
+            ended(FAILED, String::new(), Some(error.to_owned()))
         }
         Err(error) => failed(&error),
     }

@@ -119,6 +119,6 @@ async fn returns(settings: &Settings) -> Result<Duration, String> {
 
 async fn ask(settings: &Settings, question: &str) -> Result<Answer, String> {
     let (query, url) = (Query { text: question.to_owned(), ..Query::default() }, settings.url.to_string());
-    let asked = client::search(&url, settings.server.api_keys.first(), &query);
+    let asked = client::search(&url, settings.server.api_keys.to_search(), &query);
     asked.await.map_err(|error: ClientError| Chain(&error).to_string())
 }

@@ -393,14 +393,40 @@ pub enum Precision {
 pub struct Server {
     /// Where it listens.
     pub listen: SocketAddr,
-    /// Keys that are let in; empty: everyone.
-    pub api_keys: Vec<Secret>,
+    /// Keys that are let in, and what each may; none: everyone.
+    pub api_keys: ApiKeys,
     /// Certificate chain and key, PEM files.
     pub tls: Option<(PathBuf, PathBuf)>,
     /// A search's limit.
     pub search_deadline: Duration,
     /// How long Qdrant is waited for before the mirror is asked, too.
     pub hedge_delay: Duration,
+}
+
+/// The keys of the query server.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ApiKeys {
+    /// May search, look and command.
+    pub commanding: Vec<Secret>,
+    /// May search and look: those with `search:` in front.
+    pub searching: Vec<Secret>,
+}
+
+impl ApiKeys {
+    /// Whether everyone is let in.
+    pub fn is_empty(&self) -> bool {
+        self.commanding.is_empty() && self.searching.is_empty()
+    }
+
+    /// What a search is asked for with: the key that may least.
+    pub fn to_search(&self) -> Option<&Secret> {
+        self.searching.first().or(self.commanding.first())
+    }
+
+    /// What a command is asked for with. One that may only search is better than none: the answer then says what is missing.
+    pub fn to_command(&self) -> Option<&Secret> {
+        self.commanding.first().or(self.searching.first())
+    }
 }
 
 /// A value that is never printed.

@@ -32,6 +32,8 @@ pub struct Settings {
     pub server: Server,
     /// `VECSYNC_URL`: `http` or `https`, a host, no query. Where the commands reach a running vecsync.
     pub url: Uri,
+    /// Whether `VECSYNC_URL` says so itself: then commands go there where none runs on this machine.
+    pub url_is_set: bool,
     /// `VECSYNC_LOG*`.
     pub log: Log,
 }
@@ -270,6 +272,7 @@ impl<'a> Reader<'a> {
                 runtime: self.path(RUNTIME),
             },
             url: self.url(&server),
+            url_is_set: given(self.environment, URL).is_some(),
             log: self.log(),
             server,
         }
@@ -473,7 +476,7 @@ mod tests {
         assert_eq!(settings.server.listen.to_string(), "127.0.0.1:8000");
         assert_eq!(settings.server.search_deadline, Duration::from_secs(1));
         assert!(settings.server.api_keys.is_empty() && settings.server.tls.is_none());
-        assert_eq!(settings.url, "http://127.0.0.1:8000/");
+        assert_eq!((settings.url, settings.url_is_set), (Uri::from_static("http://127.0.0.1:8000/"), false));
         assert_eq!(settings.log, Log { filter: "info".into(), format: LogFormat::Pretty });
     }
 

@@ -205,6 +205,9 @@ impl Api {
         if self.keys.is_empty() {
             let peer = request.extensions().get::<Peer>().copied();
             control::admit_without_key(peer, request.version(), request.uri(), request.headers())?;
+        } else if !self.keys.may_command(request.headers()) {
+            let detail = "this key may search, and not command: `search:` stands in front of it in the server's VECSYNC_API_KEYS";
+            return Err(Problem::new(StatusCode::FORBIDDEN, detail));
         }
         if request.method() != Method::POST {
             return Err(Problem::method("POST"));
@@ -213,7 +216,8 @@ impl Api {
             Some(pipeline) => self.place(pipeline)?,
             None if self.services.pipelines.len() > 1 => {
                 let names = self.services.names().join(", ");
-                let detail = format!("which pipeline? ask /pipelines/NAME/control/{name}; there are {names}");
+                let detail =
+                    format!("which pipeline? ask /pipelines/NAME/control/{name} (--pipeline NAME); there are {names}");
                 return Err(Problem::new(StatusCode::BAD_REQUEST, detail));
             }
             None => self.services.default,

@@ -1,5 +1,7 @@
-//! Commands over HTTP, for who has neither the program nor the data directory: who may ask, what they ask, the answer's lines.
-//! Does none of them: a closure does.
+//! Commands over HTTP, for who is not on the machine that has the data directory: who may ask, and the answer's lines. Does none
+//! of them: a closure does.
+
+mod command;
 
 use std::convert::Infallible;
 use std::net::IpAddr;
@@ -14,12 +16,12 @@ use hyper::body::Frame;
 use hyper::header::{CONTENT_TYPE, HOST, HeaderName, HeaderValue};
 use hyper::http::uri::Authority;
 use hyper::{HeaderMap, Response, StatusCode, Uri, Version};
-use serde::Deserialize;
-use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
 use tokio::time::{Instant, interval};
 
+pub use self::command::{Backup, Check, Command, DeadLetters, Init, Replay, Sync, Verify};
+pub(super) use self::command::{name, parse};
 use super::problem::Problem;
 use crate::shutdown::Shutdown;
 
@@ -38,65 +40,6 @@ const LINES: HeaderValue = HeaderValue::from_static("application/x-ndjson");
 /// A whole answer, or one that comes line by line.
 pub(super) type Body = Either<Full<Bytes>, StreamBody<BoxStream<'static, Result<Frame<Bytes>, Infallible>>>>;
 
-/// What is asked for: the commands of these names, with their flags.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Command {
-    /// `vecsync init`.
-    Init(Init),
-    /// `vecsync sync`.
-    Sync(Sync),
-    /// `vecsync check`.
-    Check(Check),
-}
-
-/// Flags of `init`.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Init {
-    /// `--health-check-only`.
-    pub health_check_only: bool,
-    /// `--validate`.
-    pub validate: bool,
-    /// `--stats`.
-    pub stats: bool,
-    /// `--recreate`.
-    pub recreate: bool,
-    /// `--migrate`.
-    pub migrate: bool,
-    /// `--local-store-path`, on the machine of the one that is asked.
-    pub local_store_path: Option<String>,
-}
-
-/// Flags of `sync`.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Sync {
-    /// `--force`.
-    pub force: bool,
-    /// `--dry-run`.
-    pub dry_run: bool,
-    /// `--batch-size`; none: the program's.
-    pub batch_size: Option<u32>,
-    /// `--stats-only`.
-    pub stats_only: bool,
-    /// `--json`.
-    pub json: bool,
-}
-
-/// Flags of `check`.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Check {
-    /// `--skip-health`.
-    pub skip_health: bool,
-    /// `--skip-operations`.
-    pub skip_operations: bool,
-    /// `--drill`, seconds.
-    pub drill: Option<u64>,
-    /// `--verbose`.
-    pub verbose: bool,
-}
-
 /// How it ended, as on a command line.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ended {
@@ -111,14 +54,14 @@ pub struct Ended {
 /// Told meanwhile.
 #[derive(Clone, Debug)]
 pub struct Teller {
-    progress: watch::Sender<(&'static str, u64, u64)>,
+    progress: watch::Sender<(String, u64, u64)>,
     said: mpsc::Sender<String>,
 }
 
 impl Teller {
     /// So much of so much of this is done.
-    pub fn passed(&self, label: &'static str, done: u64, total: u64) {
-        self.progress.send_replace((label, done, total));
+    pub fn passed(&self, label: &str, done: u64, total: u64) {
+        self.progress.send_replace((label.to_owned(), done, total));
     }
 
     /// For standard output, at once.
@@ -135,12 +78,6 @@ pub type ControlFn = dyn Fn(Command, Teller) -> BoxFuture<'static, Ended> + Send
 /// Where a request came from; an extension of it.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Peer(pub IpAddr);
-
-/// The command that a path names.
-pub(super) fn name(path: &str) -> Option<&str> {
-    let name = path.strip_prefix("/control/")?;
-    matches!(name, "init" | "sync" | "check").then_some(name)
-}
 
 /// Headers that a proxy or a browser adds.
 const OF_OTHERS: [&str; 9] = [
@@ -190,63 +127,6 @@ fn is_loopback(host: &Authority) -> bool {
         || address.parse::<IpAddr>().is_ok_and(|address| address.to_canonical().is_loopback())
 }
 
-/// Reads what a body asks of the command of this name.
-pub(super) fn parse(name: &str, body: &[u8]) -> Result<Command, Problem> {
-    let command = match name {
-        "init" => Command::Init(flags(body)?),
-        "sync" => Command::Sync(flags(body)?),
-        _ => Command::Check(flags(body)?),
-    };
-    match excluded(&command) {
-        None => Ok(command),
-        Some(detail) => Err(Problem::new(StatusCode::BAD_REQUEST, detail)),
-    }
-}
-
-fn flags<T: DeserializeOwned>(body: &[u8]) -> Result<T, Problem> {
-    let value: Value = serde_json::from_slice(body)
-        .map_err(|error| Problem::new(StatusCode::BAD_REQUEST, format!("the body is not JSON: {error}")))?;
-    if !value.is_object() {
-        return Err(Problem::new(StatusCode::BAD_REQUEST, "the body is not a JSON object of flags"));
-    }
-    serde_json::from_value(value).map_err(|error| Problem::new(StatusCode::BAD_REQUEST, error.to_string()))
-}
-
-/// Why these flags do not go together: as on a command line.
-fn excluded(command: &Command) -> Option<&'static str> {
-    match command {
-        Command::Init(Init { health_check_only, validate, stats, recreate, migrate, local_store_path }) => {
-            if *migrate && (*health_check_only || *validate || *stats || *recreate) {
-                Some("migrate: wanted without other flags of init")
-            } else if local_store_path.is_some() && !migrate {
-                Some("local_store_path: wanted with migrate")
-            } else if *health_check_only && (*validate || *stats || *recreate) {
-                Some("health_check_only: wanted without validate, stats and recreate")
-            } else if *validate && *recreate {
-                Some("validate: wanted without recreate")
-            } else {
-                None
-            }
-        }
-        Command::Sync(Sync { force, dry_run, batch_size, stats_only, json: _ }) => {
-            if *stats_only && (*force || *dry_run) {
-                Some("stats_only: wanted without force and dry_run")
-            } else if batch_size.is_some_and(|rows| !(1..=10_000).contains(&rows)) {
-                Some("batch_size: wanted a whole number from 1 to 10000")
-            } else {
-                None
-            }
-        }
-        Command::Check(Check { skip_health, skip_operations, drill, verbose: _ }) => match drill {
-            Some(_) if *skip_health || *skip_operations => {
-                Some("drill: wanted without skip_health and skip_operations")
-            }
-            Some(0 | 3601..) => Some("drill: wanted a whole number of seconds from 1 to 3600"),
-            _ => None,
-        },
-    }
-}
-
 /// Begins the command and gives its answer, which ends with it. A client that goes away gives it up.
 pub(super) fn answer(
     control: &Arc<ControlFn>,
@@ -269,7 +149,7 @@ pub(super) fn answer(
 }
 
 async fn tell(control: &Arc<ControlFn>, command: Command, lines: &mpsc::Sender<Bytes>, shutdown: &Shutdown) {
-    let (progress, mut passed) = watch::channel(("", 0, 0));
+    let (progress, mut passed) = watch::channel((String::new(), 0, 0));
     let (said, mut saying) = mpsc::channel(LINES_WAITING);
     let mut done = control(command, Teller { progress, said });
     let (mut ticks, mut told_at) = (interval(TELL_EVERY), Instant::now());
@@ -284,7 +164,7 @@ async fn tell(control: &Arc<ControlFn>, command: Command, lines: &mpsc::Sender<B
             }
             _ = ticks.tick() => {
                 if passed.has_changed().unwrap_or(false) {
-                    let (label, done, total) = *passed.borrow_and_update();
+                    let (label, done, total) = passed.borrow_and_update().clone();
                     json!({"passed": {"label": label, "done": done, "total": total}})
                 } else if told_at.elapsed() >= ALIVE_EVERY {
                     Value::Null
@@ -318,56 +198,6 @@ fn line_of(value: &Value) -> Bytes {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn three_paths_are_commands() {
-        for (path, wanted) in [
-            ("/control/sync", Some("sync")),
-            ("/control/init", Some("init")),
-            ("/control/check", Some("check")),
-            ("/control/backup", None),
-            ("/control/", None),
-            ("/control", None),
-            ("/control/sync//", None),
-        ] {
-            assert_eq!(name(path), wanted, "{path}");
-        }
-    }
-
-    #[track_caller]
-    fn check(name: &str, body: &str, wanted: Result<Command, &str>) {
-        match (parse(name, body.as_bytes()), wanted) {
-            (Ok(command), Ok(wanted)) => assert_eq!(command, wanted),
-            (Err(problem), Err(wanted)) => {
-                let said = format!("{problem:?}");
-                assert!(problem.status == StatusCode::BAD_REQUEST && said.contains(wanted), "{body}: {said}");
-            }
-            (found, wanted) => panic!("{body}: {found:?}, wanted {wanted:?}"),
-        }
-    }
-
-    #[test]
-    fn flags_are_those_of_the_command_line() {
-        check("sync", "{}", Ok(Command::Sync(Sync::default())));
-        let wanted = Sync { force: true, batch_size: Some(7), ..Sync::default() };
-        check("sync", r#"{"force": true, "batch_size": 7}"#, Ok(Command::Sync(wanted)));
-        check("sync", r#"{"batch_size": 0}"#, Err("batch_size"));
-        check("sync", r#"{"batch_size": 10001}"#, Err("batch_size"));
-        check("sync", r#"{"force": "yes"}"#, Err("boolean"));
-        check("sync", r#"{"stats_only": true, "force": true}"#, Err("stats_only"));
-        check("sync", r#"{"recreate": true}"#, Err("recreate"));
-        check("sync", "[]", Err("object"));
-        check("sync", "", Err("not JSON"));
-        check("init", r#"{"validate": true, "recreate": true}"#, Err("validate"));
-        check("init", r#"{"health_check_only": true, "stats": true}"#, Err("health_check_only"));
-        check("init", r#"{"local_store_path": "/x"}"#, Err("local_store_path"));
-        check("init", r#"{"migrate": true, "stats": true}"#, Err("migrate"));
-        check("check", r#"{"drill": 0}"#, Err("drill"));
-        check("check", r#"{"drill": 3601}"#, Err("drill"));
-        check("check", r#"{"drill": 5, "skip_health": true}"#, Err("drill"));
-        let wanted = Check { drill: Some(5), verbose: true, ..Check::default() };
-        check("check", r#"{"drill": 5, "verbose": true}"#, Ok(Command::Check(wanted)));
-    }
 
     #[test]
     fn without_keys_this_machine_alone_is_let_in() {

@@ -5,6 +5,7 @@
 mod support;
 
 mod backup;
+mod by_url;
 mod check;
 mod commands;
 mod dashboards;

@@ -8,7 +8,7 @@ use base64::Engine;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
-use vecsync::config::Secret;
+use vecsync::config::{ApiKeys, Secret};
 use vecsync::index::Arrival;
 use vecsync::serve::health::{Component, LOCAL, QDRANT, Report, Status};
 use vecsync::serve::status::{State, Store};
@@ -282,7 +282,7 @@ fn with_keys_it_asks_for_one_and_each_tab_keeps_its_own() {
     let (cert, key) = (folder.path().join("server.pem"), folder.path().join("server.key"));
     std::fs::write(&cert, made.cert.pem()).unwrap();
     std::fs::write(&key, made.signing_key.serialize_pem()).unwrap();
-    let keys = Keys::new(&[Secret::new("canary-api-key-one".into())]);
+    let keys = Keys::new(&ApiKeys { commanding: vec![Secret::new("canary-api-key-one".into())], ..ApiKeys::default() });
     let server = Server::start(service(titled), keys, Some(Tls::load(&cert, &key).unwrap()));
     let mut browser = Browser::start();
     browser.open(&format!("{}?q=kettle", server.address));

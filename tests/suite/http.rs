@@ -20,7 +20,7 @@ use tokio_rustls::rustls::crypto::ring;
 use tokio_rustls::rustls::pki_types::ServerName;
 use tokio_rustls::rustls::{ClientConfig, RootCertStore};
 use vecsync::client::{self, ClientError, Query};
-use vecsync::config::Secret;
+use vecsync::config::{ApiKeys, Secret};
 use vecsync::serve::health::{Component, LOCAL, Report, Status};
 use vecsync::serve::status::State;
 use vecsync::serve::{
@@ -53,6 +53,10 @@ impl Server {
 
     pub(crate) async fn plain() -> Self {
         Server::start(service(one_result), settings(Limits::default())).await
+    }
+
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.address
     }
 
     pub(crate) async fn connect(&self) -> TcpStream {
@@ -424,9 +428,15 @@ async fn answers_carry_security_headers_and_a_request_id() {
     server.stop().await;
 }
 
+/// Keys that may all.
+pub(crate) fn commanding<const N: usize>(keys: [&str; N]) -> ApiKeys {
+    ApiKeys { commanding: keys.map(|key| Secret::new(key.to_owned())).into(), ..ApiKeys::default() }
+}
+
 #[tokio::test]
 async fn all_but_health_needs_a_key_when_there_are_keys() {
-    let keys = Keys::new(&[Secret::new("old".into()), Secret::new("new".into())]);
+    let keys = ApiKeys { searching: commanding(["new"]).commanding, ..commanding(["old"]) };
+    let keys = Keys::new(&keys);
     let server = Server::start(service(nothing), Settings { keys, ..settings(Limits::default()) }).await;
     for path in ["/search?q=x", "/search", "/metrics", "/nope", "/pipelines/other/health/"] {
         for header in ["X: y", "Authorization: Bearer wrong", "Authorization: Basic old"] {
@@ -870,7 +880,7 @@ fn certificates_are_checked_before_anything_listens() {
 
 #[tokio::test]
 async fn the_client_searches_and_says_what_is_wrong() {
-    let keys = Keys::new(&[Secret::new("right".into())]);
+    let keys = Keys::new(&commanding(["right"]));
     let server = Server::start(service(one_result), Settings { keys, ..settings(Limits::default()) }).await;
     let url = format!("http://{}", server.address);
     let right = Secret::new("right".into());

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::Notify;
 use tokio::time::timeout;
-use vecsync::config::Secret;
+use vecsync::config::{ApiKeys, Secret};
 use vecsync::serve::control::{Command, ControlFn, Ended};
 use vecsync::serve::{Keys, Limits, Service, Services, Settings};
 
@@ -26,7 +26,11 @@ fn post(path: &str, headers: &str, body: &str) -> String {
 }
 
 async fn start(control: Arc<ControlFn>, keys: &[&str]) -> Server {
-    let keys: Vec<Secret> = keys.iter().map(|key| Secret::new((*key).to_owned())).collect();
+    let keys = keys.iter().map(|key| Secret::new((*key).to_owned())).collect();
+    start_with(control, ApiKeys { commanding: keys, ..ApiKeys::default() }).await
+}
+
+async fn start_with(control: Arc<ControlFn>, keys: ApiKeys) -> Server {
     let service = Service { control: Some(control), ..service(one_result) };
     Server::start(service, Settings { keys: Keys::new(&keys), ..settings(Limits::default()) }).await
 }
@@ -86,7 +90,9 @@ async fn of_several_pipelines_one_is_named() {
     let lines = lines(&server, &post("/pipelines/products/control/check/", "", "{}")).await;
     assert_eq!(lines.last().expect("a last line")["ended"]["text"], "of products");
     let ask = async |path: &str| server.send(post(path, "", "{}")).await;
-    ask("/control/sync").await.is_problem(400, "/pipelines/NAME/control/sync; there are faq, products");
+    ask("/control/sync")
+        .await
+        .is_problem(400, "/pipelines/NAME/control/sync (--pipeline NAME); there are faq, products");
     ask("/pipelines/shops/control/sync").await.is_problem(404, "there are faq, products");
     server.stop().await;
 }
@@ -107,7 +113,11 @@ async fn who_may_not_or_asks_badly_is_refused_before_anything_begins() {
     let asked = post("/control/sync?dry_run=true", &key, "{}");
     server.send(asked).await.is_problem(400, "a POST has its parameters in the body");
     server.send(post("/control/sync", &key, "")).await.is_problem(400, "not JSON");
-    server.send(post("/control/backup", &key, "{}")).await.is_problem(404, "no such path");
+    server.send(post("/control/restore", &key, "{}")).await.is_problem(404, "no such path");
+    server
+        .send(post("/control/backup", &key, r#"{"dir": "/tmp/x"}"#))
+        .await
+        .is_problem(400, "VECSYNC_DATA_DIR/backups");
     let untyped = post("/control/sync", &key, "{}").replace("application/json", "text/plain");
     server.send(untyped).await.is_problem(415, "wanted application/json");
     assert_eq!(begun.load(Ordering::SeqCst), 0);
@@ -138,6 +148,37 @@ async fn who_may_not_or_asks_badly_is_refused_before_anything_begins() {
     let server = Server::plain().await;
     server.send(post("/control/sync", "", "{}")).await.is_problem(404, "takes no commands");
     server.stop().await;
+}
+
+#[tokio::test]
+async fn a_key_to_search_does_not_command() {
+    const SEARCHING: &str = "canary-key-to-search";
+    let begun = Arc::new(AtomicUsize::new(0));
+    let counting = Arc::clone(&begun);
+    let control: Arc<ControlFn> = Arc::new(move |_, _| {
+        counting.fetch_add(1, Ordering::SeqCst);
+        Box::pin(async { Ended { status: 0, text: String::new(), error: None } })
+    });
+    let secret = |key: &str| vec![Secret::new(key.to_owned())];
+    let keys = ApiKeys { commanding: secret(KEY), searching: secret(SEARCHING) };
+    for (keys, commands) in [(keys.clone(), 1), (ApiKeys { commanding: vec![], ..keys }, 0)] {
+        begun.store(0, Ordering::SeqCst);
+        let server = start_with(Arc::clone(&control), keys).await;
+        let searching = format!("Authorization: Bearer {SEARCHING}\r\n");
+        for path in ["/control/sync", "/control/check", "/pipelines/faq/control/verify"] {
+            server.send(post(path, &searching, "{}")).await.is_problem(403, "may search, and not command");
+        }
+        for path in ["/search?q=x", "/status", "/metrics"] {
+            let found = server.send(format!("GET {path} HTTP/1.1\r\nHost: x\r\n{searching}\r\n")).await;
+            assert_eq!(found.status, 200, "{path}");
+        }
+        assert_eq!(begun.load(Ordering::SeqCst), 0);
+        if commands > 0 {
+            lines(&server, &post("/control/sync", &format!("Authorization: Bearer {KEY}\r\n"), "{}")).await;
+        }
+        assert_eq!(begun.load(Ordering::SeqCst), commands);
+        server.stop().await;
+    }
 }
 
 #[tokio::test]

@@ -4,17 +4,16 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use serde_json::{Value, json};
-use vecsync::config::Secret;
 use vecsync::index::Arrival;
 use vecsync::serve::status::{State, Store};
 use vecsync::serve::{Keys, Limits, Service, Settings};
 
-use super::http::{Server, one_result, service, settings};
+use super::http::{Server, commanding, one_result, service, settings};
 
 const KEY: &str = "canary-key-of-sixteen";
 
 async fn with_keys() -> Server {
-    let keys = Keys::new(&[Secret::new(KEY.into())]);
+    let keys = Keys::new(&commanding([KEY]));
     let change = Arrival {
         op: "upsert",
         id: Some(json!(7)),
@@ -94,9 +93,13 @@ async fn the_state_has_rows_texts_and_wants_a_key() {
 /// Every path that the server knows, under its shortest name.
 const PATHS: &[&str] = &[
     "/",
+    "/control/backup",
     "/control/check",
+    "/control/dead-letters",
     "/control/init",
+    "/control/replay",
     "/control/sync",
+    "/control/verify",
     "/health",
     "/health/detailed",
     "/health/live",
@@ -106,9 +109,13 @@ const PATHS: &[&str] = &[
     "/health/vector-store",
     "/metrics",
     "/openapi.json",
+    "/pipelines/faq/control/backup",
     "/pipelines/faq/control/check",
+    "/pipelines/faq/control/dead-letters",
     "/pipelines/faq/control/init",
+    "/pipelines/faq/control/replay",
     "/pipelines/faq/control/sync",
+    "/pipelines/faq/control/verify",
     "/pipelines/faq/health",
     "/pipelines/faq/health/detailed",
     "/pipelines/faq/health/live",

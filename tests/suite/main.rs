@@ -28,6 +28,7 @@ mod finding;
 mod house;
 mod http;
 mod http_control;
+mod http_elsewhere;
 mod http_page;
 mod operations;
 mod pipeline_schema;

@@ -16,6 +16,8 @@ from django.core.exceptions import ImproperlyConfigured
 #: Keys of ``settings.VECSYNC``.
 KEYS = ("URL", "API_KEY", "PIPELINE", "PIPELINE_FILE", "TIMEOUT", "CONNECT_TIMEOUT", "RETRIES", "STORE_TYPE", "ENV_FILE")
 DEFAULT_URL = "http://127.0.0.1:8000"
+#: In front of a key that may search, and not command; it is not sent.
+SEARCH_ONLY = "search:"
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,8 @@ class Config:
     #: One address or several that answer alike, tried in turn.
     urls: tuple[str, ...]
     api_key: str | None = field(repr=False)
+    #: What commands are asked for with: of several keys the first that may command.
+    command_key: str | None = field(repr=False)
     #: With several pipelines in one vecsync: which; ``None``: the only or the default one.
     pipeline: str | None
     #: The pipeline file, for the system check.
@@ -79,9 +83,11 @@ def load() -> Config:
         problems.append(f"VECSYNC['PIPELINE'] = {pipeline!r}: wanted lower-case letters, digits and underscores")
     pipeline_file = text("PIPELINE_FILE", "VECSYNC_PIPELINE")
     retries = number("RETRIES", 2, 0, 10)
+    api_key, command_key = _api_keys(given, file, problems)
     config = Config(
         urls=urls,
-        api_key=_api_key(given, file, problems),
+        api_key=api_key,
+        command_key=command_key,
         pipeline=pipeline,
         pipeline_file=Path(pipeline_file) if pipeline_file else None,
         timeout=number("TIMEOUT", 5.0, 0.05, 600),
@@ -126,28 +132,32 @@ def _urls(given: Mapping[str, Any], file: Mapping[str, str], problems: list[str]
     return tuple(urls) or (DEFAULT_URL,)
 
 
-def _api_key(given: Mapping[str, Any], file: Mapping[str, str], problems: list[str]) -> str | None:
+def _api_keys(given: Mapping[str, Any], file: Mapping[str, str], problems: list[str]) -> tuple[str | None, str | None]:
+    """The key to search with, and the one to command with. Of several each is used for what it may."""
+
     def of(name: str) -> str | None:
         return os.environ.get(name) or file.get(name)
 
-    key = given.get("API_KEY") or _first_key(of("VECSYNC_API_KEYS") or "")
+    own = given.get("API_KEY")
+    keys = [own] if own else _keys(of("VECSYNC_API_KEYS") or "")
     path = of("VECSYNC_API_KEYS_FILE")
-    if not key and path:
+    if not keys and path:
         try:
-            key = _first_key(Path(path).read_text(encoding="utf-8"))
+            keys = _keys(Path(path).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             problems.append(f"VECSYNC_API_KEYS_FILE = {path!r}: cannot be read: {type(error).__name__}")
-    if not key:
-        return None
-    if not isinstance(key, str) or not key.isascii() or not key.isprintable() or " " in key:
-        problems.append("VECSYNC['API_KEY']: wanted printable ASCII characters without blanks")
-        return None
-    return key
+    for key in keys:
+        if not isinstance(key, str) or not key.isascii() or not key.isprintable() or " " in key:
+            problems.append("VECSYNC['API_KEY']: wanted printable ASCII characters without blanks")
+            return None, None
+    searching = [key.removeprefix(SEARCH_ONLY) for key in keys if key.startswith(SEARCH_ONLY)]
+    commanding = [key for key in keys if not key.startswith(SEARCH_ONLY)]
+    return next(iter([*searching, *commanding]), None), next(iter([*commanding, *searching]), None)
 
 
-def _first_key(text: str) -> str | None:
+def _keys(text: str) -> list[Any]:
     lines = (line for line in text.splitlines() if not line.lstrip().startswith("#"))
-    return next((key.strip() for line in lines for key in line.split(",") if key.strip()), None)
+    return [key.strip() for line in lines for key in line.split(",") if key.strip()]
 
 
 def _env_file(given: Mapping[str, Any]) -> dict[str, str]:

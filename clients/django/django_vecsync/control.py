@@ -61,8 +61,8 @@ def run(
 
 def _begin(config: conf.Config, url: str, name: str, flags: Mapping[str, Any]) -> connection.Stream:
     headers = {"Accept": "application/x-ndjson", "Content-Type": "application/json", "User-Agent": "django-vecsync"}
-    if config.api_key:
-        headers["Authorization"] = f"Bearer {config.api_key}"
+    if config.command_key:
+        headers["Authorization"] = f"Bearer {config.command_key}"
     try:
         body = json.dumps(flags, allow_nan=False).encode()
     except (TypeError, *connection.JSON_FAULTS) as error:

@@ -4,17 +4,33 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from django.db.backends.base.schema import BaseDatabaseSchemaEditor
 from django.db.migrations.operations.base import Operation
 from django.db.migrations.state import ProjectState
 
+from . import joins
+
 logger = logging.getLogger(__name__)
 
 IDENTITIES = ("default", "full")
 #: How a comment on a publication begins that an operation wrote.
 MARK = "django-vecsync "
+
+
+@dataclass(frozen=True)
+class _Table:
+    """A table to be published."""
+
+    name: str
+    #: ``default``, ``full``, or ``links``: what a row that is deleted leaves has to have the column.
+    identity: str
+    column: str = ""
+    #: Not the documents' own.
+    is_related: bool = False
 
 
 class Publish(Operation):
@@ -24,9 +40,14 @@ class Publish(Operation):
     change in other columns, and costs WAL. ``grant_to`` names the role that vecsync connects as, if it is to be given the right
     to read the table. The role that migrates needs CREATE on the database and must own the table.
 
+    ``related`` names foreign keys and many-to-many fields of the model that the documents are joined with
+    (``vecsync_pipeline`` says which): their tables are published as well. Of a table between two others each change has to say
+    what was linked: it gets its unique index as replica identity, or all columns where there is none.
+
     Going back undoes what was done here and nothing else; a comment on the publication says what that was. The table is taken
-    out of a publication that has it by name, and one that was made here goes with its last table. What may be somebody else's
-    is left, with a warning in the log. vecsync then stops and says so.
+    out of a publication that has it by name, and one that was made here goes with its last table. A replica identity becomes
+    what it was: none, the key, an index, all columns. What may be somebody else's is left, with a warning in the log. vecsync
+    then stops and says so.
     """
 
     reduces_to_sql = True
@@ -39,6 +60,7 @@ class Publish(Operation):
         publication: str | None = None,
         replica_identity: str = "default",
         grant_to: str | None = None,
+        related: Sequence[str] = (),
     ) -> None:
         if replica_identity not in IDENTITIES:
             raise ValueError(f"replica_identity = {replica_identity!r}: wanted {' or '.join(IDENTITIES)}")
@@ -46,10 +68,13 @@ class Publish(Operation):
             # Django puts quotes around a name and takes it that there are none inside.
             if name is not None and (not name or '"' in name or len(name.encode()) > 63):
                 raise ValueError(f"{name!r}: wanted a name of PostgreSQL, at most 63 bytes, without quotes")
+        if isinstance(related, str) or not all(isinstance(name, str) for name in related):
+            raise ValueError(f"related = {related!r}: wanted names of fields")
         self.model_name = model_name
         self.publication = publication or f"vecsync_{model_name.lower()}"
         self.replica_identity = replica_identity
         self.grant_to = grant_to
+        self.related = list(related)
 
     def state_forwards(self, app_label: str, state: ProjectState) -> None:
         """Models stay as they are."""
@@ -57,37 +82,84 @@ class Publish(Operation):
     def database_forwards(
         self, app_label: str, schema_editor: BaseDatabaseSchemaEditor, from_state: ProjectState, to_state: ProjectState
     ) -> None:
-        table = self._table(app_label, schema_editor, to_state)
-        if table is None:
+        tables = self._tables(app_label, schema_editor, to_state)
+        if schema_editor.collect_sql:
+            self._write_forwards(schema_editor, tables)
             return
+        for table in tables:
+            self._publish(schema_editor, table)
+
+    def database_backwards(
+        self, app_label: str, schema_editor: BaseDatabaseSchemaEditor, from_state: ProjectState, to_state: ProjectState
+    ) -> None:
+        tables = self._tables(app_label, schema_editor, from_state)
+        if schema_editor.collect_sql:
+            self._write_backwards(schema_editor, tables)
+            return
+        # The documents' own comes last: with it goes the publication.
+        for table in reversed(tables):
+            self._withdraw(schema_editor, table)
+
+    def _write_forwards(self, schema_editor: BaseDatabaseSchemaEditor, tables: Sequence[_Table]) -> None:
         quote = schema_editor.quote_name
-        create = f"CREATE PUBLICATION {quote(self.publication)} FOR TABLE {quote(table)} " + (
+        if tables:
+            self._execute(schema_editor, self._create(schema_editor, [table.name for table in tables]))
+        for table in tables:
+            if table.identity == "full":
+                self._identity(schema_editor, table.name, "full")
+            if table.identity == "links":
+                # Its name is the database's, and it may not be there yet.
+                self._execute(
+                    schema_editor,
+                    f"-- ALTER TABLE {quote(table.name)} REPLICA IDENTITY USING INDEX (its unique index with {table.column})",
+                )
+            if self.grant_to:
+                self._execute(schema_editor, self._grant(schema_editor, table))
+
+    def _write_backwards(self, schema_editor: BaseDatabaseSchemaEditor, tables: Sequence[_Table]) -> None:
+        for table in reversed(tables):
+            if self.grant_to:
+                self._execute(schema_editor, self._revoke(schema_editor, table))
+            if table.identity != "default":
+                self._identity(schema_editor, table.name, "default")
+            self._execute(schema_editor, self._remove(schema_editor, table))
+
+    def _create(self, schema_editor: BaseDatabaseSchemaEditor, tables: Sequence[str]) -> str:
+        quote = schema_editor.quote_name
+        return (
+            f"CREATE PUBLICATION {quote(self.publication)} FOR TABLE {', '.join(map(quote, tables))} "
             "WITH (publish = 'insert, update, delete, truncate')"
         )
-        grant = f"GRANT SELECT ON TABLE {quote(table)} TO {quote(self.grant_to)}" if self.grant_to else None
-        if schema_editor.collect_sql:
-            self._execute(schema_editor, create)
-            if self.replica_identity != "default":
-                self._identity(schema_editor, table, self.replica_identity)
-            if grant:
-                self._execute(schema_editor, grant)
-            return
+
+    def _grant(self, schema_editor: BaseDatabaseSchemaEditor, table: _Table) -> str:
+        quote = schema_editor.quote_name
+        return f"GRANT SELECT ON TABLE {quote(table.name)} TO {quote(self.grant_to or '')}"
+
+    def _revoke(self, schema_editor: BaseDatabaseSchemaEditor, table: _Table) -> str:
+        quote = schema_editor.quote_name
+        return f"REVOKE SELECT ON TABLE {quote(table.name)} FROM {quote(self.grant_to or '')}"
+
+    def _remove(self, schema_editor: BaseDatabaseSchemaEditor, table: _Table) -> str:
+        quote = schema_editor.quote_name
+        return f"ALTER PUBLICATION {quote(self.publication)} DROP TABLE {quote(table.name)}"
+
+    def _publish(self, schema_editor: BaseDatabaseSchemaEditor, table: _Table) -> None:
+        quote = schema_editor.quote_name
         found = self._found(schema_editor)
         ours: dict[str, Any] = {}
         if found is None:
-            self._execute(schema_editor, create)
+            self._execute(schema_editor, self._create(schema_editor, [table.name]))
             ours["added"] = True
-        elif not self._is_published(schema_editor, table):
-            self._execute(schema_editor, f"ALTER PUBLICATION {quote(self.publication)} ADD TABLE {quote(table)}")
+        elif not self._is_published(schema_editor, table.name):
+            self._execute(schema_editor, f"ALTER PUBLICATION {quote(self.publication)} ADD TABLE {quote(table.name)}")
             ours["added"] = True
-        identity, name = self._identity_and_name(schema_editor, table)
-        if self.replica_identity == "full" and identity != "f":
-            self._identity(schema_editor, table, "full")
-            # What an index did is not told apart from what nothing did: that is left to who made it so.
-            if identity == "d":
-                ours["identity"] = True
-        if grant and not self._may_read(schema_editor, table):
-            self._execute(schema_editor, grant)
+        identity, name = self._identity_and_name(schema_editor, table.name)
+        wanted = self._wanted_identity(schema_editor, table, identity)
+        if wanted != identity:
+            self._identity(schema_editor, table.name, wanted)
+            ours["identity"] = {"was": identity, "is": wanted}
+        if self.grant_to and not self._may_read(schema_editor, table.name):
+            self._execute(schema_editor, self._grant(schema_editor, table))
             ours["granted"] = self.grant_to
         # Without one of its own it must not write over what somebody else says there.
         if ours and (found is None or (found.is_ours_to_alter and (found.comment is None or found.mark is not None))):
@@ -95,52 +167,60 @@ class Publish(Operation):
             mark["tables"][name] = {**mark["tables"].get(name, {}), **ours}
             self._remember(schema_editor, mark)
 
-    def database_backwards(
-        self, app_label: str, schema_editor: BaseDatabaseSchemaEditor, from_state: ProjectState, to_state: ProjectState
-    ) -> None:
-        table = self._table(app_label, schema_editor, from_state)
-        if table is None:
-            return
-        quote = schema_editor.quote_name
-        revoke = f"REVOKE SELECT ON TABLE {quote(table)} FROM {quote(self.grant_to)}" if self.grant_to else None
-        remove = f"ALTER PUBLICATION {quote(self.publication)} DROP TABLE {quote(table)}"
-        if schema_editor.collect_sql:
-            if revoke:
-                self._execute(schema_editor, revoke)
-            if self.replica_identity != "default":
-                self._identity(schema_editor, table, "default")
-            self._execute(schema_editor, remove)
-            return
+    def _withdraw(self, schema_editor: BaseDatabaseSchemaEditor, table: _Table) -> None:
         found = self._found(schema_editor)
-        identity, name = self._identity_and_name(schema_editor, table)
+        identity, name = self._identity_and_name(schema_editor, table.name)
         mark = (found.mark if found else None) or {"made": False, "tables": {}}
         ours = mark["tables"].pop(name, {})
-        if revoke and self._may_read(schema_editor, table):
+        if self.grant_to and self._may_read(schema_editor, table.name):
             if ours.get("granted") == self.grant_to:
-                self._execute(schema_editor, revoke)
+                self._execute(schema_editor, self._revoke(schema_editor, table))
             else:
-                logger.warning("%s: SELECT of %s is left, which may be somebody else's grant", table, self.grant_to)
-        if self.replica_identity == "full" and identity == "f":
-            if ours.get("identity"):
-                self._identity(schema_editor, table, "default")
-            else:
-                logger.warning("%s: REPLICA IDENTITY FULL is left, which may be somebody else's choice", table)
+                logger.warning("%s: SELECT of %s is left, which may be somebody else's grant", table.name, self.grant_to)
+        if table.identity != "default" and (left := self._give_back(schema_editor, table, identity, ours.get("identity"))):
+            logger.warning("%s: %s is left, %s", table.name, _identity_sql(identity), left)
         if found is None:
             return
-        if not self._is_named(schema_editor, table):
-            if self._is_published(schema_editor, table):
-                logger.warning("publication %s is left: it has %s without naming it", self.publication, table)
+        if not self._is_named(schema_editor, table.name):
+            if self._is_published(schema_editor, table.name):
+                logger.warning("publication %s is left: it has %s without naming it", self.publication, table.name)
         elif not found.is_ours_to_alter:
             logger.warning("publication %s is left as it is: it is somebody else's", self.publication)
+        elif table.is_related and not ours.get("added"):
+            logger.warning("publication %s is left with %s, which somebody else added", self.publication, table.name)
         elif mark["made"] and self._parts(schema_editor) == 1:
-            self._execute(schema_editor, f"DROP PUBLICATION {quote(self.publication)}")
+            self._execute(schema_editor, f"DROP PUBLICATION {schema_editor.quote_name(self.publication)}")
             return
         else:
-            self._execute(schema_editor, remove)
+            self._execute(schema_editor, self._remove(schema_editor, table))
             if not mark["made"]:
-                logger.warning("publication %s is left, without %s: it was not made here", self.publication, table)
+                logger.warning("publication %s is left, without %s: it was not made here", self.publication, table.name)
         if ours and found.is_ours_to_alter:
             self._remember(schema_editor, mark if mark["made"] or mark["tables"] else None)
+
+    def _wanted_identity(self, schema_editor: BaseDatabaseSchemaEditor, table: _Table, identity: str) -> str:
+        """The replica identity that the table is to have, where it has this one."""
+        if table.identity == "full":
+            return "full"
+        if table.identity == "default" or identity == "full":
+            return identity
+        if identity != "nothing" and table.column in self._columns(schema_editor, table.name, identity):
+            return identity
+        found = [name for name in self._unique(schema_editor, table.name) if table.column in name[1]]
+        return f"index {found[0][0]}" if found else "full"
+
+    def _give_back(self, schema_editor: BaseDatabaseSchemaEditor, table: _Table, identity: str, ours: Any) -> str | None:
+        """Makes the replica identity what it was. Why it is left, where it is."""
+        somebody_else = "which may be somebody else's choice"
+        # What an earlier version noted: FULL, and before it the key.
+        was, given = ("default", "full") if ours is True else _was_and_is(ours)
+        if given is None or identity != given:
+            # Never touched, or chosen anew since: nothing to say where it is as everybody has it.
+            return somebody_else if identity == "full" or (given and identity != was) else None
+        if was.startswith("index ") and was[6:] not in [name for name, _ in self._unique(schema_editor, table.name)]:
+            return f"since {was} is there no more"
+        self._identity(schema_editor, table.name, was)
+        return None
 
     def describe(self) -> str:
         return f"Publish {self.model_name} to vecsync as {self.publication}"
@@ -155,12 +235,33 @@ class Publish(Operation):
             named["replica_identity"] = self.replica_identity
         if self.grant_to:
             named["grant_to"] = self.grant_to
+        if self.related:
+            named["related"] = self.related
         return self.__class__.__qualname__, [], named
 
-    def _table(self, app_label: str, schema_editor: BaseDatabaseSchemaEditor, state: ProjectState) -> str | None:
-        model = state.apps.get_model(app_label, self.model_name)
+    def _tables(self, app_label: str, schema_editor: BaseDatabaseSchemaEditor, state: ProjectState) -> list[_Table]:
+        """The documents' own first, each once; none where this database is not theirs."""
+        model: Any = state.apps.get_model(app_label, self.model_name)
         is_here = self.allow_migrate_model(schema_editor.connection.alias, model)
-        return model._meta.db_table if is_here and schema_editor.connection.vendor == "postgresql" else None
+        if not is_here or schema_editor.connection.vendor != "postgresql":
+            return []
+        tables = [_Table(model._meta.db_table, self.replica_identity)]
+        fields = joins.relations(model)
+        for name in self.related:
+            field: Any = fields.get(name)
+            if field is None:
+                raise ValueError(f"related = {name!r}: {model._meta.label} has {', '.join(sorted(fields)) or 'no relations'}")
+            if field.many_to_many:
+                through = joins.through_of(field)
+                column = joins.column_of(through._meta.get_field(field.m2m_field_name()))  # type: ignore[arg-type]
+                tables.append(_Table(through._meta.db_table, "links", column, is_related=True))
+            tables.append(_Table(field.related_model._meta.db_table, "default", is_related=True))
+        found: dict[str, _Table] = {}
+        for table in tables:
+            # What has to tell its links has to, whatever else leads to it.
+            if table.name not in found or (table.identity == "links" and found[table.name].identity == "default"):
+                found[table.name] = replace(table, is_related=table.name != tables[0].name)
+        return list(found.values())
 
     def _found(self, schema_editor: BaseDatabaseSchemaEditor) -> _Publication | None:
         rows = self._rows(
@@ -202,11 +303,38 @@ class Publish(Operation):
 
     def _identity_and_name(self, schema_editor: BaseDatabaseSchemaEditor, table: str) -> tuple[str, str]:
         query = (
-            "SELECT relreplident::text, format('%%I.%%I', nspname, relname) FROM pg_class c "
+            "SELECT relreplident::text, format('%%I.%%I', nspname, relname), (SELECT i.relname FROM pg_index JOIN pg_class i "
+            "ON i.oid = indexrelid WHERE indrelid = c.oid AND indisreplident) FROM pg_class c "
             "JOIN pg_namespace n ON n.oid = relnamespace WHERE c.oid = %s::regclass"
         )
-        identity, name = self._rows(schema_editor, query, [schema_editor.quote_name(table)])[0]
-        return str(identity), str(name)
+        identity, name, index = self._rows(schema_editor, query, [schema_editor.quote_name(table)])[0]
+        # Where the index was dropped, nothing tells old rows apart.
+        of_index = f"index {index}" if index else "nothing"
+        return {"d": "default", "f": "full", "i": of_index}.get(str(identity), "nothing"), str(name)
+
+    def _unique(self, schema_editor: BaseDatabaseSchemaEditor, table: str) -> list[tuple[str, list[str]]]:
+        """Indexes that can be a replica identity, with their columns; the smallest first."""
+        query = (
+            "SELECT i.relname, array_agg(a.attname::text ORDER BY a.attnum) "
+            "FROM pg_index x JOIN pg_class i ON i.oid = indexrelid "
+            "JOIN pg_attribute a ON a.attrelid = indrelid AND a.attnum = ANY(indkey) "
+            "WHERE indrelid = %s::regclass AND indisunique AND indimmediate AND indisvalid "
+            "AND indpred IS NULL AND indexprs IS NULL AND indnkeyatts = indnatts "
+            "GROUP BY i.relname, indexrelid HAVING bool_and(a.attnotnull) ORDER BY count(*), indexrelid"
+        )
+        return [
+            (str(name), list(columns)) for name, columns in self._rows(schema_editor, query, [schema_editor.quote_name(table)])
+        ]
+
+    def _columns(self, schema_editor: BaseDatabaseSchemaEditor, table: str, identity: str) -> list[str]:
+        """What an old row tells."""
+        if identity.startswith("index "):
+            return dict(self._unique(schema_editor, table)).get(identity[6:], [])
+        query = (
+            "SELECT attname::text FROM pg_index JOIN pg_attribute ON attrelid = indrelid AND attnum = ANY(indkey) "
+            "WHERE indrelid = %s::regclass AND indisprimary"
+        )
+        return [str(row[0]) for row in self._rows(schema_editor, query, [schema_editor.quote_name(table)])]
 
     def _may_read(self, schema_editor: BaseDatabaseSchemaEditor, table: str) -> bool:
         # A role that is not there may not: what wants one says so.
@@ -214,7 +342,7 @@ class Publish(Operation):
         return bool(self._rows(schema_editor, query, [self.grant_to or "", schema_editor.quote_name(table)]))
 
     def _identity(self, schema_editor: BaseDatabaseSchemaEditor, table: str, identity: str) -> None:
-        self._execute(schema_editor, f"ALTER TABLE {schema_editor.quote_name(table)} REPLICA IDENTITY {identity.upper()}")
+        self._execute(schema_editor, f"ALTER TABLE {schema_editor.quote_name(table)} {_identity_sql(identity)}")
 
     def _remember(self, schema_editor: BaseDatabaseSchemaEditor, mark: dict[str, Any] | None) -> None:
         """What was done here, where going back finds it: in the publication's comment."""
@@ -234,6 +362,19 @@ class Publish(Operation):
         with schema_editor.connection.cursor() as cursor:
             cursor.execute(query, parameters)
             return list(cursor.fetchall())
+
+
+def _identity_sql(identity: str) -> str:
+    if identity.startswith("index "):
+        return 'REPLICA IDENTITY USING INDEX "' + identity[6:].replace('"', '""') + '"'
+    return f"REPLICA IDENTITY {identity.upper()}"
+
+
+def _was_and_is(noted: Any) -> tuple[str, str | None]:
+    """The replica identity before and after, where a note says so."""
+    both = [noted.get(name) for name in ("was", "is")] if isinstance(noted, dict) else []
+    known = [one for one in both if one in ("default", "full", "nothing") or str(one).startswith("index ")]
+    return (str(known[0]), str(known[1])) if len(known) == 2 else ("default", None)
 
 
 class _Publication:

@@ -12,6 +12,10 @@ from typing import Any
 from django.apps import apps
 from django.db import models
 
+from . import joins as relations
+from .joins import Join, JoinError, split_table
+from .joins import column_of as _column
+
 if sys.version_info >= (3, 11):
     import tomllib
 else:
@@ -80,8 +84,8 @@ def read(path: Path) -> Pipeline:
         return Pipeline(
             path=path,
             name=str(content.get("name", path.stem)),
-            schema=schema or "public",
-            table=table,
+            schema=schema.strip('"') or "public",
+            table=table.strip('"'),
             columns=tuple(columns),
             filters=filters,
             payload=payload,
@@ -132,17 +136,6 @@ def model_of(schema: str, table: str) -> Model | None:
     return None
 
 
-def split_table(model: Model) -> tuple[str, str]:
-    """Schema and table. Django has no schemas; ``db_table = 'a"."b'`` is how people name one."""
-    schema, quote, table = model._meta.db_table.partition('"."')
-    return (schema.strip('"'), table.strip('"')) if quote else ("public", model._meta.db_table.strip('"'))
-
-
-def _column(field: models.Field[Any, Any]) -> str:
-    """Concrete fields have one; Django's types do not say so."""
-    return field.column or ""
-
-
 def _fields(model: Model) -> list[models.Field[Any, Any]]:
     """Those that are columns of its own table: what a parent with a table gives is in that one. A proxy's are its model's."""
     of_table = model._meta.concrete_model or model
@@ -191,6 +184,10 @@ class Wanted:
     when: str | None = None
     filters: tuple[str, ...] | None = None
     exclude: tuple[str, ...] = ()
+    #: Relations to be joined, as ``category`` or ``category.title``, besides those that are joined unasked.
+    join: tuple[str, ...] = ()
+    #: Nothing is joined unasked.
+    no_join: bool = False
 
 
 def from_model(model: Model, wanted: Wanted) -> str:
@@ -203,7 +200,18 @@ def from_model(model: Model, wanted: Wanted) -> str:
 
     of_parents = {name: field for field in elsewhere for name in (_column(field), field.name)}
 
+    joins = _joins(model, wanted)
+    joined = {join.name: join for join in joins}
+    replaced = {join.replaces: join.name for join in joins if join.replaces}
+    for name in joined:
+        if name in by_name and name in {_column(field) for field in fields} and replaced.get(name) != name:
+            raise PipelineError(
+                f"--join {name}: {model._meta.label} has a column of this name; --no-join leaves the relation out"
+            )
+
     def column(flag: str, name: str) -> str:
+        if name in joined:
+            return name
         if name in of_parents and name not in by_name:
             parent = of_parents[name].model
             raise PipelineError(f"{flag} {name}: is in the table of {parent._meta.label}; a query (source.query) joins them")
@@ -231,10 +239,15 @@ def from_model(model: Model, wanted: Wanted) -> str:
                 f"{model._meta.label}: no template can name the column {name!r}; choose others with --title, --text and "
                 "--when, or write a query (source.query) that gives it a name of letters, digits and underscores"
             )
-    excluded = {column("--exclude", name) for name in wanted.exclude}
+    # A relation without a column of its own is left out by not being joined.
+    columnless = relations.relations(model).keys() - by_name.keys()
+    excluded = {column("--exclude", name) for name in wanted.exclude if name not in columnless}
     payload = [_column(field) for field in fields if _column(field) not in excluded and not _is_bulk(field)]
+    payload = [replaced.get(name, name) for name in payload] + [name for name in joined if joined[name].replaces is None]
     if wanted.filters is None:
-        filters = [_column(field) for field in fields if _column(field) in payload and _is_filter(field)]
+        filters = [_column(field) for field in fields if _is_filter(field)]
+        filters = [replaced.get(name, name) for name in filters] + [name for name in joined if joined[name].replaces is None]
+        filters = [name for name in dict.fromkeys(filters) if name in payload]
     else:
         filters = [column("--filter", chosen) for chosen in wanted.filters]
         for chosen in filters:
@@ -244,15 +257,18 @@ def from_model(model: Model, wanted: Wanted) -> str:
     if not re.fullmatch(r"[a-z0-9_]{1,40}", name):
         raise PipelineError(f"--name {name}: wanted at most 40 lower-case letters, digits and underscores")
     schema, table = split_table(model)
+    of_document = [*([title] if title else []), *text, *([when] if when else []), *payload]
     parts = [
         f"# Documents of {model._meta.label}. `vecsync pipeline check FILE` says what is wrong with it.",
         *([f"# {_left_out(elsewhere)}."] if elsewhere else []),
+        *_said_of_joins(model, name, joins),
         f"name = {_toml(name)}",
         "",
         "[source]",
-        f"table = {_toml(f'{schema}.{table}')}",
+        f"table = {_toml(relations.table_of(model) if joins else f'{schema}.{table}')}",
         f"publication = {_toml(f'vecsync_{name}')}",
         f"slot = {_toml(f'vecsync_{name}')}",
+        *(_query_of(model, of_document, joins) if joins else []),
         "",
         "[document]",
         *([f"title = {_toml('{{ ' + title + ' }}')}"] if title else []),
@@ -264,6 +280,52 @@ def from_model(model: Model, wanted: Wanted) -> str:
         f"filters = [{', '.join(map(_toml, filters))}]",
     ]
     return "\n".join(parts) + "\n"
+
+
+def _joins(model: Model, wanted: Wanted) -> list[Join]:
+    """What is joined: what is asked for, and what is joined unasked and not excluded."""
+    asked = {one.partition(".")[0]: one for one in wanted.join}
+    for name in wanted.exclude:
+        if name in asked:
+            raise PipelineError(f"--exclude {name}: --join asks for it")
+    unasked = [] if wanted.no_join else relations.unasked(model, TITLES)
+    chosen = list(asked.values()) + [name for name in unasked if name not in asked and name not in wanted.exclude]
+    # In the model's own order, whichever way they came to be chosen.
+    order = list(relations.relations(model))
+    found = []
+    for one in chosen:
+        try:
+            place = order.index(one.partition(".")[0]) + 1 if one.partition(".")[0] in order else 0
+            found.append((place, relations.join(model, one, place, TITLES)))
+        except JoinError as error:
+            flag = f"--join {one}" if one in wanted.join else f"{one} (--no-join leaves it out)"
+            raise PipelineError(f"{flag}: {error}") from error
+    return [join for _, join in sorted(found, key=lambda one: one[0])]
+
+
+def _said_of_joins(model: Model, name: str, joins: Sequence[Join]) -> list[str]:
+    if not joins:
+        return []
+    related = ", ".join(f'"{join.name}"' for join in joins)
+    return [
+        "# They are made of several tables. All of them are to be published, and links have to say what they linked: a",
+        "# migration does both; where it was not run, `vecsync pipeline check FILE` and `vecsync check` name what is missing.",
+        f'#   Publish("{model._meta.object_name}", publication="vecsync_{name}", related=[{related}])',
+    ]
+
+
+def _query_of(model: Model, columns: Sequence[str], joins: Sequence[Join]) -> list[str]:
+    lines = [f'query = """\n{_toml_lines(relations.query(model, columns, joins))}"""']
+    for watch in relations.watches(joins):
+        lines += ["", "[[source.watch]]", f"table = {_toml(watch.table)}"]
+        if watch.keys:
+            lines.append(f"keys = [{', '.join(map(_toml, watch.keys))}]")
+        lines.append(f"affects = {_toml(watch.affects)}")
+    return lines
+
+
+def _toml_lines(text: str) -> str:
+    return text.replace("\\", "\\\\").replace('"""', '""\\"')
 
 
 def _left_out(fields: Sequence[models.Field[Any, Any]]) -> str:

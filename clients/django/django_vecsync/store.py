@@ -74,7 +74,11 @@ class VectorStore:
             results.degraded,
             results.staleness_ms,
         )
+        self._check(results)
         return results
+
+    def _check(self, results: SearchResults) -> None:
+        """Raises for an answer that this store does not take. This one takes every answer."""
 
     def health(self, *, timeout: float | None = None) -> StoreHealth:
         """How every part of vecsync is. Raises where nobody answers."""
@@ -194,19 +198,9 @@ class QdrantVectorStore(VectorStore):
     vectors of questions; this process needs neither the model nor a Qdrant client.
     """
 
-    def search(
-        self,
-        query: str,
-        limit: int = 5,
-        *,
-        min_score: float | None = None,
-        filters: Mapping[str, str | int | float | bool] | None = None,
-        timeout: float | None = None,
-    ) -> SearchResults:
-        results = super().search(query, limit, min_score=min_score, filters=filters, timeout=timeout)
+    def _check(self, results: SearchResults) -> None:
         if results.served_by != "qdrant":
             raise VectorStoreUnavailable(f"Qdrant did not answer, {results.served_by} did; VectorStore takes such answers")
-        return results
 
     def health(self, *, timeout: float | None = None) -> StoreHealth:
         """How Qdrant is; ``disabled`` where vecsync has none."""

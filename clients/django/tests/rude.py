@@ -73,6 +73,16 @@ def silent(client: socket.socket, _request: bytes) -> None:
     client.recv(1)
 
 
+def slow(behaviour: Behaviour, seconds: float) -> Behaviour:
+    """The same after a while."""
+
+    def behave(client: socket.socket, request: bytes) -> None:
+        time.sleep(seconds)
+        behaviour(client, request)
+
+    return behave
+
+
 def drip(client: socket.socket, _request: bytes) -> None:
     """Says a little again and again, so that no single read times out."""
     client.sendall(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 1000\r\n\r\n")

@@ -49,6 +49,19 @@ class ConfTests(SimpleTestCase):
         with self.assertRaisesMessage(ImproperlyConfigured, "VECSYNC_API_KEYS_FILE"):
             self.load("VECSYNC_API_KEYS_FILE=/nowhere")
 
+    def test_of_several_keys_each_is_used_for_what_it_may(self) -> None:
+        for given, wanted in [
+            ("all", ("all", "all")),
+            ("search:some", ("some", "some")),
+            ("all,search:some,other", ("some", "all")),
+            ("search:some,search:else,all", ("some", "all")),
+        ]:
+            config = self.load(f"VECSYNC_API_KEYS={given}")
+            self.assertEqual((config.api_key, config.command_key), wanted, given)
+        config = self.load("VECSYNC_API_KEYS=all", API_KEY="search:own")
+        self.assertEqual((config.api_key, config.command_key), ("own", "own"))
+        self.assertNotIn("own'", repr(config))
+
     def test_an_address_that_cannot_be_asked_is_named(self) -> None:
         for url in (
             "http://a..b",

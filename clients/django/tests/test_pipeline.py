@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import sys
 import tempfile
 from pathlib import Path
 
@@ -11,7 +12,12 @@ from django.core.management import CommandError, call_command
 from django.test import SimpleTestCase, override_settings
 
 from django_vecsync import pipeline
-from tests.shop.models import FAQ, Article, Count, Note, Restaurant
+from tests.shop.models import FAQ, Article, Count, Entry, Note, Restaurant
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 
 class FromModelTests(SimpleTestCase):
@@ -35,7 +41,7 @@ class FromModelTests(SimpleTestCase):
             self.assertIn(line + "\n", text)
 
     def test_columns_are_meant_and_not_fields(self) -> None:
-        text = self.made("shop.Article", "--name", "press")
+        text = self.made("shop.Article", "--name", "press", "--no-join")
         for line in [
             'table = "press.article"',
             'title = "{{ head }}"',
@@ -45,6 +51,86 @@ class FromModelTests(SimpleTestCase):
         ]:
             self.assertIn(line + "\n", text)
         self.assertNotIn("when", text)
+        self.assertNotIn("query", text)
+
+    def test_relations_that_say_what_a_row_is_about_are_joined(self) -> None:
+        made = self.made("shop.Entry")
+        text = tomllib.loads(made)
+        self.assertEqual(
+            text["source"]["query"].split("\n"),
+            [
+                "  SELECT d.id, d.question, d.answer, r1.name AS category, r2.name AS kind, d.author_id, d.main_id, "
+                "d.topic_id,",
+                "         ARRAY(SELECT r6.title FROM public.shop_entry_tags t6 JOIN public.shop_tag r6 ON r6.id = t6.tag_id "
+                "WHERE t6.entry_id = d.id ORDER BY 1) AS tags",
+                "  FROM public.shop_entry d",
+                "  LEFT JOIN public.shop_category r1 ON r1.id = d.category_id",
+                "  LEFT JOIN public.shop_category r2 ON r2.id = d.kind_id",
+                "  WHERE d.id = ANY($1)",
+            ],
+        )
+        of_key = "SELECT d.id FROM public.shop_entry d WHERE d.{} = ANY($1)"
+        self.assertEqual(
+            text["source"]["watch"],
+            [
+                {
+                    "table": "public.shop_category",
+                    "affects": f"{of_key.format('category_id')} UNION {of_key.format('kind_id')}",
+                },
+                {
+                    "table": "public.shop_tag",
+                    "affects": "SELECT t.entry_id FROM public.shop_entry_tags t WHERE t.tag_id = ANY($1)",
+                },
+                {"table": "public.shop_entry_tags", "keys": ["entry_id"], "affects": of_key.format("id")},
+            ],
+        )
+        payload = ["id", "question", "answer", "category", "kind", "author_id", "main_id", "topic_id", "tags"]
+        self.assertEqual(text["document"]["payload"], payload)
+        self.assertEqual(text["index"]["filters"], ["category", "kind", "author_id", "main_id", "topic_id", "tags"])
+        self.assertIn('Publish("Entry", publication="vecsync_entry", related=["category", "kind", "tags"])', made)
+
+    def test_what_is_joined_can_be_chosen(self) -> None:
+        words = ["--no-join", "--join", "main", "--join", "related.answer", "--join", "author.name", "--filter", "main"]
+        text = tomllib.loads(self.made("shop.Entry", *words, "--exclude", "kind", "--title", "author"))
+        query = text["source"]["query"]
+        self.assertIn("d.category_id, r4.title AS main, d.topic_id,\n         ARRAY(SELECT r7.answer FROM", query)
+        self.assertIn("SELECT d.id, r3.name AS author, d.answer", query)
+        self.assertIn("LEFT JOIN public.shop_tag r4 ON r4.slug = d.main_id", query)
+        self.assertIn("t7.from_entry_id = d.id", query)
+        of_main = "SELECT d.id FROM public.shop_entry d JOIN public.shop_tag r ON r.slug = d.main_id WHERE r.id = ANY($1)"
+        self.assertEqual(
+            [(watch["table"], watch.get("keys"), watch["affects"] == of_main) for watch in text["source"]["watch"]],
+            [
+                ("public.shop_person", None, False),
+                ("public.shop_tag", None, True),
+                ("public.shop_entry", None, False),
+                ("public.shop_entry_related", ["from_entry_id"], False),
+            ],
+        )
+        self.assertEqual(text["document"]["title"], "{{ author }}")
+        self.assertEqual(text["document"]["payload"][3:6], ["category_id", "author", "main"])
+        self.assertEqual(text["index"]["filters"], ["main"])
+        excluded = tomllib.loads(self.made("shop.Entry", "--exclude", "tags", "--exclude", "category"))
+        self.assertEqual([watch["table"] for watch in excluded["source"]["watch"]], ["public.shop_category"])
+        self.assertEqual(excluded["document"]["payload"][3], "kind")
+        self.assertIn('table = "press.article"', self.made("shop.Article"))
+        # What a parent has can be joined like any other.
+        self.assertIn("r1.name AS place_ptr", self.made("shop.Restaurant", "--join", "place_ptr"))
+
+    def test_what_cannot_be_joined_is_said(self) -> None:
+        for words, wanted in [
+            (["shop.Entry", "--join", "colour"], "--join colour: shop.Entry has no such relation; it has author, category"),
+            (["shop.Entry", "--join", "answer"], "no such relation"),
+            (["shop.Entry", "--join", "category.title"], "shop.Category has id, name"),
+            (["shop.Entry", "--join", "topic"], "--join topic: shop.Count has no name to show: say which with topic.FIELD"),
+            (["shop.Entry", "--join", "tags", "--exclude", "tags"], "--exclude tags: --join asks for it"),
+            (["shop.Note", "--join", "tags"], "it has none"),
+            (["shop.Clash"], "shop.Clash has a column of this name"),
+        ]:
+            with self.subTest(words=words), self.assertRaisesMessage(CommandError, wanted) as raised:
+                self.made(*words)
+            self.assertEqual(raised.exception.returncode, 2)
+        self.assertNotIn("query", self.made("shop.Clash", "--no-join"))
 
     def test_what_is_asked_for_is_done(self) -> None:
         words = ["--title", "category", "--text", "question", "--text", "answer", "--filter", "id", "--exclude", "updated_at"]
@@ -93,7 +179,7 @@ class FromModelTests(SimpleTestCase):
             with self.assertRaisesMessage(CommandError, "--force"):
                 self.made("shop.FAQ", "--output", str(path))
             self.made("shop.FAQ", "--output", str(path), "--force")
-            for model in (FAQ, Article, Note):
+            for model in (FAQ, Article, Entry, Note):
                 path.write_text(pipeline.from_model(model, pipeline.Wanted()))
                 self.assertEqual(pipeline.disagreements(pipeline.read(path), model), [])
         self.assertEqual(Count._meta.label, "shop.Count")
@@ -129,7 +215,9 @@ class CheckTests(SimpleTestCase):
             self.assertEqual(run_checks(tags=["vecsync"]), [])
 
     def test_what_the_model_has_not_is_named(self) -> None:
-        made = pipeline.from_model(Article, pipeline.Wanted()).replace('"section_id", "state"]', '"section", "state"]')
+        made = pipeline.from_model(Article, pipeline.Wanted(no_join=True)).replace(
+            '"section_id", "state"]', '"section", "state"]'
+        )
         found = self.checked(made.replace("{{ head }}", "{{ headlin }}"))
         self.assertEqual([one[0] for one in found], ["vecsync.W003"] * 2)
         self.assertIn("document.title names headlin", found[0][1])

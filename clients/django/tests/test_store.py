@@ -59,6 +59,21 @@ class StoreTests(SimpleTestCase):
         self.store(server.url + "/find/", PIPELINE="faq").search("x")
         self.assertTrue(server.requests[0].startswith(b"POST /find/pipelines/faq/search "), server.requests[0])
 
+    def test_the_deadline_counts_and_not_what_a_connection_may_take(self) -> None:
+        # An answer may take longer than a connection,
+        server = self.server(rude.slow(rude.reply(200, ANSWER), 0.6))
+        self.assertEqual(len(self.store(server.url, CONNECT_TIMEOUT=0.2, RETRIES=0).search("x")), 1)
+        self.assertEqual(server.connections, 1)
+        # and a connection that was kept has the deadline of who asks now, not of who opened it.
+        server = self.server(rude.kept(rude.reply(200, ANSWER, close=False)), rude.silent)
+        store = self.store(server.url, CONNECT_TIMEOUT=10.0, RETRIES=0)
+        store.search("x")
+        began = time.monotonic()
+        with self.assertRaises(VectorStoreTimeout):
+            store.search("x", timeout=0.3)
+        self.assertLess(time.monotonic() - began, 3.0)
+        self.assertEqual(server.connections, 1)
+
     def test_every_failure_has_its_exception(self) -> None:
         for behaviour, wanted, said in [
             (rude.problem(400, "limit: 0 is too few", parameter="limit"), VectorStoreRefused, "limit: 0"),

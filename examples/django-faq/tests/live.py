@@ -26,6 +26,8 @@ SITE = Path(__file__).resolve().parent.parent
 #: Longer than anything takes on a machine that compiles beside it.
 PATIENCE = 60.0
 KEY = "key-of-the-django-tests"
+#: vecsync has it with `search:` in front.
+SEARCHING = "key-that-may-only-search"
 
 
 def free_port() -> int:
@@ -198,7 +200,7 @@ class World:
         settings = {
             "DATABASE_URL": self.postgres.url("vecsync"),
             "VECSYNC_PIPELINE": str(self.pipeline),
-            "VECSYNC_API_KEYS": KEY,
+            "VECSYNC_API_KEYS": f"{KEY},search:{SEARCHING}",
         }
         if self.qdrant:
             self.qdrant.start()
@@ -267,12 +269,12 @@ class World:
         wait_for("the site to answer", lambda: get(f"{url}/health/live/")[0] == 200)
         return url
 
-    def connect(self) -> None:
+    def connect(self, settings: str = "help_centre.settings") -> None:
         """Has Django in this process use this world. Once: its settings are read once."""
         os.environ.update(
             {name: value for name, value in self.environment.items() if name not in ("PATH", "HOME", "PYTHONPATH")}
         )
-        os.environ["DJANGO_SETTINGS_MODULE"] = "help_centre.settings"
+        os.environ["DJANGO_SETTINGS_MODULE"] = settings
         import django
 
         django.setup()

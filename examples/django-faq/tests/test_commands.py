@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
+import tempfile
 import unittest
 from pathlib import Path
 from typing import Any
 
 import psycopg
 
-from tests.live import KEY, SITE, World, get, wait_for
+from tests.live import KEY, SEARCHING, SITE, World, get, wait_for
 
 world: World
 
@@ -67,6 +69,18 @@ class Commands(unittest.TestCase):
         self.assertIn("30 rows", by_program.stdout)
         ours = world.manage("init_qdrant", "--stats").stdout
         self.assertEqual(ours.splitlines()[1:], by_program.stdout.splitlines()[1:])
+        # And those of the program where neither data directory nor settings are.
+        environment = {"VECSYNC_URL": world.vecsync.url, "VECSYNC_API_KEYS": KEY}
+        with tempfile.TemporaryDirectory() as folder:
+            program = [os.environ["VECSYNC_TEST_BIN"], "init"]
+            for words in (["--stats"], ["--recreate"], ["--validate"]):
+                said = subprocess.run(
+                    [*program, *words], env=environment, cwd=folder, capture_output=True, text=True, timeout=60
+                )
+                self.assertEqual(said.returncode, 0, said.stderr)
+                if words == ["--stats"]:
+                    self.assertEqual(said.stdout.splitlines()[1:], by_program.stdout.splitlines()[1:])
+        all_healthy()
 
     def test_3_init(self) -> None:
         self.assertIn("is there already", world.manage("init_qdrant").stdout)
@@ -109,6 +123,12 @@ class Commands(unittest.TestCase):
             refused = world.manage("sync_faqs_to_qdrant", code=1, environment={"VECSYNC_API_KEYS": key})
             self.assertIn("401", refused.stderr)
             self.assertNotIn("another-key", refused.stderr)
+        # One that may search finds rows, and commands nothing.
+        environment = {"VECSYNC_API_KEYS": SEARCHING}
+        for command in ("sync_faqs_to_qdrant", "init_qdrant", "test_qdrant"):
+            refused = world.manage(command, code=1, environment=environment)
+            self.assertIn("this key may search, and not command", refused.stderr)
+        self.assertIn("rows by", world.run(["test_qdrant_simple.py"], environment=environment).stdout)
 
     def test_6_wrong_flags_are_status_2(self) -> None:
         self.assertIn("invalid int", world.manage("sync_faqs_to_qdrant", "--batch-size", "x", code=2).stderr)

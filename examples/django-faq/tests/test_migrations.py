@@ -112,6 +112,40 @@ class Migrations(unittest.TestCase):
         self.assertEqual(self.publish("off"), "")
         self.assertEqual(self.state(), ("d", False, {}))
 
+    def test_the_replica_identity_becomes_what_it_was(self) -> None:
+        self.begin_without_publication()
+        run, unique = world.postgres.execute, 'ALTER TABLE faq_faq ADD CONSTRAINT "Odd % one" UNIQUE (id, question)'
+        index = "SELECT indexrelid::regclass::text FROM pg_index WHERE indrelid = 'faq_faq'::regclass AND indisreplident"
+        run("shop", unique)
+        self.addCleanup(run, "shop", 'ALTER TABLE faq_faq DROP CONSTRAINT IF EXISTS "Odd % one"')
+        for chosen, wanted in [
+            ('USING INDEX "Odd % one"', ("i", [('"Odd % one"',)])),
+            ("NOTHING", ("n", [])),
+            ("DEFAULT", ("d", [])),
+            ("FULL", ("f", [])),
+        ]:
+            with self.subTest(chosen=chosen):
+                run("shop", f"ALTER TABLE faq_faq REPLICA IDENTITY {chosen}")
+                self.publish("on")
+                self.assertEqual(self.state()[0], "f")
+                self.publish("on")
+                said = self.publish("off")
+                self.assertEqual((self.state()[0], run("shop", index)), wanted)
+                self.assertEqual("is left" in said, chosen == "FULL", said)
+        # An index that has gone meanwhile cannot be given back: all columns stay, and that is said.
+        run("shop", 'ALTER TABLE faq_faq REPLICA IDENTITY USING INDEX "Odd % one"')
+        self.publish("on")
+        run("shop", 'ALTER TABLE faq_faq DROP CONSTRAINT "Odd % one"')
+        self.assertIn("REPLICA IDENTITY FULL is left, since index Odd % one is there no more", self.publish("off"))
+        self.assertEqual(self.state()[0], "f")
+        # Whoever chose anew since is right.
+        run("shop", "ALTER TABLE faq_faq REPLICA IDENTITY DEFAULT", unique)
+        self.publish("on")
+        run("shop", 'ALTER TABLE faq_faq REPLICA IDENTITY USING INDEX "Odd % one"')
+        self.assertIn("is left, which may be somebody else's choice", self.publish("off"))
+        self.assertEqual(self.state()[0], "i")
+        run("shop", "ALTER TABLE faq_faq REPLICA IDENTITY DEFAULT")
+
     def test_a_table_of_the_same_name_in_another_schema_is_another(self) -> None:
         self.begin_without_publication()
         world.postgres.execute("shop", "CREATE SCHEMA archive", "CREATE TABLE archive.faq_faq (id int PRIMARY KEY)")

@@ -54,14 +54,15 @@ class Scripts(unittest.TestCase):
         self.assertIn("not as it should be", said.stderr)
         self.assertRegex(world.run([SIMPLE, "--qdrant"], code=3).stdout, r"(?m)^failed +search +VectorStoreUnavailable: Qdrant")
         said = world.run([HEALTH, *self.site()], code=3)
-        self.assertRegex(said.stdout, r"(?m)^failed +/health/ +degraded, wanted healthy")
+        self.assertRegex(said.stdout, r"(?m)^failed +/health/ +degraded, wanted healthy: /health/detailed/ says why \(")
+        self.assertRegex(said.stdout, r"(?m)^failed +/health/detailed/ +degraded, wanted healthy: qdrant: ")
         self.assertRegex(said.stdout, r"(?m)^failed +/health/qdrant/ ")
         self.assertNotIn("failed", world.run([HEALTH, "--expect", "degraded", *self.site()]).stdout)
         world.run([HEALTH, "--expect", "unhealthy"], code=3)
         # Rows are written, found and removed all the same; the drill has nothing to try.
         said = world.run([PRODUCTION, "--drill", "1"], code=3)
         self.assertRegex(said.stdout, r"(?m)^ok +search ")
-        self.assertRegex(said.stdout, r"(?m)^failed +fallback drill ")
+        self.assertRegex(said.stdout, r"(?m)^failed +fallback drill +there is nothing to try")
         self.assertRegex(said.stdout, r"(?m)^ok +remove ")
         world.qdrant.start()
         all_healthy_in(world)
@@ -90,6 +91,9 @@ class Scripts(unittest.TestCase):
         for words in ([SIMPLE], [HEALTH, *self.site()], [PRODUCTION, "--patience", "1"]):
             said = world.run(words, code=3)
             self.assertIn("failed", said.stdout)
+            # Once, in the report.
+            self.assertRegex(said.stderr, r"\A\s*\d+ things? (is|are) not as it should be\.\s*\Z")
+        self.assertRegex(said.stdout, r"(?m)^failed +remove +the row is out of the table; ")
         # The site's own views say what they can, and that is as it has to be.
         found = world.run([HEALTH, "--expect", "unhealthy", *self.site()], code=3).stdout
         _, _, of_site = found.partition(f"http://127.0.0.1:{world.site_port}/health/")
@@ -137,7 +141,7 @@ class Scripts(unittest.TestCase):
             self.assertEqual(world.postgres.execute("shop", count), [(left,)])
         all_healthy_in(world, rows=31)
         said = world.run([PRODUCTION, "--drill", "1"]).stdout
-        self.assertRegex(said, r"(?m)^ok +left by others +1 rows")
+        self.assertRegex(said, r"(?m)^ok +earlier runs +removed what was left behind: 1 row ")
         self.assertEqual(world.postgres.execute("shop", count), [(0,)])
         all_healthy_in(world)
 

@@ -58,3 +58,30 @@ class Eatery(Restaurant):
 class Letter(models.Model):
     body = models.TextField(db_column="Body Text")
     note = models.TextField()
+
+
+class Tag(models.Model):
+    slug = models.SlugField(unique=True)
+    title = models.CharField(max_length=50)
+
+
+class Person(models.Model):
+    name = models.CharField(max_length=50)
+
+
+class Entry(models.Model):
+    question = models.CharField(max_length=255)
+    answer = models.TextField()
+    category = models.ForeignKey(Category, null=True, on_delete=models.SET_NULL)
+    kind = models.ForeignKey(Category, related_name="+", on_delete=models.CASCADE)
+    author = models.ForeignKey(Person, on_delete=models.CASCADE)
+    main = models.ForeignKey(Tag, to_field="slug", related_name="+", on_delete=models.CASCADE)
+    tags = models.ManyToManyField(Tag)
+    related = models.ManyToManyField("self")
+    topic = models.ForeignKey(Count, on_delete=models.CASCADE)
+
+
+class Clash(models.Model):
+    text = models.TextField()
+    category = models.ForeignKey(Category, on_delete=models.CASCADE)
+    other = models.CharField(max_length=9, db_column="category")

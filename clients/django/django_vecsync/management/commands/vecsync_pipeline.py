@@ -27,6 +27,18 @@ class Command(BaseCommand):
         parser.add_argument("--when", metavar="FIELD", help="A boolean; rows where it is false are not found")
         parser.add_argument("--filter", metavar="FIELD", action="append", help="A search may filter by it; may be given again")
         parser.add_argument("--exclude", metavar="FIELD", action="append", default=[], help="Keep it out of the payload")
+        parser.add_argument(
+            "--join",
+            metavar="FIELD[.FIELD]",
+            action="append",
+            default=[],
+            help="A foreign key or many-to-many field whose other side's name (or that field) is part of the document",
+        )
+        parser.add_argument(
+            "--no-join",
+            action="store_true",
+            help="Join nothing unasked; else relations are joined whose names say what a row is about, as category and tags",
+        )
 
     def handle(self, *_args: Any, **options: Any) -> None:
         try:
@@ -40,6 +52,8 @@ class Command(BaseCommand):
             when=options["when"],
             filters=None if options["filter"] is None else tuple(options["filter"]),
             exclude=tuple(options["exclude"]),
+            join=tuple(options["join"]),
+            no_join=options["no_join"],
         )
         try:
             text = pipeline.from_model(model, wanted)
