@@ -220,6 +220,7 @@ fetch_checks() { # promtool and shellcheck run unpacked: installing the first wo
   unpacked_package prometheus
   unpacked_package shellcheck
   unpacked_package docker-compose # for its schema of compose files
+  unpacked_package libfaketime # for the test of clocks that are put forward and back
   if [ ! -x "$DENY" ]; then
     say "Building cargo-deny $CARGO_DENY (once, about 4 minutes)"
     CARGO_TARGET_DIR=$WORK/target cargo install --quiet --locked cargo-deny --version "$CARGO_DENY" --root "$WORK/deny" ||

@@ -24,8 +24,8 @@ cargo build --release --locked
 VECSYNC_PID=""
 OWN_POSTGRES=""
 
-is_our_vecsync() { # by its executable, since a process id may have been given to another program
-  [ -n "$1" ] && [ "$(readlink "/proc/$1/exe" 2>/dev/null | sed 's/ (deleted)$//')" = "$(readlink -f "$VECSYNC")" ]
+is_our_vecsync() { # by what it was started as, since a process id may have been given to another program
+  [ -n "$1" ] && [ "$(tr '\0' '\n' 2>/dev/null <"/proc/$1/cmdline" | head -n 1)" = "$VECSYNC" ]
 }
 
 stop_vecsync() { # stop_vecsync PID

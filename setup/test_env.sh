@@ -19,6 +19,8 @@ export VECSYNC_TEST_DEBEZIUM=$DEBEZIUM
 export VECSYNC_TEST_SCHEMATHESIS=$SCHEMATHESIS
 export VECSYNC_TEST_HELM=$HELM
 export VECSYNC_TEST_PROMETHEUS=$CACHE/deb/prometheus/usr/bin/prometheus
+VECSYNC_TEST_FAKETIME=$(echo "$CACHE"/deb/libfaketime/usr/lib/*/faketime/libfaketimeMT.so.1)
+export VECSYNC_TEST_FAKETIME
 export VECSYNC_TEST_COMPOSE=$CACHE/deb/docker-compose/usr/lib/python3/dist-packages/compose/config/compose_spec.json
 export VECSYNC_TEST_BIN=${CARGO_TARGET_DIR:-$ROOT/target}/debug/vecsync
 export VECSYNC_TEST_QDRANT=${CARGO_TARGET_DIR:-$ROOT/target}/test-server/qdrant-test-server

@@ -22,6 +22,7 @@ pub mod resync;
 mod serving;
 mod stand_in;
 mod state;
+mod tasks;
 pub mod verify;
 mod watching;
 
@@ -33,7 +34,7 @@ use std::time::{Duration, Instant};
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
-use tokio::task::{JoinSet, spawn_blocking};
+use tokio::task::spawn_blocking;
 
 use crate::capture::CaptureError;
 use crate::clock::now_ms;
@@ -53,6 +54,8 @@ use opening::{
     embedded_settings, kafka_settings, make_data_dir, mirror_settings, open_log, qdrant_settings, revision_of,
 };
 use pipeline::Common;
+pub use process::keep_memory_private;
+use tasks::{Tasks, too_early};
 
 /// The name of the store beside the process, in metrics and answers.
 const LOCAL: &str = index::mirror::STORE;
@@ -189,10 +192,10 @@ pub async fn run(mut configs: Configs, control: impl Fn(&Config) -> Arc<ControlF
     let (loaded, model) = watch::channel(None);
     let earlier_models = stand_in::Models::default();
     let common = Common { model, earlier_models, cache, started, shutdown: shutdown.clone(), served: served.clone() };
-    let mut tasks: Tasks = JoinSet::new();
+    let mut tasks = Tasks::default();
     for (place, config) in configs.pipelines.into_iter().enumerate() {
         let kept = Arc::clone(&fleet).keep(place, config, common.clone());
-        tasks.spawn(async move { ("pipeline", kept.await) });
+        tasks.spawn("pipeline", kept);
     }
     // The two slow starts side by side: the pipelines open their logs meanwhile.
     if needs_model {
@@ -202,13 +205,11 @@ pub async fn run(mut configs: Configs, control: impl Fn(&Config) -> Arc<ControlF
     }
     let services = fleet.services(controls, registry.clone(), now_ms());
     let serving = serve_from_the_first(fleet, listener, services, server_settings, shutdown.clone());
-    tasks.spawn(async { (SERVE, serving.await) });
+    tasks.spawn(SERVE, serving);
     let kept = upkeep(registry, all.root_dir, shutdown.clone());
-    tasks.spawn(async { ("upkeep", kept.await) });
+    tasks.spawn("upkeep", kept);
     supervise(&mut tasks, &shutdown, &served).await
 }
-
-type Tasks = JoinSet<(&'static str, Result<(), AppError>)>;
 
 /// Answers requests. Where there is one pipeline, who asks waits until that is open, and is not answered if it cannot be.
 async fn serve_from_the_first(
@@ -257,8 +258,8 @@ async fn upkeep(registry: PrometheusHandle, root_dir: PathBuf, shutdown: Shutdow
 /// Waits for a signal or for a task that ends too early, then for all tasks to drain, each within its own deadline: the query
 /// server first, since the pipelines' stores answer to its end.
 async fn supervise(tasks: &mut Tasks, shutdown: &Shutdown, served: &Shutdown) -> Result<(), AppError> {
-    let note = |ended: &Result<(&'static str, Result<(), AppError>), _>| {
-        if matches!(ended, Ok((SERVE, _)) | Err(_)) {
+    let note = |task| {
+        if task == SERVE {
             served.raise();
         }
     };
@@ -267,28 +268,20 @@ async fn supervise(tasks: &mut Tasks, shutdown: &Shutdown, served: &Shutdown) ->
             tracing::info!("{}: draining", signal.map_err(AppError::Signals)?);
             Ok(())
         }
-        Some(ended) = tasks.join_next() => {
-            note(&ended);
-            match verdict(ended) {
-                Ok(_) if shutdown.is_raised() => Ok(()),
-                Ok(task) => Err(AppError::Task { task, fault: "it ended without being told to".into() }),
-                Err(error) => Err(error),
+        Some((task, ended)) = tasks.join_next() => {
+            note(task);
+            match ended {
+                Ok(()) if shutdown.is_raised() => Ok(()),
+                ended => Err(too_early(task, ended)),
             }
         }
     };
     shutdown.raise();
-    while let Some(ended) = tasks.join_next().await {
-        note(&ended);
-        result = result.and(verdict(ended).map(|_| ()));
+    while let Some((task, ended)) = tasks.join_next().await {
+        note(task);
+        result = result.and(ended);
     }
     result
-}
-
-fn verdict(
-    ended: Result<(&'static str, Result<(), AppError>), tokio::task::JoinError>,
-) -> Result<&'static str, AppError> {
-    let (task, result) = ended.map_err(|error| AppError::Task { task: "of the process", fault: error.to_string() })?;
-    result.map(|()| task)
 }
 
 /// The embedding cache of all pipelines.
@@ -298,7 +291,7 @@ async fn open_cache(config: &Config) -> Result<Cache, AppError> {
 }
 
 fn joined<T>(task: &'static str, ended: Result<T, tokio::task::JoinError>) -> Result<T, AppError> {
-    ended.map_err(|error| AppError::Task { task, fault: error.to_string() })
+    ended.map_err(|error| AppError::Task { task, fault: tasks::fault(error) })
 }
 
 async fn listen(config: &Config) -> Result<TcpListener, AppError> {

@@ -85,7 +85,8 @@ impl Freshness {
             && let Some(mark) = self.in_vectors.take()
         {
             self.loaded = true;
-            self.as_of_ms = self.as_of_ms.max(mark.as_of_ms);
+            // Marks arrive in their order, also those of a clock that was put back.
+            self.as_of_ms = mark.as_of_ms.or(self.as_of_ms);
         }
     }
 }
@@ -165,6 +166,16 @@ mod tests {
         }
         freshness.heard(None);
         assert!(!freshness.is_loaded());
+    }
+
+    #[test]
+    fn a_clock_that_is_put_back_is_followed() {
+        let mut freshness = Freshness::default();
+        for (now, wanted) in [(7_200_000, 7_200_000), (1_000, 1_000), (2_000, 2_000)] {
+            freshness.captured(now, vec![5]);
+            freshness.advance(&at(5, 9, 9));
+            assert_eq!(freshness.as_of_ms(), Some(wanted));
+        }
     }
 
     #[test]

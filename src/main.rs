@@ -36,6 +36,9 @@ const MISUSED: u8 = 2;
 /// A check found something that is not as it should be.
 const UNHEALTHY: u8 = 3;
 
+/// For how long calls that block are waited for when all else has ended.
+const END_PATIENCE: Duration = Duration::from_secs(5);
+
 /// Why a command did not do what it was asked.
 enum Failure {
     /// Found before anything was connected to.
@@ -67,6 +70,7 @@ impl From<Box<dyn Error>> for Failure {
 }
 
 fn main() -> ExitCode {
+    app::keep_memory_private();
     let cli = Cli::parse();
     match dispatch(cli.command, cli.pipeline.as_deref()) {
         Ok(()) => ExitCode::SUCCESS,
@@ -504,8 +508,11 @@ fn run_on_all_cores<T>(command: impl Future<Output = Result<T, Failure>>) -> Res
         .thread_name("vecsync")
         .enable_all()
         .build()
-        .map_err(Box::<dyn Error>::from)?;
-    runtime.block_on(command)
+        .map_err(|error| Box::<dyn Error>::from(format!("start threads and timers: {error}")))?;
+    let result = runtime.block_on(command);
+    // A call that does not come back, of a disk or of a library, does not keep the process from ending.
+    runtime.shutdown_timeout(END_PATIENCE);
+    result
 }
 
 /// Writes to standard output. Nobody reading on (`| head`) is no failure.

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use tokio::sync::{mpsc, watch};
-use tokio::task::{JoinError, JoinSet, spawn_blocking};
+use tokio::task::spawn_blocking;
 
 use super::backup::{self, Backups, Sources};
 use super::commands::Commands;
@@ -17,6 +17,7 @@ use super::qdrant::Qdrant;
 use super::resync::{self, Resyncs};
 use super::serving::Shared;
 use super::stand_in::{self, StandIn};
+use super::tasks::{Tasks, too_early};
 use super::verify::{self, Verifier};
 use super::watching::Watching;
 use super::{AppError, DRAIN_DEADLINE, behind, embedding, foreign, home, joined, measures, state};
@@ -66,8 +67,6 @@ pub(super) struct Pipeline {
     shutdown: Shutdown,
 }
 
-type Tasks = JoinSet<(&'static str, Result<(), AppError>)>;
-
 impl Pipeline {
     /// Opens everything and starts the tasks. What was opened before an error is closed again.
     pub async fn open(config: Config, common: &Common) -> Result<Pipeline, AppError> {
@@ -80,7 +79,7 @@ impl Pipeline {
         let log = opened.log.clone();
         let generations = opened.generations.clone();
         let shutdown = common.shutdown.child();
-        let mut tasks = Tasks::new();
+        let mut tasks = Tasks::default();
         match opened.start(&config, common, &shutdown, &mut tasks).await {
             Ok(shared) => Ok(Pipeline { shared, config, log, tasks, common: common.clone(), shutdown }),
             Err(error) => {
@@ -98,10 +97,9 @@ impl Pipeline {
         let first = tokio::select! {
             biased;
             () = self.shutdown.raised() => Ok(()),
-            Some(ended) = self.tasks.join_next() => match verdict(ended) {
-                Ok(_) if self.shutdown.is_raised() => Ok(()),
-                Ok(task) => Err(AppError::Task { task, fault: "it ended without being told to".into() }),
-                Err(error) => Err(error),
+            Some((task, result)) = self.tasks.join_next() => match result {
+                Ok(()) if self.shutdown.is_raised() => Ok(()),
+                result => Err(too_early(task, result)),
             },
         };
         self.shutdown.raise();
@@ -135,8 +133,8 @@ async fn close(config: &Config, log: &Log, generations: Option<Generations>) -> 
 async fn drained(tasks: &mut Tasks) -> Result<(), AppError> {
     let all = async {
         let mut result = Ok(());
-        while let Some(ended) = tasks.join_next().await {
-            result = result.and(verdict(ended).map(|_| ()));
+        while let Some((_, ended)) = tasks.join_next().await {
+            result = result.and(ended);
         }
         result
     };
@@ -144,25 +142,10 @@ async fn drained(tasks: &mut Tasks) -> Result<(), AppError> {
         Ok(result) => result,
         Err(_) => {
             tasks.abort_all();
-            let fault = format!("tasks were still busy after {} s", DRAIN_DEADLINE.as_secs());
+            let fault = format!("still busy after {} s: {}", DRAIN_DEADLINE.as_secs(), tasks.names().join(", "));
             Err(AppError::Task { task: "drain", fault })
         }
     }
-}
-
-type Ended = Result<(&'static str, Result<(), AppError>), JoinError>;
-
-fn verdict(ended: Ended) -> Result<&'static str, AppError> {
-    let (task, result) = ended.map_err(|error| AppError::Task { task: "of the pipeline", fault: error.to_string() })?;
-    result.map(|()| task)
-}
-
-fn spawn<E: Into<AppError>>(
-    tasks: &mut Tasks,
-    name: &'static str,
-    task: impl Future<Output = Result<(), E>> + Send + 'static,
-) {
-    tasks.spawn(async move { (name, task.await.map_err(Into::into)) });
 }
 
 /// For tasks that have no error of their own.
@@ -264,8 +247,8 @@ impl Opened {
             let mut capture = capture_of(config, database, Arc::clone(&check_columns), &log, &metrics);
             capture.behind = behind::of(&log, &revision, &stored);
             let watched = capture::watch_source(capture.clone(), status, standing_sender, shutdown.clone());
-            spawn(tasks, "look at the source", ended(watched));
-            spawn(tasks, "capture", capture::run(capture, status_sender, requests, shutdown.clone()));
+            tasks.spawn("look at the source", ended(watched));
+            tasks.spawn("capture", capture::run(capture, status_sender, requests, shutdown.clone()));
         }
         let resyncs = Resyncs::new(resync::Parts {
             captures: request_sender.clone(),
@@ -304,7 +287,7 @@ impl Opened {
         };
         for door in doors.into_iter().flatten() {
             let answering = control::run(door, commands.clone().handler(), shutdown.clone());
-            spawn(tasks, "control", async {
+            tasks.spawn("control", async {
                 answering.await;
                 Ok::<(), ControlError>(())
             });
@@ -324,7 +307,7 @@ impl Opened {
                 worker = worker.completed_by(completion);
             }
             let (log, revision, shared) = (log.clone(), revision.clone(), Arc::clone(&shared));
-            spawn(tasks, "embed", embedding::run(worker, embed_log, log, revision, shared, shutdown.clone()));
+            tasks.spawn("embed", embedding::run(worker, embed_log, log, revision, shared, shutdown.clone()));
         }
         if let Some(generations) = &generations {
             let index = Index {
@@ -334,13 +317,13 @@ impl Opened {
                 metrics: metrics.clone(),
                 arrivals,
             };
-            spawn(tasks, "index", index.run(shutdown.clone(), stored_sender, replays));
+            tasks.spawn("index", index.run(shutdown.clone(), stored_sender, replays));
         }
         // What was embedded for an earlier revision and not stored, and what somebody elsewhere still embeds for it.
         if let Some(stand_in) = stand_in {
             let follow = index::earlier::follow(stand_in.earlier.clone(), log.clone(), shutdown.clone());
             let shutdown = shutdown.clone();
-            spawn(tasks, "earlier mirror", async move {
+            tasks.spawn("earlier mirror", async move {
                 follow.await;
                 shutdown.raised().await;
                 Ok::<(), MirrorError>(())
@@ -348,7 +331,7 @@ impl Opened {
         }
         if let Some(Qdrant { primary, failover, .. }) = qdrant {
             let (watched, stopping) = (failover.watch(primary.clone(), shutdown.clone()), shutdown.clone());
-            spawn(tasks, "failover", async move {
+            tasks.spawn("failover", async move {
                 watched.await;
                 stopping.raised().await;
                 Ok::<(), QdrantError>(())
@@ -356,14 +339,14 @@ impl Opened {
             if does(Role::Index) {
                 let asked = Arc::clone(&shared);
                 let is_whole = Arc::new(move |generation| asked.is_whole_in_qdrant(generation));
-                spawn(tasks, "Qdrant", ended(primary.clone().follow(is_whole, rebuilds, shutdown.clone())));
+                tasks.spawn("Qdrant", ended(primary.clone().follow(is_whole, rebuilds, shutdown.clone())));
             }
             let looked = Arc::clone(&shared);
             let mirror = move || looked.mirror().map(|mirror| mirror.positions()).unwrap_or_default();
-            spawn(tasks, "look at Qdrant", ended(primary.watch(mirror, shutdown.clone())));
+            tasks.spawn("look at Qdrant", ended(primary.watch(mirror, shutdown.clone())));
         }
         let watching = Watching { shared: Arc::clone(&shared), log, revision: revision.clone(), stored, metrics };
-        spawn(tasks, "freshness", watching.run(shutdown.clone()));
+        tasks.spawn("freshness", watching.run(shutdown.clone()));
         tracing::info!(
             pipeline = config.pipeline.name,
             model = embedder.as_ref().map_or("none", Embedder::model_name),
@@ -373,20 +356,5 @@ impl Opened {
             common.started.elapsed().as_millis()
         );
         Ok(shared)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::capture::CaptureError;
-
-    #[tokio::test]
-    async fn a_task_that_ends_or_panics_is_an_error_that_names_it() {
-        let mut tasks = Tasks::new();
-        spawn(&mut tasks, "good", async { Ok::<(), CaptureError>(()) });
-        spawn(&mut tasks, "bad", async { panic!("a defect") as Result<(), CaptureError> });
-        let error = drained(&mut tasks).await.expect_err("one has panicked").to_string();
-        assert!(error.contains("of the pipeline") && error.contains("a defect"), "{error}");
     }
 }

@@ -3,12 +3,21 @@
 
 use std::fs;
 
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use rustix::process::{DumpableBehavior, Resource, Rlimit, getrlimit, set_dumpable_behavior, setrlimit};
 
 use crate::metrics::Process;
 
 /// The unit of times in `/proc`, whatever the kernel's own clock is: USER_HZ of proc(5) on Linux.
 const TICKS_PER_SECOND: f64 = 100.0;
+
+/// Lets nothing of the memory, which has passwords and keys, get into a core file or to another program of the same user:
+/// neither by ptrace nor by `/proc`, where the environment is. A limit on core files would not hold for those that the system
+/// hands to a program of its own. To be called before there is anything to keep.
+pub fn keep_memory_private() {
+    if let Err(error) = set_dumpable_behavior(DumpableBehavior::NotDumpable) {
+        tracing::debug!(%error, "keep the memory out of core files");
+    }
+}
 
 /// Connections are files: the soft limit is often 1,024, and every process may raise its own to the hard one.
 pub(super) fn raise_file_limit() {

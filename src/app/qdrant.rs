@@ -10,7 +10,7 @@ use tokio::time::timeout;
 use super::LOCAL;
 use super::failover::{DRILL, Failover, OPEN};
 use super::serving::faulty;
-use crate::clock::now_ms;
+use crate::clock::{age_ms, now_ms};
 use crate::freshness::Freshness;
 use crate::index::primary::STORE;
 use crate::index::{Accuracy, Filter, Hit, Primary};
@@ -270,7 +270,7 @@ impl Qdrant {
             }
             component.details.insert("sink".into(), json!({"generation": taken.generation, "lag_records": lag}));
         }
-        let staleness_ms = standing.as_of_ms.map(|as_of_ms| (now_ms() - as_of_ms).max(0));
+        let staleness_ms = standing.as_of_ms.and_then(|as_of_ms| age_ms(as_of_ms, now_ms()));
         component.details.insert("staleness_ms".into(), json!(staleness_ms));
         component
     }

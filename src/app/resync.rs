@@ -12,7 +12,7 @@ use super::LOCAL;
 use super::serving::Shared;
 use crate::capture::survey::Survey;
 use crate::capture::{self, CaptureError, ColumnCheck, Phase, Status, Wanted};
-use crate::clock::now_ms;
+use crate::clock::{age_ms, now_ms};
 use crate::config::{Database, Source};
 use crate::control::Passed;
 use crate::index::primary::STORE;
@@ -199,7 +199,7 @@ impl Resyncs {
                 rows,
                 points,
                 lag_records: parts.shared.arrivals.lag(store),
-                staleness_ms: as_of_ms.map(|as_of_ms| u64::try_from(now_ms() - as_of_ms).unwrap_or(0)),
+                staleness_ms: as_of_ms.and_then(|as_of_ms| age_ms(as_of_ms, now_ms())),
                 error: parts.fault(store),
             }
         };

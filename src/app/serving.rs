@@ -12,7 +12,7 @@ use super::LOCAL;
 use super::qdrant::{Qdrant, Standing};
 use super::stand_in::StandIn;
 use crate::capture::{self, Phase};
-use crate::clock::now_ms;
+use crate::clock::{age_ms, now_ms};
 use crate::embed::{EmbedError, Embedder};
 use crate::freshness::Freshness;
 use crate::index::mirror::Begun;
@@ -54,7 +54,7 @@ pub(super) struct Shared {
 }
 
 /// A store that is fed from elsewhere is late beyond this.
-const LATE_MS: i64 = 30_000;
+const LATE_MS: u64 = 30_000;
 
 impl Shared {
     /// The store of this revision, which answers unless somebody stands in for it.
@@ -201,7 +201,7 @@ impl Shared {
     }
 
     fn answer(&self, results: Vec<SearchResult>, served_by: &'static str, standing: Standing) -> SearchAnswer {
-        let staleness_ms = standing.as_of_ms.map(|as_of| u64::try_from(now_ms() - as_of).unwrap_or(0));
+        let staleness_ms = standing.as_of_ms.and_then(|as_of_ms| age_ms(as_of_ms, now_ms()));
         let is_fallback = served_by == LOCAL && (self.qdrant.is_some() || self.lost().is_some());
         let degraded = !standing.is_loaded || !self.is_fed(standing.as_of_ms) || is_fallback;
         SearchAnswer { results, served_by, degraded, staleness_ms }
@@ -211,7 +211,7 @@ impl Shared {
     pub fn is_fed(&self, as_of_ms: Option<i64>) -> bool {
         match &self.status {
             Some(status) => status.borrow().phase == Phase::Streaming,
-            None => as_of_ms.is_some_and(|as_of_ms| now_ms() - as_of_ms < LATE_MS),
+            None => as_of_ms.and_then(|as_of_ms| age_ms(as_of_ms, now_ms())).is_some_and(|age_ms| age_ms < LATE_MS),
         }
     }
 
@@ -302,7 +302,7 @@ impl Shared {
         local.details.insert("rows".into(), json!(mirror.rows()));
         local.details.insert("points".into(), json!(mirror.points()));
         local.details.insert("loaded".into(), json!(loaded));
-        local.details.insert("staleness_ms".into(), json!(as_of_ms.map(|as_of| (now_ms() - as_of).max(0))));
+        local.details.insert("staleness_ms".into(), json!(as_of_ms.and_then(|as_of_ms| age_ms(as_of_ms, now_ms()))));
         local
     }
 }

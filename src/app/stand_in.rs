@@ -9,7 +9,7 @@ use tokio::task::spawn_blocking;
 
 use super::LOCAL;
 use super::serving::{Shared, results, vector_of};
-use crate::clock::now_ms;
+use crate::clock::{age_ms, now_ms};
 use crate::config;
 use crate::embed::{self, Embedder, LoadError, WeakEmbedder};
 use crate::freshness::Freshness;
@@ -116,7 +116,7 @@ impl StandIn {
                 }
             }
         };
-        let staleness_ms = self.staleness_ms().map(|ms| u64::try_from(ms).unwrap_or(0));
+        let staleness_ms = self.staleness_ms();
         Ok(Some(SearchAnswer { results: results(hits), served_by: LOCAL, degraded: true, staleness_ms }))
     }
 
@@ -139,8 +139,8 @@ impl StandIn {
     }
 
     /// How old its answers may be, milliseconds.
-    pub fn staleness_ms(&self) -> Option<i64> {
-        self.freshness().as_of_ms().map(|as_of_ms| (now_ms() - as_of_ms).max(0))
+    pub fn staleness_ms(&self) -> Option<u64> {
+        age_ms(self.freshness().as_of_ms()?, now_ms())
     }
 
     /// Whether the stores of the new revision, of which the mirror is whole, are to answer from now on.

@@ -3,7 +3,7 @@
 use super::LOCAL;
 use super::serving::Shared;
 use crate::capture::Standing;
-use crate::clock::now_ms;
+use crate::clock::{age_ms, now_ms};
 use crate::config::Document;
 use crate::index::primary::STORE;
 use crate::metrics;
@@ -82,8 +82,7 @@ impl Shared {
     }
 
     pub(super) fn staleness_ms(&self, store: &str) -> Option<u64> {
-        let as_of_ms = self.standing(store).as_of_ms?;
-        Some(u64::try_from(now_ms() - as_of_ms).unwrap_or(0))
+        age_ms(self.standing(store).as_of_ms?, now_ms())
     }
 }
 

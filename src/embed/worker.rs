@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::task::JoinError;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::Embedder;
@@ -33,6 +33,8 @@ const ROWS_MAX: usize = 128;
 /// to 20,000, a second or two of the model) than the batch of short ones.
 const BYTES_PER_ROW: usize = 768;
 
+/// How often it is asked how far embed is, where brokers know it.
+const LOOK_EVERY: Duration = Duration::from_secs(2);
 /// Open dead letters whose keys are kept in memory, some 200 bytes each.
 const OPEN_LETTERS_MAX: usize = 100_000;
 
@@ -92,6 +94,8 @@ impl Worker {
         let mut under_way: VecDeque<Batch> = VecDeque::new();
         let mut give_up_at: Option<Instant> = None;
         let mut letters = Letters::default();
+        let mut looks = interval(LOOK_EVERY);
+        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let depth = if self.rows.take_turns() { 1 } else { DEPTH };
         // Over Kafka the partitions that are ours come later.
         let open = match &log {
@@ -114,6 +118,7 @@ impl Worker {
                 continue;
             }
             let reads = give_up_at.is_none() && under_way.len() < depth && !log.has_replay();
+            let looks_on = give_up_at.is_none() && log.can_look();
             let fault = tokio::select! {
                 biased;
                 // 1. Shutdown ends the intake, not what is under way.
@@ -148,6 +153,15 @@ impl Worker {
                         Err(fault) => Fault::Log(fault),
                     }
                 }
+                // 4. What nobody tells is asked for.
+                _ = looks.tick(), if looks_on => {
+                    tokio::select! {
+                        biased;
+                        () = shutdown.raised() => {}
+                        () = self.look(&mut log, &mut letters) => {}
+                    }
+                    continue;
+                }
             };
             // What was read and is not committed is read again, by whoever has its partition then.
             under_way.clear();
@@ -157,6 +171,23 @@ impl Worker {
             }
         }
         Ok(())
+    }
+
+    /// Finds out how far embed is and which letters are open, before there is a record to be taken. A fault is met again by whoever
+    /// reads or commits.
+    async fn look(&self, log: &mut EmbedLog, letters: &mut Letters) {
+        match log.look().await {
+            Ok(true) => {}
+            Ok(false) => return,
+            Err(error) => {
+                tracing::debug!(%error, "ask how far embed is");
+                return;
+            }
+        }
+        match letters.current(log).await {
+            Ok(open) => self.metrics.open_letters(Some(open.len() as u64)),
+            Err(error) => tracing::debug!(%error, "read the open dead letters"),
+        }
     }
 
     async fn commit(&self, log: &mut EmbedLog, letters: &mut Letters, processed: Processed) -> Result<(), LogError> {

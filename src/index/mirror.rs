@@ -35,6 +35,7 @@ use self::store::{FolderLock, Store, guarded, shown};
 pub use self::transfer::{TransferError, Transferred};
 use super::matrix::Matrix;
 use super::scan::{DIMENSION, Vector};
+use crate::clock::now_ms;
 use crate::event::{Row, RowKey, VectorEvent, Version};
 use crate::metrics::PipelineMetrics;
 use crate::topic::{Offsets, Partition};
@@ -387,7 +388,7 @@ impl Inner {
                     applied.refused += 1;
                     tracing::error!(partition, offset, "embedded row refused: {why}");
                 }
-                Step::Heartbeat(as_of_ms) => state.heard(partition, as_of_ms),
+                Step::Heartbeat(as_of_ms) => state.heard(partition, as_of_ms, now_ms()),
                 Step::Nothing => {}
                 Step::Barrier(version) if version.0 <= barrier => applied.stale += 1,
                 Step::Barrier(version) => {

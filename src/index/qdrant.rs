@@ -221,7 +221,7 @@ impl QdrantStore {
             }
         }
         let mut after = before.clone();
-        let plan = plan::plan(batch, &upto, &mut after);
+        let plan = plan::plan(batch, &upto, &mut after, now_ms());
         let applied = inner.perform(plan, &before, &after).await?;
         *lock(&inner.progress) = after;
         Ok(applied)

@@ -279,7 +279,9 @@ impl Index {
         passed: &watch::Sender<(u64, u64)>,
     ) -> Result<(), Fault> {
         let (mut seen, before, rows) = (seen.subscribe(), seen.borrow().upserts, current.mirror.rows());
-        let id = u64::try_from(now_ms()).unwrap_or_default();
+        // Later than those that were seen, wherever the clock stands: it counts as seen when it, or a later one, was.
+        let last = seen.borrow().replayed.values().max().copied().unwrap_or_default();
+        let id = u64::try_from(now_ms()).unwrap_or_default().max(last + 1);
         if let Err(error) = self.log.ask_replay(id).await {
             return Err(Fault::Replay(Chain(&error).to_string()));
         }

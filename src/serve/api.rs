@@ -25,6 +25,7 @@ use super::control::{self, Peer};
 use super::health::{self, Endpoint};
 use super::limits::{BODY_BYTES_MAX, HEADER_BYTES_MAX, Limits, URI_BYTES_MAX};
 use super::problem::{Problem, shown};
+use super::refusal;
 use super::search::{self, AnswerBody, SearchAnswer, SearchError, SearchRequest};
 use super::{Keys, SearchFn, Service, Services, openapi, page, status};
 use crate::metrics::PipelineMetrics;
@@ -102,6 +103,15 @@ impl Api {
         self.set_headers(answer.headers_mut(), &id);
         access.ends(&answer);
         answer
+    }
+
+    /// What is written in the place of an answer that hyper gives by itself, in which it says nothing; `None`: this is none.
+    pub(super) fn in_words(&self, written: &[u8]) -> Option<Bytes> {
+        let status = refusal::status(written)?;
+        let id = self.request_ids.of(&HeaderMap::new());
+        let mut answer = refusal::problem(status).into_response(&id);
+        self.set_headers(answer.headers_mut(), &id);
+        Some(refusal::written(answer, written))
     }
 
     async fn respond(&self, request: Request<Incoming>, id: &str, access: &mut Access) -> Result<Answer, Problem> {

@@ -207,7 +207,7 @@ impl Connection {
     where
         IO: AsyncRead + AsyncWrite + Unpin + Send,
     {
-        let socket = Socket::new(io, self.activity.clone(), self.limits.clone());
+        let socket = Socket::new(io, self.activity.clone(), self.limits.clone(), self.api.clone());
         let service = service_fn(|mut request: Request<Incoming>| async {
             self.activity.begin();
             request.extensions_mut().insert(Peer(peer.ip()));

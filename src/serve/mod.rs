@@ -11,6 +11,7 @@ mod limits;
 mod openapi;
 mod page;
 mod problem;
+mod refusal;
 mod search;
 mod socket;
 pub mod status;

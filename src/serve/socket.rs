@@ -1,14 +1,17 @@
-//! A connection's socket with its deadlines: slow heads, silence, stalled answers, and a farewell. No HTTP.
+//! A connection's socket with its deadlines: slow heads, silence, stalled answers, and a farewell. No HTTP but for what stands
+//! in the place of answers that hyper gives without a word.
 
 use std::io;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
 
+use bytes::{Buf, Bytes};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::Notify;
 use tokio::time::{Instant, Sleep, sleep_until};
 
+use super::api::Api;
 use super::limits::{LINGER_BYTES_MAX, Limits};
 
 /// What a connection is doing: shared by its socket, its requests and the loop that accepts connections.
@@ -117,6 +120,9 @@ pub(super) struct Socket<IO> {
     write_timer: Timer,
     stalled_since: Option<Instant>,
     farewell: Farewell,
+    api: Arc<Api>,
+    /// What is left to be written in the place of an answer of hyper's own.
+    words: Option<Bytes>,
 }
 
 enum Farewell {
@@ -126,9 +132,9 @@ enum Farewell {
 }
 
 impl<IO> Socket<IO> {
-    pub(super) fn new(io: IO, activity: Arc<Activity>, limits: Arc<Limits>) -> Self {
-        let (read_timer, write_timer) = (Timer(None), Timer(None));
-        Socket { io, activity, limits, read_timer, write_timer, stalled_since: None, farewell: Farewell::None }
+    pub(super) fn new(io: IO, activity: Arc<Activity>, limits: Arc<Limits>, api: Arc<Api>) -> Self {
+        let (read_timer, write_timer, farewell) = (Timer(None), Timer(None), Farewell::None);
+        Socket { io, activity, limits, read_timer, write_timer, stalled_since: None, farewell, api, words: None }
     }
 
     /// Passes on the outcome of a write, or fails when none has succeeded for too long.
@@ -167,8 +173,24 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncRead for Socket<IO> {
 
 impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Socket<IO> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        let outcome = Pin::new(&mut self.io).poll_write(cx, bytes);
-        self.watch_write(outcome, cx)
+        let this = &mut *self;
+        let Some(mut words) = this.words.take().or_else(|| this.api.in_words(bytes)) else {
+            let outcome = Pin::new(&mut this.io).poll_write(cx, bytes);
+            return this.watch_write(outcome, cx);
+        };
+        while !words.is_empty() {
+            let outcome = Pin::new(&mut this.io).poll_write(cx, &words);
+            match this.watch_write(outcome, cx) {
+                Poll::Ready(Ok(0)) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                Poll::Ready(Ok(written)) => words.advance(written),
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+                Poll::Pending => {
+                    this.words = Some(words);
+                    return Poll::Pending;
+                }
+            }
+        }
+        Poll::Ready(Ok(bytes.len()))
     }
 
     fn poll_write_vectored(
@@ -176,6 +198,9 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Socket<IO> {
         cx: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        if let [only] = slices {
+            return self.poll_write(cx, only);
+        }
         let outcome = Pin::new(&mut self.io).poll_write_vectored(cx, slices);
         self.watch_write(outcome, cx)
     }

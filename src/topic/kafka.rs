@@ -11,6 +11,8 @@ mod feed;
 mod foreign;
 mod keys;
 mod letters;
+mod message;
+mod standing;
 mod standstill;
 mod state;
 mod topics;

@@ -166,7 +166,8 @@ pub enum EmbedLog {
 impl EmbedLog {
     /// The records of `changes` after the last ones given: at least one, at most `max_records`, and more than
     /// `max_bytes` only if the first alone has more. Waits for the first; inside a partition the order is that of the
-    /// offsets. Cancel-safe: if the future is dropped, the next call gives the same records.
+    /// offsets. Cancel-safe: if the future is dropped, the next call gives the same records. None at all when brokers have just been
+    /// reached.
     pub async fn next(&mut self, max_records: usize, max_bytes: usize) -> Result<Vec<Stored>, LogError> {
         match self {
             EmbedLog::Embedded(log) => log.next(max_records, max_bytes).await,
@@ -204,23 +205,39 @@ impl EmbedLog {
     pub fn fetched(&self) -> u64 {
         match self {
             EmbedLog::Embedded(log) => log.lag(),
+            EmbedLog::Kafka(log) => log.fetched(),
+        }
+    }
+
+    /// Records that stand behind the committed positions of the partitions that are ours; `None`: not known yet.
+    pub fn lag(&self) -> Option<u64> {
+        match self {
+            EmbedLog::Embedded(log) => Some(log.lag()),
             EmbedLog::Kafka(log) => log.lag(),
         }
     }
 
-    /// Records that stand behind the committed positions; `None`: the brokers know it.
-    pub fn lag(&self) -> Option<u64> {
-        match self {
-            EmbedLog::Embedded(log) => Some(log.lag()),
-            EmbedLog::Kafka(_) => None,
-        }
-    }
-
-    /// Records that stand before the committed positions, over all partitions; `None`: the brokers know it.
+    /// Records that stand before the committed positions, over the partitions that are ours; `None`: not known yet.
     pub fn position(&self) -> Option<u64> {
         match self {
             EmbedLog::Embedded(log) => Some(log.committed().iter().sum()),
-            EmbedLog::Kafka(_) => None,
+            EmbedLog::Kafka(log) => log.position(),
+        }
+    }
+
+    /// Whether `look` is of use, and a call of `next` that is dropped for it loses nothing: brokers were reached.
+    pub fn can_look(&self) -> bool {
+        match self {
+            EmbedLog::Embedded(_) => false,
+            EmbedLog::Kafka(log) => log.can_look(),
+        }
+    }
+
+    /// Asks for what `lag` and `position` go by. `false`: it is not known yet which partitions are ours.
+    pub async fn look(&mut self) -> Result<bool, LogError> {
+        match self {
+            EmbedLog::Embedded(_) => Ok(true),
+            EmbedLog::Kafka(log) => log.look().await,
         }
     }
 

@@ -268,6 +268,12 @@ pub enum LogError {
         /// What the operating system said.
         source: std::io::Error,
     },
+    /// The thread that reads it is gone.
+    #[error("read {topic}: the thread that reads it panicked")]
+    Panicked {
+        /// The topic.
+        topic: String,
+    },
     /// A task of the log ended abnormally.
     #[error("a task of the log")]
     Task(#[source] tokio::task::JoinError),

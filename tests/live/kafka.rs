@@ -20,6 +20,61 @@ use crate::writer::{Writer, fill};
 
 pub const CAUGHT_UP: Duration = Duration::from_secs(180);
 
+/// Waits until an embed says that it has taken everything, with so many dead letters open, and gives its position.
+#[track_caller]
+fn expect_known(embed: &mut Vecsync, letters: f64) -> u64 {
+    wait_until("embed to know how far it is", CAUGHT_UP, || {
+        let status = embed.http.get("/status").map_err(|error| error.to_string())?.json();
+        let stage = status["stages"].as_array().and_then(|stages| stages.first()).cloned().unwrap_or_default();
+        let counted = ["vecsync_embed_lag_records", "vecsync_dead_letters_open"].map(|name| embed.metric(name, ""));
+        match stage["position"].as_str().and_then(|position| position.parse().ok()) {
+            Some(position) if counted == [Some(0.0), Some(letters)] && stage["lag_records"] == 0 => Ok(position),
+            _ => Err(format!("{counted:?} {stage}")),
+        }
+    })
+}
+
+#[test]
+fn how_far_embed_is_is_known_before_there_is_a_record() {
+    let cluster = Cluster::prepare(Kafka::shared(), 0);
+    // Nobody captures, so nothing comes.
+    let mut embed = cluster.process("embed");
+    embed.write_pipeline(&dividing_pipeline());
+    embed.start();
+    assert_eq!(expect_known(&mut embed, 0.0), 0);
+    let mut capture = cluster.started("capture");
+    let rows: Vec<String> = (1..=20).map(|id| values(id, if id == 7 { "" } else { "Who?" }, "They.", "c01")).collect();
+    cluster.site.sql.execute(&insert(&rows));
+    wait_until("the letter to be open", CAUGHT_UP, || match embed.metric("vecsync_dead_letters_open", "") {
+        Some(1.0) => Ok(()),
+        other => Err(format!("{other:?}")),
+    });
+    assert_eq!(capture.terminate().code, Some(0));
+    let position = expect_known(&mut embed, 1.0);
+    assert!(position >= 20, "{position}");
+    assert_eq!(embed.terminate().code, Some(0));
+    embed.start();
+    assert_eq!(expect_known(&mut embed, 1.0), position);
+    assert_eq!(embed.metric("vecsync_events_total", "stage=\"embed\""), Some(0.0));
+    // One that joins takes partitions over, and both know of theirs alone.
+    let mut other = cluster.process("embed");
+    other.write_pipeline(&dividing_pipeline());
+    other.start();
+    wait_until("two to share what one had", CAUGHT_UP, || {
+        let both = [&mut embed, &mut other].map(|embed| {
+            let status = embed.http.get("/status").ok()?.json();
+            let position = status["stages"][0]["position"].as_str()?.parse::<u64>().ok()?;
+            Some((position, embed.metric("vecsync_dead_letters_open", "")?))
+        });
+        let [Some((one, here)), Some((two, there))] = both else { return Err(format!("{both:?}")) };
+        if one > 0 && two > 0 && one + two == position && here + there == 1.0 {
+            Ok(())
+        } else {
+            Err(format!("{both:?}, were {position}"))
+        }
+    });
+}
+
 /// A site whose log is on a broker. `site.vecsync` has all roles, or those that a test starts it with.
 pub struct Cluster {
     pub prefix: String,

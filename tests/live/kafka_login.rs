@@ -15,8 +15,8 @@ const SCRAM_PASSWORD: &str = "canary-scram-91ad";
 const WRONG_PASSWORD: &str = "canary-wrong-37be";
 
 /// A broker with a listener of each kind, and the settings that it is reached with.
-struct Guarded {
-    kafka: Arc<Kafka>,
+pub struct Guarded {
+    pub kafka: Arc<Kafka>,
     tls: u16,
     plain: u16,
     both: u16,
@@ -26,7 +26,7 @@ struct Guarded {
 }
 
 impl Guarded {
-    fn start() -> Guarded {
+    pub fn start() -> Guarded {
         let folder = tempfile::tempdir().expect("a folder");
         let path = |name: &str| folder.path().join(name).display().to_string();
         let certificate = |name: &str, also: &str| {
@@ -62,7 +62,7 @@ impl Guarded {
     }
 
     /// Tells vecsync how to get in; `wrong` spoils the password, or where there is none the certificate.
-    fn let_in(&self, vecsync: &mut Vecsync, how: &str, wrong: bool) {
+    pub fn let_in(&self, vecsync: &mut Vecsync, how: &str, wrong: bool) {
         let (port, password) = match how {
             "ssl" => (self.tls, None),
             "PLAIN" => (self.plain, Some(PLAIN_PASSWORD)),

@@ -13,7 +13,7 @@ use crate::support::kafka::Kafka;
 use crate::support::process::wait_until;
 use crate::support::site::Site;
 use crate::support::table::expect_equal;
-use crate::support::vecsync::Vecsync;
+use crate::support::vecsync::{Ended, Vecsync};
 use crate::writer::{Writer, fill};
 
 const ROWS: i64 = 1_000;
@@ -128,6 +128,33 @@ fn a_replay_that_is_killed_harms_nothing_and_can_be_made_again() {
         site.expect_equal(CAUGHT_UP);
     }
     replay(&site, &[]);
+    site.expect_equal(CAUGHT_UP);
+}
+
+#[test]
+fn of_replays_at_once_one_is_made_after_the_other_and_more_are_refused() {
+    let mut site = Site::prepare();
+    fill(&site.sql, ROWS);
+    site.vecsync.start_ready();
+    site.expect_equal(CAUGHT_UP);
+    let vecsync = &site.vecsync;
+    let ended: Vec<Ended> = std::thread::scope(|scope| {
+        let asking: Vec<_> = (0..5).map(|_| scope.spawn(|| vecsync.run_within(&["replay"], CAUGHT_UP))).collect();
+        asking.into_iter().map(|asking| asking.join().expect("it asks")).collect()
+    });
+    let done = ended.iter().filter(|ended| ended.code == Some(0)).count();
+    assert!(done > 0, "{ended:?}");
+    for refused in ended.iter().filter(|ended| ended.code != Some(0)) {
+        assert_eq!(refused.code, Some(1), "{refused:?}");
+        assert!(refused.stderr.contains("another replay waits already; try again when it is done"), "{refused:?}");
+    }
+    let log = site.vecsync.log();
+    let steps: Vec<&str> = log
+        .lines()
+        .filter_map(|line| ["replay begins", "replayed in"].into_iter().find(|step| line.contains(step)))
+        .collect();
+    assert_eq!(steps, ["replay begins", "replayed in"].repeat(done), "one at a time");
+    assert_eq!(generations(&site).len(), 1);
     site.expect_equal(CAUGHT_UP);
 }
 

@@ -452,6 +452,37 @@ fn check_policies(set: &str, objects: &[Value], meant: &dyn Fn(&Value) -> Vec<St
 }
 
 #[test]
+fn prometheus_operator_gets_the_alerts_as_they_are() {
+    let (source, kept) = (read("dashboards/alerts.yml"), read(&format!("{CHART}/files/alerts.yml")));
+    assert!(source == kept, "copy dashboards/alerts.yml to {CHART}/files/alerts.yml");
+    assert!(of_kind(&rendered("roles"), "PrometheusRule").is_empty(), "nobody asked for it");
+    // It is the operator's alone: each kind is there without the other.
+    let only = helm("single", &["--set", "prometheusRule.enabled=true"], KUBERNETES[0]).unwrap();
+    assert!(of_kind(&only, "ServiceMonitor").is_empty());
+    for objects in [only, rendered("roles-secured")] {
+        let rules = of_kind(&objects, "PrometheusRule");
+        let [rule] = rules[..] else { panic!("{rules:?}") };
+        assert_eq!(rule["apiVersion"], "monitoring.coreos.com/v1");
+        assert_eq!(rule["spec"], yaml("dashboards/alerts.yml"));
+        // What the operator's own schema wants of each, and that Prometheus would not find out before it reads them.
+        for group in list(&rule["spec"]["groups"]) {
+            assert_eq!(group.as_object().expect("a group").keys().collect::<Vec<_>>(), ["name", "rules"]);
+            for rule in list(&group["rules"]) {
+                let known = ["alert", "record", "expr", "for", "keep_firing_for", "labels", "annotations"];
+                let fields = rule.as_object().expect("a rule");
+                assert!(fields.keys().all(|field| known.contains(&field.as_str())), "{rule}");
+                assert!(rule["alert"].is_string() != rule["record"].is_string() && rule["expr"].is_string(), "{rule}");
+                let texts = ["labels", "annotations"].map(|name| rule[name].as_object());
+                assert!(texts.iter().flatten().flat_map(|texts| texts.values()).all(Value::is_string), "{rule}");
+            }
+        }
+    }
+    let secured = rendered("roles-secured");
+    let labels = |kind| of_kind(&secured, kind)[0]["metadata"]["labels"]["release"].clone();
+    assert_eq!((labels("PrometheusRule"), labels("ServiceMonitor")), (json!("prometheus"), json!("prometheus")));
+}
+
+#[test]
 fn values_that_cannot_work_are_refused_by_name() {
     let check = |set: &str, besides: &[&str], wanted: &[&str]| {
         let said = helm(set, besides, KUBERNETES[1]).expect_err(&format!("{besides:?} is taken"));

@@ -307,10 +307,32 @@ async fn the_longest_query_fits_both_ways_and_longer_heads_are_refused() {
     server.get(&format!("/search?q={}", "a".repeat(60_000))).await.is_problem(414, "more than");
     let header = format!("GET /search?q=a HTTP/1.1\r\nHost: x\r\nX-Long: {}\r\n\r\n", "a".repeat(20_000));
     server.send(header).await.is_problem(431, "headers");
-    // Beyond what is read at all, hyper answers by itself.
-    assert_eq!(server.get(&format!("/search?q={}", "a".repeat(70_000))).await.status, 414);
+    // Beyond what is read at all, hyper answers by itself, and is given our words.
+    let long = format!("/search?q={}", "a".repeat(70_000));
+    server.get(&long).await.is_problem(414, "more than 57344 bytes");
     let endless = format!("GET /search?q=a HTTP/1.1\r\nX-Long: {}", "a".repeat(1_000_000));
-    assert_eq!(server.send(endless).await.status, 431);
+    server.send(endless).await.is_problem(431, "more than 81920 bytes");
+    let many = format!("GET /search?q=a HTTP/1.1\r\nHost: x\r\n{}\r\n", "X-One: 1\r\n".repeat(200));
+    server.send(many).await.is_problem(431, "too many");
+    for head in [
+        "NONSENSE",
+        "GET /search?q=a HTTP/9.9",
+        "GET /search?q=a HTTP/1.1\r\nno header",
+        "GET / HTTP/1.1\r\nContent-Length: x",
+    ] {
+        let reply = server.send(format!("{head}\r\n\r\n")).await;
+        let reply = reply.is_problem(400, "RFC 9112");
+        assert!(reply.header("connection") == Some("close") && reply.header("date").is_some(), "{head:?}");
+    }
+    // Behind a request that was answered.
+    let mut stream = server.connect().await;
+    stream.write_all(b"GET /health/ HTTP/1.1\r\nHost: x\r\n\r\nNONSENSE\r\n\r\n").await.expect("send");
+    let mut said = vec![];
+    within(stream.read_to_end(&mut said)).await.expect("it is closed");
+    let said = String::from_utf8(said).expect("text");
+    let (first, second) = said.split_once("HTTP/1.1 400 Bad Request\r\n").expect("two answers");
+    assert!(first.starts_with("HTTP/1.1 200 OK\r\n"), "{said}");
+    assert!(second.contains("\r\ncontent-type: application/problem+json\r\n") && second.contains("RFC 9112"), "{said}");
     server.stop().await;
 }
 

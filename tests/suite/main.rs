@@ -30,5 +30,6 @@ mod http;
 mod http_control;
 mod http_elsewhere;
 mod http_page;
+mod metric_labels;
 mod operations;
 mod pipeline_schema;

@@ -11,6 +11,8 @@ const PATIENCE: Duration = Duration::from_secs(15);
 
 pub struct Http {
     port: u16,
+    /// A header line more, such as one with a key.
+    header: String,
     stream: Option<BufReader<TcpStream>>,
 }
 
@@ -35,7 +37,12 @@ impl Answer {
 
 impl Http {
     pub fn new(port: u16) -> Self {
-        Http { port, stream: None }
+        Http { port, header: String::new(), stream: None }
+    }
+
+    /// Requests come with this key from now on.
+    pub fn with_key(&mut self, key: &str) {
+        self.header = format!("Authorization: Bearer {key}\r\n");
     }
 
     pub fn get(&mut self, path: &str) -> io::Result<Answer> {
@@ -61,9 +68,9 @@ impl Http {
             Some(stream) => stream,
             None => connect(self.port)?,
         };
-        let length = body.len();
+        let (length, header) = (body.len(), &self.header);
         let head = format!(
-            "{method} {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\r\n"
+            "{method} {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n{header}Content-Length: {length}\r\n\r\n"
         );
         stream.get_mut().write_all((head + body).as_bytes())?;
         let answer = read_answer(&mut stream)?;

@@ -40,6 +40,8 @@ pub struct Vecsync {
     settings: BTreeMap<String, String>,
     /// `--role`; empty: all.
     roles: String,
+    /// What it is started by, such as `prlimit` with its arguments; empty: nothing.
+    under: Vec<String>,
     process: Option<Child>,
     readers: Vec<JoinHandle<()>>,
     log: Arc<Mutex<Vec<u8>>>,
@@ -60,8 +62,8 @@ impl Vecsync {
         let port = free_port();
         let log = Arc::default();
         let (settings, readers) = (BTreeMap::new(), vec![]);
-        let (http, roles) = (Http::new(port), String::new());
-        let mut vecsync = Vecsync { port, http, folder, settings, roles, process: None, readers, log };
+        let (http, roles, under) = (Http::new(port), String::new(), vec![]);
+        let mut vecsync = Vecsync { port, http, folder, settings, roles, under, process: None, readers, log };
         vecsync.write_pipeline(PIPELINE);
         vecsync.set("DATABASE_URL", database_url);
         vecsync.set("VECSYNC_DATA_DIR", vecsync.path("data"));
@@ -83,6 +85,11 @@ impl Vecsync {
     /// What it does when it is started, such as `embed` or `capture,embed`.
     pub fn roles(&mut self, roles: &str) {
         roles.clone_into(&mut self.roles);
+    }
+
+    /// Starts it by another program, which puts it in its own place, such as `prlimit`; none: as it is.
+    pub fn under(&mut self, words: &[&str]) {
+        self.under = words.iter().map(|word| (*word).to_owned()).collect();
     }
 
     pub fn write_pipeline(&self, text: &str) {
@@ -220,7 +227,9 @@ impl Vecsync {
 
     /// Another process with the same settings, not started.
     pub fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_vecsync"));
+        let words: Vec<&str> = self.under.iter().map(String::as_str).chain([env!("CARGO_BIN_EXE_vecsync")]).collect();
+        let mut command = Command::new(words[0]);
+        command.args(&words[1..]);
         // The folder has no `.env`, and no setting of this machine goes along.
         command.args(arguments).current_dir(self.folder.path()).env_clear().envs(&self.settings);
         command.stdin(Stdio::null()).stderr(Stdio::piped());

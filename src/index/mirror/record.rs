@@ -2,6 +2,7 @@
 
 use prost::Message;
 
+use crate::clock::later_ms;
 use crate::event::{EmbeddedRow, RowKey, Version};
 use crate::topic::{Offsets, Partition};
 
@@ -200,10 +201,10 @@ impl MirrorState {
     }
 
     /// Notes a heartbeat of a partition.
-    pub(super) fn heard(&mut self, partition: Partition, as_of_ms: i64) {
+    pub(super) fn heard(&mut self, partition: Partition, as_of_ms: i64, now_ms: i64) {
         self.heartbeats.resize(self.positions.len(), 0);
         let last = &mut self.heartbeats[usize::from(partition)];
-        *last = as_of_ms.max(*last);
+        *last = later_ms(*last, as_of_ms, now_ms);
     }
 
     /// The moment up to which all partitions have everything; `None` before each has had a heartbeat.

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use qdrant_client::qdrant::{Condition, PointStruct};
 
 use super::point::{self, Origin, Progress};
+use crate::clock::later_ms;
 use crate::event::{EmbeddedRow, Row, RowKey, VectorEvent, Version};
 use crate::index::mirror::Applied;
 use crate::index::scan::Vector;
@@ -39,7 +40,12 @@ pub(super) struct Plan {
 }
 
 /// Reads a batch, and moves `progress`, one of each partition, on behind it.
-pub(super) fn plan(batch: Vec<(Partition, u64, VectorEvent)>, upto: &Offsets, progress: &mut [Progress]) -> Plan {
+pub(super) fn plan(
+    batch: Vec<(Partition, u64, VectorEvent)>,
+    upto: &Offsets,
+    progress: &mut [Progress],
+    now_ms: i64,
+) -> Plan {
     let mut plan = Plan::default();
     let mut pending = BTreeMap::new();
     for (partition, offset, event) in batch {
@@ -66,7 +72,7 @@ pub(super) fn plan(batch: Vec<(Partition, u64, VectorEvent)>, upto: &Offsets, pr
             VectorEvent::Delete { key, version, .. } => {
                 pending.insert(key, Pending { version, partition, row: None });
             }
-            VectorEvent::Heartbeat { as_of_ms } => place.as_of_ms = place.as_of_ms.max(as_of_ms),
+            VectorEvent::Heartbeat { as_of_ms } => place.as_of_ms = later_ms(place.as_of_ms, as_of_ms, now_ms),
             VectorEvent::Replayed { .. } => {}
             VectorEvent::Barrier { version, .. } if version.0 <= place.barrier => plan.applied.stale += 1,
             VectorEvent::Barrier { version, .. } => {
@@ -208,7 +214,7 @@ mod tests {
     fn written(batch: Vec<VectorEvent>, known: &[(u64, u64, usize)]) -> (Vec<Vec<String>>, Applied) {
         let batch = (0..).zip(batch).map(|(offset, event)| (0, offset, event)).collect();
         let mut progress = [Progress::default()];
-        let plan = plan(batch, &vec![], &mut progress);
+        let plan = plan(batch, &vec![], &mut progress, 0);
         let mut applied = plan.applied;
         let mut shown = vec![];
         for step in plan.steps {
@@ -305,7 +311,7 @@ mod tests {
     fn positions_stand_behind_everything() {
         let mut after = [Progress::default(); 3];
         let batch = vec![(1, 7, upsert(1, 5, 1)), (2, 3, VectorEvent::Heartbeat { as_of_ms: 9 })];
-        let plan = plan(batch, &vec![0, 0, 20], &mut after);
+        let plan = plan(batch, &vec![0, 0, 20], &mut after, 0);
         assert_eq!(after.map(|progress| (progress.position, progress.as_of_ms)), [(0, 0), (8, 0), (20, 9)]);
         let Some(Step::Write(rows)) = plan.steps.into_iter().next() else { panic!("no rows") };
         let mut writes = writes(ORIGIN, rows, |_| None, 0, &mut Applied::default());

@@ -14,6 +14,7 @@ use super::super::{LogError, Offsets, OpenLetters, Outgoing, Partition, Stored, 
 use super::client::{self, Limits, Names, PATIENCE, Quiet};
 use super::feed::Feed;
 use super::foreign::{self, Marks};
+use super::standing::Standing;
 use super::topics::{self, Wanted};
 use super::writer::{self, Placed, Writer};
 use super::{Settings, letters, state};
@@ -50,6 +51,8 @@ struct Joined {
     marks: Mutex<Marks>,
     /// The next offsets to read, where something was committed.
     done: Mutex<BTreeMap<Partition, u64>>,
+    /// What metrics say.
+    standing: Mutex<Standing>,
     /// Used in turn: a producer's next transaction has to wait until the broker is done with its last one.
     writers: Mutex<Writers>,
 }
@@ -85,6 +88,10 @@ impl EmbedLog {
     /// See [`super::super::EmbedLog::next`]. Joins the group the first time. [`LogError::Revoked`] where a partition was
     /// taken away: what was read and not committed is to be dropped, and `rewind` called.
     pub async fn next(&mut self, max_records: usize, max_bytes: usize) -> Result<Vec<Stored>, LogError> {
+        if self.joined.is_none() {
+            // Said before there are records: they may be long in coming.
+            return self.joined().await.map(|_| vec![]);
+        }
         let revocations = self.revocations;
         let joined = self.joined().await?;
         let given = match self.names.is_foreign {
@@ -201,9 +208,34 @@ impl EmbedLog {
         begun
     }
 
-    /// See [`super::super::EmbedLog::lag`].
-    pub fn lag(&self) -> u64 {
+    /// See [`super::super::EmbedLog::fetched`].
+    pub fn fetched(&self) -> u64 {
         self.joined.as_ref().map_or(0, |joined| joined.feed.waiting())
+    }
+
+    /// See [`super::super::EmbedLog::lag`].
+    pub fn lag(&self) -> Option<u64> {
+        let Joined { feed, standing, .. } = &**self.joined.as_ref()?;
+        lock(standing).lag(feed.tenures(), &feed.held()?)
+    }
+
+    /// See [`super::super::EmbedLog::position`].
+    pub fn position(&self) -> Option<u64> {
+        let Joined { feed, standing, .. } = &**self.joined.as_ref()?;
+        lock(standing).position(feed.tenures(), &feed.held()?)
+    }
+
+    /// See [`super::super::EmbedLog::can_look`].
+    pub fn can_look(&self) -> bool {
+        self.pending.is_none() && self.joined.is_some()
+    }
+
+    /// See [`super::super::EmbedLog::look`].
+    pub async fn look(&mut self) -> Result<bool, LogError> {
+        let Some(joined) = self.joined.clone() else { return Ok(false) };
+        let changes = self.names.changes.clone();
+        let look = move || joined.look(&changes);
+        spawn_blocking(look).await.unwrap_or_else(|fault| Err(LogError::Task(fault)))
     }
 
     /// See [`super::super::EmbedLog::commit`]. Nothing is written for a partition that was taken away.
@@ -302,7 +334,13 @@ fn join(settings: &Settings, names: &Names, revision: &str) -> Result<Joined, Lo
         .set("heartbeat.interval.ms", "2000")
         .set("max.poll.interval.ms", "60000");
     let feed = Feed::join(&config, &names.changes)?;
-    Ok(Joined { feed, marks: Mutex::default(), done: Mutex::default(), writers: Mutex::default() })
+    Ok(Joined {
+        feed,
+        marks: Mutex::default(),
+        done: Mutex::default(),
+        standing: Mutex::default(),
+        writers: Mutex::default(),
+    })
 }
 
 /// The marker that a revision has begun at the beginning.
@@ -381,6 +419,7 @@ impl Joined {
             .map_err(&fault)?;
         self.feed.forget_below(ends);
         lock(&self.done).extend(ends);
+        lock(&self.standing).moved(ends);
         Ok(())
     }
 
@@ -470,9 +509,24 @@ impl Joined {
             }
             tracing::info!(topic = names.changes, partitions = ?beginnings.keys(), "embedding once more from the beginning");
         }
+        lock(&self.standing).moved(&beginnings);
         self.feed.seek(beginnings);
         self.feed.rewind();
         Ok(())
+    }
+
+    /// Asks the brokers what `standing` lacks. `false`: the group has not said yet which partitions are ours.
+    fn look(&self, topic: &str) -> Result<bool, LogError> {
+        let (tenure, Some(held)) = (self.feed.tenures(), self.feed.held()) else { return Ok(false) };
+        if lock(&self.standing).lacks_positions(tenure, &held) {
+            let positions = self.committed(topic)?;
+            lock(&self.standing).begins(tenure, positions);
+        }
+        if held.values().any(|held| !held.is_all) {
+            let ends = self.feed.ends().map_err(client::fault("ask for the ends of", topic))?;
+            lock(&self.standing).ends(ends);
+        }
+        Ok(true)
     }
 
     /// The group's positions of the partitions that are ours.

@@ -13,12 +13,13 @@ use bytes::Bytes;
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext, Rebalance};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::message::{BorrowedMessage, Headers};
-use rdkafka::{ClientContext, Message, Offset, TopicPartitionList};
+use rdkafka::{ClientContext, Offset, TopicPartitionList};
 use tokio::sync::Notify;
 
 use super::super::{LogError, Partition, Stored, lock};
 use super::client::{self, Quiet};
+use super::message::stored;
+use super::standing::Held;
 use super::standstill::Standstill;
 use crate::event::Record;
 
@@ -81,8 +82,12 @@ struct Buffer {
     revocations: u64,
     /// Counts the times that partitions were taken on.
     tenures: u64,
+    /// Whether the group has said which partitions are ours, be it none.
+    is_assigned: bool,
     paused: bool,
     fault: Option<LogError>,
+    /// Whether the thread that polls is gone, though nobody has ended it.
+    is_abandoned: bool,
     /// Partitions that are to be read from these offsets on instead.
     seeks: BTreeMap<Partition, u64>,
     /// Since when a partition that was taken on has been silent.
@@ -119,7 +124,8 @@ impl ConsumerContext for Context {
     fn pre_rebalance(&self, _: &BaseConsumer<Self>, rebalance: &Rebalance<'_>) {
         match rebalance {
             // The group has shared out anew, and nothing has changed for this member.
-            Rebalance::Revoke(list) | Rebalance::Assign(list) if list.count() == 0 => {}
+            Rebalance::Revoke(list) if list.count() == 0 => {}
+            Rebalance::Assign(list) if list.count() == 0 => lock(&self.0.buffer).is_assigned = true,
             Rebalance::Revoke(list) => {
                 let partitions = partitions(list);
                 tracing::info!(?partitions, "partitions given back");
@@ -139,6 +145,7 @@ impl ConsumerContext for Context {
                 tracing::info!(?partitions, "partitions taken on");
                 let mut buffer = lock(&self.0.buffer);
                 buffer.tenures += 1;
+                buffer.is_assigned = true;
                 buffer.paused = false;
                 for partition in partitions {
                     buffer.drop_lane(partition);
@@ -179,10 +186,10 @@ impl Feed {
         let consumer = config.create_with_context(Context(Arc::clone(&shared))).map_err(&fault)?;
         let consumer: Arc<BaseConsumer<Context>> = Arc::new(consumer);
         begin(&consumer).map_err(&fault)?;
-        let (polled, buffer, config) = (Arc::clone(&consumer), Arc::clone(&shared), config.clone());
+        let (polled, polling, config) = (Arc::clone(&consumer), Polling(Arc::clone(&shared)), config.clone());
         let thread = std::thread::Builder::new()
             .name("vecsync-kafka".to_owned())
-            .spawn(move || poll(&polled, &buffer, &config))
+            .spawn(move || poll(&polled, &polling.0, &config))
             .map_err(|source| LogError::Thread { topic: topic.to_owned(), source })?;
         Ok(Feed { shared, consumer, thread: Some(thread) })
     }
@@ -211,6 +218,18 @@ impl Feed {
         lock(&self.shared.buffer).lanes.keys().copied().collect()
     }
 
+    /// Where our partitions end for who reads what is committed. Blocks.
+    pub fn ends(&self) -> Result<BTreeMap<Partition, u64>, KafkaError> {
+        ends(&self.consumer, &self.shared.topic, &self.owned())
+    }
+
+    /// The partitions that are ours, with what of them waits here; `None`: the group has not said yet which those are.
+    pub fn held(&self) -> Option<BTreeMap<Partition, Held>> {
+        let buffer = lock(&self.shared.buffer);
+        let held = |lane: &Lane| Held { records: lane.records.len() as u64, is_all: lane.at_end };
+        buffer.is_assigned.then(|| buffer.lanes.iter().map(|(partition, lane)| (*partition, held(lane))).collect())
+    }
+
     /// Whether all these partitions are ours.
     pub fn owns<'a>(&self, mut partitions: impl Iterator<Item = &'a Partition>) -> bool {
         let buffer = lock(&self.shared.buffer);
@@ -229,6 +248,9 @@ impl Feed {
                 }
                 if let Some(fault) = buffer.fault.take() {
                     return Err(fault);
+                }
+                if buffer.is_abandoned {
+                    return Err(LogError::Panicked { topic: self.shared.topic.clone() });
                 }
                 let batch = buffer.give(records, bytes);
                 if !batch.is_empty() {
@@ -293,6 +315,18 @@ impl Drop for Feed {
             && thread.join().is_err()
         {
             tracing::error!("the thread that reads {} panicked", self.shared.topic);
+        }
+    }
+}
+
+/// Held by the thread that polls: whoever waits for records hears of its panic.
+struct Polling(Arc<Shared>);
+
+impl Drop for Polling {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            lock(&self.0.buffer).is_abandoned = true;
+            self.0.arrived.notify_one();
         }
     }
 }
@@ -542,26 +576,6 @@ fn grave(shared: &Shared, error: KafkaError) -> Option<LogError> {
     }
 }
 
-pub(super) fn stored(message: &BorrowedMessage<'_>) -> Option<Stored> {
-    let headers = message.headers().map_or_else(Vec::new, |headers| {
-        let copied = headers.iter().map(|header| {
-            let value = header.value.map_or_else(Bytes::new, Bytes::copy_from_slice);
-            (header.key.to_owned(), value)
-        });
-        copied.collect()
-    });
-    Some(Stored {
-        partition: Partition::try_from(message.partition()).ok()?,
-        offset: u64::try_from(message.offset()).ok()?,
-        record: Record {
-            key: message.key().map_or_else(Bytes::new, Bytes::copy_from_slice),
-            value: message.payload().map(Bytes::copy_from_slice),
-            headers,
-            timestamp_ms: message.timestamp().to_millis().unwrap_or(0),
-        },
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
@@ -635,6 +649,23 @@ mod tests {
         assert_eq!(given(&mut buffer, 9).iter().filter(|(partition, _)| *partition == 1).count(), 0);
         buffer.drop_lane(0);
         assert_eq!(buffer.bytes, 0);
+    }
+
+    #[tokio::test]
+    async fn who_waits_for_records_hears_that_the_thread_panicked() {
+        let mut config = ClientConfig::new();
+        config.set("bootstrap.servers", "127.0.0.1:1").set("group.id", "group");
+        let feed = Feed::assigned(&config, "topic", &BTreeMap::new()).expect("a thread");
+        let polling = Polling(Arc::clone(&feed.shared));
+        let panicked = std::thread::spawn(move || {
+            let _polling = polling;
+            panic!("a defect");
+        });
+        for _ in 0..2 {
+            let fault = feed.next(1, 1, 0).await.expect_err("nothing comes any more");
+            assert!(matches!(fault, LogError::Panicked { .. }), "{fault}");
+        }
+        panicked.join().expect_err("it panicked");
     }
 
     #[test]

@@ -9,7 +9,7 @@ use super::super::partition::partition_of;
 use super::super::{LogError, Partition};
 use super::client::{self, Names};
 use super::writer::Placed;
-use super::{Settings, feed, state};
+use super::{Settings, message, state};
 use crate::event::Record;
 
 /// Shows every record of these partitions, at least up to their ends as they are at the beginning. Blocks.
@@ -32,8 +32,8 @@ pub(super) fn visit(
     if ranges.is_empty() {
         return Ok(());
     }
-    let scanned = state::scan_messages(&consumer, topic, &ranges, |message| {
-        if let Some(stored) = feed::stored(message) {
+    let scanned = state::scan_messages(&consumer, topic, &ranges, |found| {
+        if let Some(stored) = message::stored(found) {
             visit(&stored.record);
         }
         Ok::<_, KafkaError>(())
