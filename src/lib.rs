@@ -21,6 +21,7 @@ pub mod clock;
 pub mod logging;
 pub mod metrics;
 pub mod progress_bar;
+pub mod remedy;
 pub mod requests;
 pub mod retry;
 pub mod shutdown;

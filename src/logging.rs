@@ -10,7 +10,7 @@ use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::util::TryInitError;
 
 use crate::config::{Log, LogFormat};
-use crate::progress_bar;
+use crate::{progress_bar, remedy};
 
 /// What is said only where the setting names it: the access log; libraries that say at `info` what only their own developers
 /// need.
@@ -79,12 +79,24 @@ impl<'a> MakeWriter<'a> for AboveTheBar {
 impl Write for AboveTheBar {
     /// Gets one whole event: that is how `tracing_subscriber` writes.
     fn write(&mut self, event: &[u8]) -> io::Result<usize> {
-        progress_bar::without_bar(|| io::stderr().lock().write_all(&one_line(event)))?;
+        let named = of_pipeline(event);
+        progress_bar::without_bar(|| io::stderr().lock().write_all(&one_line(&named)))?;
         Ok(event.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {
         io::stderr().lock().flush()
+    }
+}
+
+/// With the name of the pipeline of several that has said it, in each command that a person may paste.
+fn of_pipeline(event: &[u8]) -> Cow<'_, [u8]> {
+    let (Some(pipeline), Ok(text)) = (remedy::pipeline(), std::str::from_utf8(event)) else {
+        return Cow::Borrowed(event);
+    };
+    match remedy::named(text, &pipeline) {
+        Cow::Borrowed(text) => Cow::Borrowed(text.as_bytes()),
+        Cow::Owned(text) => Cow::Owned(text.into_bytes()),
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod cli;
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::error::Error;
 use std::future::Future;
@@ -27,7 +28,7 @@ use vecsync::control::Request;
 use vecsync::embed::DocumentError;
 use vecsync::retry::Chain;
 use vecsync::serve::control as elsewhere;
-use vecsync::{app, commands, embed, logging};
+use vecsync::{app, commands, embed, logging, remedy};
 
 /// It was tried and failed.
 const FAILED: u8 = 1;
@@ -72,7 +73,9 @@ impl From<Box<dyn Error>> for Failure {
 fn main() -> ExitCode {
     app::keep_memory_private();
     let cli = Cli::parse();
-    match dispatch(cli.command, cli.pipeline.as_deref()) {
+    let named = cli.pipeline.as_deref();
+    let complain = |text: &str| complain(&of_pipeline(text, named));
+    match dispatch(cli.command, named) {
         Ok(()) => ExitCode::SUCCESS,
         Err(Failure::Problems(problems)) => {
             let many = if problems.len() == 1 { "problem" } else { "problems" };
@@ -123,7 +126,7 @@ fn dispatch(command: Command, named: Option<&str>) -> Result<(), Failure> {
         }
         Command::Status { json, .. } => {
             let settings = about.server()?;
-            print(&to_end(&settings.log, commands::status(&settings, json, named.is_some()))?)
+            about.print(&to_end(&settings.log, commands::status(&settings, json, named.is_some()))?)
         }
         Command::Replay { topic, into, json } => {
             let wanted = elsewhere::Replay { topic: Some(topic), into: Some(into), json };
@@ -131,7 +134,7 @@ fn dispatch(command: Command, named: Option<&str>) -> Result<(), Failure> {
                 return Ok(());
             }
             let settings = about.settings()?;
-            print(&to_end(&settings.log, commands::replay::replay(&settings, topic, into, json))?)
+            about.print(&to_end(&settings.log, commands::replay::replay(&settings, topic, into, json))?)
         }
         Command::Verify { repair, json } => {
             if about.has_done_elsewhere(&elsewhere::Command::Verify(elsewhere::Verify { repair, json }))? {
@@ -139,7 +142,7 @@ fn dispatch(command: Command, named: Option<&str>) -> Result<(), Failure> {
             }
             let settings = about.settings()?;
             let (said, found) = to_end(&settings.log, commands::verify::verify(&settings, repair, json))?;
-            print(&said)?;
+            about.print(&said)?;
             match found {
                 Found::Same => Ok(()),
                 Found::Drift(what) => Err(Failure::Unhealthy(what)),
@@ -159,11 +162,11 @@ fn dispatch(command: Command, named: Option<&str>) -> Result<(), Failure> {
                     block_on(commands::backup::backup_alone(config, dir, json))?
                 }
             };
-            print(&said)
+            about.print(&said)
         }
         Command::Restore { dir, only, json } => {
             let config = about.config()?;
-            print(&to_end(&config.log, commands::backup::restore(&config, &dir, only, json))?)
+            about.print(&to_end(&config.log, commands::backup::restore(&config, &dir, only, json))?)
         }
         Command::DeadLetters(command) => dead_letters(&about, command),
         Command::Pipeline(Pipeline::Check { files }) => check_pipelines(&environment, &files),
@@ -192,9 +195,10 @@ fn run(environment: &Environment, roles: &[Role]) -> Result<(), Failure> {
         |name: &String| if configs.pipelines.len() > 1 { settings.of_pipeline(name) } else { Ok(settings.clone()) };
     let of_each = configs.names().into_iter().map(|name| of(&name).map(|settings| (name, settings)));
     let of_each = of_each.collect::<Result<HashMap<_, _>, _>>()?;
+    let is_one = configs.pipelines.len() == 1;
     let control = move |config: &Config| {
         let settings = of_each.get(&config.pipeline.name).unwrap_or(&settings).clone();
-        commands::door::door(config.clone(), Settings { data_dir: config.data_dir.clone(), ..settings })
+        commands::door::door(config.clone(), Settings { data_dir: config.data_dir.clone(), ..settings }, is_one)
     };
     to_end(&log, app::run(configs, control))
 }
@@ -206,6 +210,11 @@ struct About<'a> {
 }
 
 impl About<'_> {
+    /// Writes to standard output what is said of the pipeline that is named.
+    fn print(&self, text: &str) -> Result<(), Failure> {
+        print(&of_pipeline(text, self.named))
+    }
+
     /// How a running vecsync is reached over HTTP: it knows its pipelines itself, and which is meant where none is named.
     fn server(&self) -> Result<Settings, Failure> {
         let settings = Settings::read(self.environment)?;
@@ -346,9 +355,9 @@ fn resync(about: &About<'_>, wanted: Sync) -> Result<(), Failure> {
     })?;
     let Some(said) = said else {
         let config = about.config()?;
-        return print(&block_on(sync::prepare(config, wanted, json))?);
+        return about.print(&block_on(sync::prepare(config, wanted, json))?);
     };
-    print(&said.text)?;
+    about.print(&said.text)?;
     said.failed.map_or(Ok(()), |failed| Err(Failure::Error(Box::new(failed))))
 }
 
@@ -373,10 +382,11 @@ fn check(about: &About<'_>, wanted: Check) -> Result<(), Failure> {
         for config in &configs.pipelines {
             let settings = if is_one { settings.clone() } else { settings.of_pipeline(&config.pipeline.name)? };
             let settings = Settings { data_dir: config.data_dir.clone(), ..settings };
+            let named = (!is_one).then_some(config.pipeline.name.as_str());
             // Nobody reading on is no failure.
-            let tell = |line: String| drop(print(&line));
-            if !is_one {
-                tell(format!("pipeline {}\n", config.pipeline.name));
+            let tell = |line: String| drop(print(&of_pipeline(&line, named)));
+            if let Some(name) = named {
+                tell(format!("pipeline {name}\n"));
             }
             wrong += commands::check::check(config, &settings, wanted, tell).await?;
         }
@@ -402,11 +412,11 @@ fn init(about: &About<'_>, wanted: Init) -> Result<(), Failure> {
     };
     if migrate {
         let migrated = to_end(&config.log, commands::migrate::migrate(&config, local_store_path.as_deref()))?;
-        return print(&migrated.ok_or_else(no_qdrant)?);
+        return about.print(&migrated.ok_or_else(no_qdrant)?);
     }
     let wanted = commands::init::Wanted { health_check_only, validate, stats, recreate };
     let said = to_end(&config.log, commands::init::init(&config, wanted))?.ok_or_else(no_qdrant)?;
-    print(&said.text)?;
+    about.print(&said.text)?;
     said.unhealthy.map_or(Ok(()), |what| Err(Failure::Unhealthy(what)))
 }
 
@@ -428,7 +438,7 @@ fn dead_letters(about: &About<'_>, command: DeadLetters) -> Result<(), Failure> 
                 return Err(Failure::Error(app::foreign::NO_RETRY.into()));
             }
             let (said, failed) = retried?;
-            print(&said)?;
+            about.print(&said)?;
             return failed.map_or(Ok(()), |failed| Err(Failure::Error(Box::new(failed))));
         }
         DeadLetters::List { json } => (Request::DeadLetters, json, letters::list_lines),
@@ -513,6 +523,11 @@ fn run_on_all_cores<T>(command: impl Future<Output = Result<T, Failure>>) -> Res
     // A call that does not come back, of a disk or of a library, does not keep the process from ending.
     runtime.shutdown_timeout(END_PATIENCE);
     result
+}
+
+/// A text with commands that work where there are several pipelines, if one of them is named.
+fn of_pipeline<'t>(text: &'t str, named: Option<&str>) -> Cow<'t, str> {
+    named.map_or(Cow::Borrowed(text), |name| remedy::named(text, name))
 }
 
 /// Writes to standard output. Nobody reading on (`| head`) is no failure.

@@ -17,6 +17,7 @@ use crate::capture::{self, REPUBLISH_KEYS_MAX, Republished};
 use crate::control::{self, Passed, Reply, Request};
 use crate::event::RowKey;
 use crate::index::{Primary, PrimaryState, RebuildRequest, Rebuilt, ReplayRequest};
+use crate::remedy;
 use crate::retry::Chain;
 use crate::topic::Log;
 use crate::topic::replay::{Source, Target};
@@ -46,10 +47,23 @@ pub(super) struct Commands {
 }
 
 impl Commands {
+    /// Answers for the pipeline that is at work where this is called.
     pub fn handler(self) -> control::Handler {
+        let pipeline = remedy::pipeline();
         Arc::new(move |request, passed| {
-            let commands = self.clone();
-            Box::pin(async move { commands.answer(request, passed).await })
+            let (commands, pipeline) = (self.clone(), pipeline.clone());
+            // A letter is shown as it is.
+            let is_text_ours = !matches!(request, Request::DeadLetters | Request::DeadLetter { .. });
+            Box::pin(async move {
+                let answering = Box::pin(commands.answer(request, passed));
+                let mut reply = remedy::about(pipeline.clone(), answering).await;
+                match (&mut reply, pipeline) {
+                    (Reply::Failed(reason), Some(name)) => *reason = remedy::named(reason, &name).into_owned(),
+                    (Reply::Done(said), Some(name)) if is_text_ours => remedy::named_in(said, &name),
+                    (Reply::Failed(_) | Reply::Done(_), _) => {}
+                }
+                reply
+            })
         })
     }
 

@@ -14,6 +14,7 @@ use super::{AppError, measures, process};
 use crate::capture::{Phase, Status};
 use crate::config::{Config, Configs, Role};
 use crate::metrics::{self, PipelineMetrics};
+use crate::remedy;
 use crate::retry::{Chain, Retry};
 use crate::serve::control::ControlFn;
 use crate::serve::health::{self, Component, Report};
@@ -45,6 +46,8 @@ enum Doing {
 /// One pipeline, as everybody else sees it.
 struct Slot {
     name: String,
+    /// The same, where there are others.
+    one_of_several: Option<Arc<str>>,
     filters: Vec<String>,
     captures: bool,
     serves: bool,
@@ -69,7 +72,8 @@ pub(super) struct Fleet {
 
 impl Fleet {
     pub fn new(configs: &Configs) -> Arc<Fleet> {
-        let slots = configs.pipelines.iter().map(|config| Arc::new(Slot::new(config))).collect();
+        let is_one = configs.pipelines.len() == 1;
+        let slots = configs.pipelines.iter().map(|config| Arc::new(Slot::new(config, is_one))).collect();
         let (was_ready, settled) = (AtomicBool::new(false), watch::channel(0).0);
         Arc::new(Fleet { slots, default: configs.default, was_ready, settled })
     }
@@ -88,6 +92,10 @@ impl Fleet {
     /// Runs one pipeline until the process ends. Where it fails and others do not, it is opened again after a pause.
     pub async fn keep(self: Arc<Self>, place: usize, config: Config, common: Common) -> Result<(), AppError> {
         let slot = &self.slots[place];
+        remedy::about(slot.one_of_several.clone(), Box::pin(self.keep_one(slot, config, common))).await
+    }
+
+    async fn keep_one(&self, slot: &Slot, config: Config, common: Common) -> Result<(), AppError> {
         let mut retry = Retry::paced(PIPELINE, FIRST_PAUSE, LONGEST_PAUSE);
         loop {
             let began = Instant::now();
@@ -95,7 +103,7 @@ impl Fleet {
             if self.is_one() || common.shutdown.is_raised() {
                 return Err(error);
             }
-            let fault = Chain(&error).to_string();
+            let fault = slot.told(Chain(&error).to_string());
             slot.fails(&fault);
             if let Some(faults) = self.all_failed() {
                 return Err(AppError::AllFailed(faults));
@@ -124,7 +132,7 @@ impl Fleet {
                 // Who searches is answered to the end.
                 common.shutdown.raise();
             } else {
-                slot.fails(&Chain(error).to_string());
+                slot.fails(&slot.told(Chain(error).to_string()));
             }
         }
         ended.and(pipeline.close().await)
@@ -192,7 +200,7 @@ impl Fleet {
 }
 
 impl Slot {
-    fn new(config: &Config) -> Slot {
+    fn new(config: &Config, is_one: bool) -> Slot {
         let does = |role| config.roles.contains(&role);
         let mut stores = vec![];
         if does(Role::Serve) || does(Role::Index) {
@@ -201,6 +209,7 @@ impl Slot {
         }
         Slot {
             name: config.pipeline.name.clone(),
+            one_of_several: (!is_one).then(|| config.pipeline.name.as_str().into()),
             filters: config.pipeline.filters.clone(),
             captures: does(Role::Capture),
             serves: does(Role::Serve),
@@ -272,7 +281,24 @@ impl Slot {
         }
     }
 
+    /// A text of this pipeline, whose commands name it where there are others.
+    fn told(&self, text: String) -> String {
+        match &self.one_of_several {
+            Some(name) => remedy::named(&text, name).into_owned(),
+            None => text,
+        }
+    }
+
     fn report(&self) -> Report {
+        let mut report = self.report_as_is();
+        for error in report.components.iter_mut().filter_map(|component| component.error.as_mut()) {
+            *error = self.told(std::mem::take(error));
+        }
+        report.ready = report.ready.map_err(|why| self.told(why));
+        report
+    }
+
+    fn report_as_is(&self) -> Report {
         let (mut report, status) = match self.doing() {
             Doing::Running(shared) => match self.fault_before(Some(&shared)) {
                 None => return shared.report(),
@@ -302,6 +328,15 @@ impl Slot {
 
     /// Makes a search, if the pipeline runs.
     async fn search(&self, request: SearchRequest) -> Result<SearchAnswer, SearchError> {
+        self.search_as_is(request).await.map_err(|error| match error {
+            SearchError::Unavailable { reason, retry_after_s } => {
+                SearchError::Unavailable { reason: self.told(reason), retry_after_s }
+            }
+            other => other,
+        })
+    }
+
+    async fn search_as_is(&self, request: SearchRequest) -> Result<SearchAnswer, SearchError> {
         let now = match self.doing() {
             Doing::Running(shared) => match shared.search(request).await {
                 Err(SearchError::Unavailable { reason, .. }) if self.fault_before(Some(&shared)).is_some() => reason,

@@ -245,7 +245,8 @@ impl Opened {
 
         if let (true, Some(database)) = (does(Role::Capture), &config.database) {
             let mut capture = capture_of(config, database, Arc::clone(&check_columns), &log, &metrics);
-            capture.behind = behind::of(&log, &revision, &stored);
+            capture.behind =
+                capture.source.query.is_some().then(|| behind::of(&log, &revision, &stored, tasks, shutdown));
             let watched = capture::watch_source(capture.clone(), status, standing_sender, shutdown.clone());
             tasks.spawn("look at the source", ended(watched));
             tasks.spawn("capture", capture::run(capture, status_sender, requests, shutdown.clone()));

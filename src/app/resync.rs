@@ -283,7 +283,7 @@ async fn wait_for_snapshot(
                 return Ok(Resynced { rows, superseded, deleted, as_of_ms: finished.at_ms });
             }
             let rows = now.snapshot.rows;
-            passed.send_replace((rows, now.snapshot.expected.max(rows)));
+            passed.send_replace((rows, now.snapshot.expected.unwrap_or(0).max(rows)));
             match &now.phase {
                 Phase::Refused(reason) => return Err(format!("the resync was given up: {reason}")),
                 Phase::Standby(reason) | Phase::Retrying(reason) => {

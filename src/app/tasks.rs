@@ -6,6 +6,8 @@ use std::future::Future;
 use tokio::task::{Id, JoinError, JoinSet};
 
 use super::AppError;
+use crate::remedy;
+use crate::shutdown::Shutdown;
 
 /// Those of a pipeline, or of the process.
 #[derive(Default)]
@@ -21,10 +23,26 @@ impl Tasks {
         name: &'static str,
         task: impl Future<Output = Result<(), E>> + Send + 'static,
     ) {
-        let task = async move { task.await.map_err(Into::into) };
+        let task = remedy::about(remedy::pipeline(), async move { task.await.map_err(Into::into) });
         #[cfg(debug_assertions)]
         let task = provoked::panicking(name, task);
         self.names.insert(self.set.spawn(task).id(), name);
+    }
+
+    /// Starts one that does not end by itself.
+    pub fn spawn_endless(
+        &mut self,
+        name: &'static str,
+        task: impl Future<Output = ()> + Send + 'static,
+        shutdown: Shutdown,
+    ) {
+        self.spawn(name, async move {
+            tokio::select! {
+                () = shutdown.raised() => {}
+                () = task => {}
+            }
+            Ok::<(), AppError>(())
+        });
     }
 
     /// Waits for one to end; none where all have. Cancel-safe.

@@ -147,10 +147,12 @@ impl Parts {
         passed: Passed,
     ) -> Result<(u64, u64, Option<Repair>), CaptureError> {
         let survey = Survey::open(database, &self.source, &self.check_columns).await?;
-        let mut total = survey.rows_estimated();
+        let (mut total, mut largest) = (0, 0);
         for side in sides.iter_mut() {
-            total += side.rows().await;
+            let rows = side.rows().await;
+            (total, largest) = (total + rows, rows.max(largest));
         }
+        let total = total + survey.rows_estimated().unwrap_or(largest);
         let progress = Progress { passed, total };
         let (rows, indexed) = self.compare_rows(&survey, sides, &progress).await?;
         try_join_all(sides.iter_mut().map(|side| look_for_extra(&survey, side, &progress))).await?;

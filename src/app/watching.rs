@@ -186,7 +186,7 @@ impl Watching {
         let loaded = self.shared.freshness().is_loaded();
         // Where the rows are embedded anew out of the log, there are as many as before.
         let before = || self.shared.stand_in().map_or(0, |stand_in| stand_in.earlier.mirror.rows());
-        let expected = Some(status.snapshot.expected).filter(|expected| *expected > 0).unwrap_or_else(before);
+        let expected = status.snapshot.expected.filter(|expected| *expected > 0).unwrap_or_else(before);
         match bar {
             Some(progress) => {
                 if expected > 0 {

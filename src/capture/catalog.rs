@@ -19,9 +19,6 @@ const NAMES_MAX: i64 = 10_000;
 /// Near misses that are told.
 const SUGGESTIONS_MAX: usize = 3;
 
-/// Bytes a row is taken to have in a table that was never analysed.
-const UNKNOWN_ROW_BYTES: f64 = 200.0;
-
 /// A table as the catalog has it now.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Table {
@@ -39,10 +36,8 @@ pub struct Table {
     pub key: Vec<String>,
     /// `relreplident`: `d`efault, `f`ull or `i`ndex.
     pub replica_identity: char,
-    /// How many rows it has, by the planner's statistics.
-    pub estimated_rows: u64,
-    /// Whether that is by the planner's statistics; else by the table's size alone, and may be far off.
-    pub analysed: bool,
+    /// How many rows it has, by the planner's statistics; `None`: it has none of those, and its size alone says nothing.
+    pub estimated_rows: Option<u64>,
     /// The role may read all of it, not only columns: then by places, too.
     pub whole: bool,
     /// Its size now, in blocks. A partitioned table's: of all its partitions together.
@@ -97,7 +92,6 @@ pub async fn load(client: &Client, schema: &str, table: &str) -> Result<Table, C
     }
     let pages = found.get::<_, i64>("pages").max(0);
     let (known_rows, known_pages) = (found.get::<_, f64>("known_rows"), found.get::<_, i64>("known_pages"));
-    let bytes = pages as f64 * f64::from(found.get::<_, i32>("block_bytes"));
     Ok(Table {
         oid,
         schema: name.schema,
@@ -106,8 +100,7 @@ pub async fn load(client: &Client, schema: &str, table: &str) -> Result<Table, C
         columns,
         key,
         replica_identity,
-        estimated_rows: estimate(known_rows, known_pages, pages, bytes),
-        analysed: known_pages > 0 || pages == 0,
+        estimated_rows: estimate(known_rows, known_pages, pages),
         whole: found.get("whole"),
         pages: u32::try_from(pages).unwrap_or(u32::MAX),
     })
@@ -119,7 +112,7 @@ pub(super) async fn find(client: &Client, schema: &str, table: &str) -> Result<O
         SELECT c.oid, c.relkind::text AS kind, c.relreplident::text AS identity, c.relpersistence::text AS persistence,
                has_schema_privilege(n.oid, 'USAGE')
                    AND (has_table_privilege(c.oid, 'SELECT') OR has_any_column_privilege(c.oid, 'SELECT')) AS readable,
-               has_table_privilege(c.oid, 'SELECT') AS whole, current_user::text AS role, current_setting('block_size')::int AS block_bytes,
+               has_table_privilege(c.oid, 'SELECT') AS whole, current_user::text AS role,
                size.known_rows, size.known_pages, size.pages
         FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace,
         LATERAL (
@@ -134,13 +127,13 @@ pub(super) async fn find(client: &Client, schema: &str, table: &str) -> Result<O
     client.query_opt(sql, &[&schema, &table]).await.map_err(|source| CatalogError::query("read the table", source))
 }
 
-fn estimate(known_rows: f64, known_pages: i64, pages: i64, bytes: f64) -> u64 {
-    let rows = match known_pages {
-        0 => bytes / UNKNOWN_ROW_BYTES,
-        known_pages => known_rows / known_pages as f64 * pages as f64,
-    };
-    // A float beyond the integer's range becomes its end, NaN becomes 0.
-    rows.round() as u64
+fn estimate(known_rows: f64, known_pages: i64, pages: i64) -> Option<u64> {
+    match (known_pages, pages) {
+        (_, 0) => Some(0),
+        (0, _) => None,
+        // A float beyond the integer's range becomes its end, NaN becomes 0.
+        (known_pages, pages) => Some((known_rows / known_pages as f64 * pages as f64).round() as u64),
+    }
 }
 
 pub(super) fn char_of(row: &Row, column: &str) -> char {
@@ -610,8 +603,8 @@ mod tests {
 
     #[test]
     fn rows_are_estimated_from_the_size_now() {
-        assert_eq!(estimate(1000.0, 10, 20, 0.0), 2000);
-        assert_eq!(estimate(0.0, 0, 0, 0.0), 0);
-        assert_eq!(estimate(0.0, 0, 1, 8192.0), 41);
+        assert_eq!(estimate(1000.0, 10, 20), Some(2000));
+        assert_eq!(estimate(0.0, 0, 0), Some(0));
+        assert_eq!(estimate(0.0, 0, 1), None);
     }
 }

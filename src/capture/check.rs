@@ -283,10 +283,10 @@ fn described(table: &Table) -> String {
         'i' => "USING INDEX",
         _ => "DEFAULT",
     };
-    let (schema, name, key, rows) = (&table.schema, &table.name, table.key.join(", "), table.estimated_rows);
-    let rows = match table.analysed {
-        true => format!("about {rows} rows"),
-        false => "how many rows nobody has counted (ANALYZE would)".to_owned(),
+    let (schema, name, key) = (&table.schema, &table.name, table.key.join(", "));
+    let rows = match table.estimated_rows {
+        Some(rows) => format!("about {rows} rows"),
+        None => "how many rows nobody has counted (ANALYZE would)".to_owned(),
     };
     format!("{schema}.{name}, key {key}, replica identity {identity}, {rows}")
 }

@@ -244,8 +244,7 @@ async fn load_watched(client: &Client, number: usize, watch: &Watch) -> Result<T
         columns,
         key,
         replica_identity: catalog::char_of(&found, "identity"),
-        estimated_rows: 0,
-        analysed: true,
+        estimated_rows: None,
         whole: true,
         pages: 0,
     })

@@ -174,8 +174,8 @@ pub struct SnapshotProgress {
     pub needed: bool,
     /// Rows read so far.
     pub rows: u64,
-    /// Rows that the table has, as the server estimates or counts them.
-    pub expected: u64,
+    /// Rows that the table has, as the server counts or estimates them, where it can.
+    pub expected: Option<u64>,
     /// Ends of `changes` when it was complete.
     pub ends: Offsets,
 }
@@ -183,7 +183,8 @@ pub struct SnapshotProgress {
 /// What capture is asked to do beside following the table. Who asked may have given up.
 #[derive(Debug)]
 pub enum Request {
-    /// To bring the log back to the table; answered when it has begun, or when one that had begun serves as well.
+    /// To bring the log back to the table; answered when it has begun, or when one that had begun serves as well: it reads
+    /// as of a moment, and what came later comes with the stream.
     Resync(Wanted, oneshot::Sender<Result<u64, String>>),
     /// To read the rows of these keys and publish them again, with new versions; answered when that is durable, key by
     /// key. At most [`REPUBLISH_KEYS_MAX`] at a time.

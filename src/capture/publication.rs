@@ -336,8 +336,7 @@ mod tests {
             columns: vec![],
             key: vec!["id".into(), "Lang".into()],
             replica_identity: 'd',
-            estimated_rows: 0,
-            analysed: true,
+            estimated_rows: Some(0),
             whole: true,
             pages: 0,
         };

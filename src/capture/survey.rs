@@ -92,8 +92,8 @@ impl Survey {
         Ok(Survey { database: database.clone(), table, publication, now, documents: None })
     }
 
-    /// How many rows the table has, by the planner's statistics.
-    pub fn rows_estimated(&self) -> u64 {
+    /// How many rows the table has, by the planner's statistics, where there are any.
+    pub fn rows_estimated(&self) -> Option<u64> {
         self.table.estimated_rows
     }
 

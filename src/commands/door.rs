@@ -14,9 +14,10 @@ use crate::config::Config;
 use crate::config::settings::Settings;
 use crate::control::Request;
 use crate::progress_bar;
+use crate::remedy;
 use crate::retry::Chain;
 use crate::serve::control::{
-    Backup, Check, Command, ControlFn, DeadLetters, Ended, Init, Replay, Sync, Teller, Verify,
+    Backup, Check, Command, ControlFn, DeadLetters, Ended, Init, Replay, Sync as Resync, Verify,
 };
 use crate::topic::replay::{Source, Target};
 
@@ -33,26 +34,33 @@ const BACKUPS: &str = "backups";
 const NO_CAPTURE: &str =
     "no vecsync captures on the data directory of the one that was asked: set VECSYNC_URL to one that does";
 
-/// Does what is asked, with the settings of the vecsync that is asked.
-pub fn door(config: Config, settings: Settings) -> Arc<ControlFn> {
+/// Does what is asked, with the settings of the vecsync that is asked. `is_one`: it has no other pipeline.
+pub fn door(config: Config, settings: Settings, is_one: bool) -> Arc<ControlFn> {
     let of_this = Arc::new((config, settings));
     Arc::new(move |command, teller| {
         let of_this = Arc::clone(&of_this);
         Box::pin(async move {
             let (config, settings) = &*of_this;
+            let name = &config.pipeline.name;
+            let told = |text: String| if is_one { text } else { remedy::named(&text, name).into_owned() };
             let listening = teller.clone();
             let listener: progress_bar::Listener =
                 Arc::new(move |label: &str, done, total| listening.passed(label, done, total));
-            progress_bar::told_to(listener, run(config, settings, command, &teller)).await
+            let tell = |line| teller.says(told(line));
+            // A letter is shown as it is.
+            let is_text_ours = !matches!(command, Command::DeadLetters(_));
+            let ended = progress_bar::told_to(listener, run(config, settings, command, &tell)).await;
+            let text = if is_text_ours { told(ended.text) } else { ended.text };
+            Ended { text, error: ended.error.map(told), ..ended }
         })
     })
 }
 
-async fn run(config: &Config, settings: &Settings, command: Command, teller: &Teller) -> Ended {
+async fn run(config: &Config, settings: &Settings, command: Command, tell: &(impl Fn(String) + Sync)) -> Ended {
     match command {
         Command::Init(wanted) => Box::pin(initialise(config, wanted)).await,
         Command::Sync(wanted) => Box::pin(resync(config, settings, wanted)).await,
-        Command::Check(wanted) => Box::pin(look(config, settings, wanted, teller)).await,
+        Command::Check(wanted) => Box::pin(look(config, settings, wanted, tell)).await,
         Command::Verify(wanted) => Box::pin(compare(settings, wanted)).await,
         Command::Replay(wanted) => Box::pin(replay_again(settings, wanted)).await,
         Command::DeadLetters(wanted) => Box::pin(letters(config, settings, wanted)).await,
@@ -95,8 +103,8 @@ fn within(data_dir: &Path, path: &str) -> Result<PathBuf, String> {
     if found.starts_with(&folder) { Ok(found) } else { Err(refused()) }
 }
 
-async fn resync(config: &Config, settings: &Settings, wanted: Sync) -> Ended {
-    let Sync { force, dry_run, batch_size, stats_only, json } = wanted;
+async fn resync(config: &Config, settings: &Settings, wanted: Resync) -> Ended {
+    let Resync { force, dry_run, batch_size, stats_only, json } = wanted;
     let wanted = Wanted { force, batch_rows: batch_size.unwrap_or(BATCH_ROWS) };
     let said = match (dry_run, stats_only) {
         (true, _) => sync::dry_run(settings, json).await.map(Some),
@@ -116,11 +124,11 @@ async fn resync(config: &Config, settings: &Settings, wanted: Sync) -> Ended {
     }
 }
 
-async fn look(config: &Config, settings: &Settings, wanted: Check, teller: &Teller) -> Ended {
+async fn look(config: &Config, settings: &Settings, wanted: Check, tell: &(impl Fn(String) + Sync)) -> Ended {
     let Check { skip_health, skip_operations, drill, verbose } = wanted;
     let drill = drill.map(Duration::from_secs);
     let wanted = check::Wanted { skip_health, skip_operations, drill, verbose };
-    match check::check(config, settings, wanted, |line| teller.says(line)).await {
+    match check::check(config, settings, wanted, tell).await {
         Ok(wrong) => {
             let verdict = check::verdict(wrong);
             ended(if verdict.is_some() { UNHEALTHY } else { DONE }, String::new(), verdict)

@@ -8,6 +8,7 @@
 mod client;
 mod embed;
 mod feed;
+mod followers;
 mod foreign;
 mod keys;
 mod letters;
@@ -37,6 +38,7 @@ use topics::Wanted;
 use writer::Writer;
 
 pub use embed::EmbedLog;
+pub use followers::Followers;
 pub use vectors::VectorsReader;
 
 /// The record of the state topic that is capture's state.
@@ -181,6 +183,11 @@ impl Log {
     /// Embed's side for a revision, not connected yet.
     pub fn embedder(&self, revision: &str) -> EmbedLog {
         EmbedLog::new(self.0.settings.clone(), self.0.names.clone(), revision)
+    }
+
+    /// Those who embed a revision, seen from outside; not connected yet.
+    pub fn followers(&self, revision: &str) -> Result<Followers, LogError> {
+        Followers::new(&self.0.settings, &self.0.names, revision)
     }
 
     /// See [`super::Log::vectors`]; not connected yet.

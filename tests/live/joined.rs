@@ -19,7 +19,7 @@ pub const QUERY: &str = "SELECT f.id, f.question, f.answer, f.is_active, c.name 
   LEFT JOIN faq_faq_tags ft ON ft.faq_id = f.id LEFT JOIN faq_tag t ON t.id = ft.tag_id
   WHERE f.id = ANY($1) GROUP BY f.id, c.name";
 
-const WATCH: &str = r#"[[source.watch]]
+pub const WATCH: &str = r#"[[source.watch]]
 table = "public.faq_category"
 affects = "SELECT id FROM faq_faq WHERE category_id = ANY($1)"
 [[source.watch]]
@@ -32,7 +32,7 @@ affects = "SELECT unnest($1::bigint[])"
 "#;
 
 /// The tables as Django makes them, without constraints between them: what refers to nothing is to be lived with, too.
-const TABLES: &str = "CREATE TABLE faq_category (id bigint PRIMARY KEY, name text NOT NULL);
+pub const TABLES: &str = "CREATE TABLE faq_category (id bigint PRIMARY KEY, name text NOT NULL);
     CREATE TABLE faq_tag (id bigint PRIMARY KEY, name text NOT NULL);
     CREATE TABLE faq_faq_tags (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, faq_id bigint NOT NULL,
         tag_id bigint NOT NULL);
@@ -55,10 +55,25 @@ pub fn pipeline(query: &str, watch: &str) -> String {
 
 /// A site with these tables and this pipeline.
 pub fn prepare() -> Site {
-    let site = Site::prepare();
+    prepare_on(Site::prepare())
+}
+
+/// The same on a site that has the documents' table alone.
+pub fn prepare_on(site: Site) -> Site {
     site.sql.execute(TABLES);
     site.vecsync.write_pipeline(&pipeline(QUERY, WATCH));
     site
+}
+
+/// Questions 1 to `count` with one text, so that the model is not what is measured. The first five are in category 2 and the rest in
+/// category 1; there is a tag, and none has it.
+pub fn fill_alike(sql: &Sql, count: usize) {
+    sql.execute(&format!(
+        "INSERT INTO faq_category VALUES (1, 'Large'), (2, 'Small'); INSERT INTO faq_tag VALUES (1, 'tagged');
+         INSERT INTO faq_faq (id, question, answer, category_id)
+             SELECT n, 'The same?', 'The same.', CASE WHEN n > 5 THEN 1 ELSE 2 END FROM generate_series(1, {count}) n;
+         ANALYZE faq_faq"
+    ));
 }
 
 /// Questions 1 to `count`, the nth in category n % 4, each tagged twice out of six.
@@ -73,7 +88,7 @@ fn fill(sql: &Sql, count: usize) {
 }
 
 /// What the query gives for all rows, as a search shows it.
-fn wanted(sql: &Sql, query: &str) -> Vec<Value> {
+pub fn wanted(sql: &Sql, query: &str) -> Vec<Value> {
     let query = query.replace("ANY($1)", "ANY(ARRAY(SELECT id FROM faq_faq))");
     let rows = sql.query(&format!(
         "SELECT jsonb_build_object('id', id, 'question', question, 'answer', answer, 'category', category, 'tags', tags)
@@ -113,7 +128,7 @@ fn events(site: &mut Site, op: &str) -> f64 {
     answer.body.lines().filter(is_ours).filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
 }
 
-fn embedded(site: &mut Site) -> f64 {
+pub fn embedded(site: &mut Site) -> f64 {
     site.metric("vecsync_embeddings_total", "computed").unwrap_or_default()
 }
 
@@ -128,7 +143,11 @@ fn change(site: &mut Site, sql: &str) -> (f64, f64, f64) {
 
 #[test]
 fn each_change_of_any_table_reaches_exactly_the_documents_it_concerns() {
-    let mut site = prepare();
+    each_change_is_followed(prepare());
+}
+
+/// Walks over the ground on a site whose tables are empty.
+pub fn each_change_is_followed(mut site: Site) {
     fill(&site.sql, 40);
     site.vecsync.start_ready();
     expect_documents(&mut site, QUERY);
@@ -430,26 +449,26 @@ payload = ["name", "share", "body", "notes"]
     assert_eq!(verified.code, Some(0), "{verified:?}");
 }
 
-/// So many documents that a fan-out takes a while in a debug build. They have one text, so that the model is not what is measured.
-const MANY: usize = 8_000;
-/// How long one may take where others keep the machine busy.
-const A_FAN_OUT: Duration = Duration::from_secs(240);
-
-#[test]
-fn a_single_change_is_searchable_soon_while_a_large_fan_out_runs_and_a_kill_repeats_it() {
-    let mut site = prepare();
-    site.sql.execute(&format!(
-        "INSERT INTO faq_category VALUES (1, 'Large'), (2, 'Small'); INSERT INTO faq_tag VALUES (1, 'tagged');
-         INSERT INTO faq_faq (id, question, answer, category_id)
-             SELECT n, 'The same?', 'The same.', CASE WHEN n > 5 THEN 1 ELSE 2 END FROM generate_series(1, {MANY}) n;
-         ANALYZE faq_faq"
-    ));
+/// Fills the tables with many, and starts with all of them searchable.
+pub fn start_loaded(site: &mut Site) {
+    fill_alike(&site.sql, MANY);
     site.vecsync.start();
     wait_until("all to be loaded", A_FAN_OUT, || match site.vecsync.points() {
         Some(points) if points == MANY as u64 => Ok(()),
         points => Err(format!("{points:?} points")),
     });
     site.vecsync.wait_ready();
+}
+
+/// So many documents that a fan-out takes a while in a debug build. They have one text, so that the model is not what is measured.
+pub const MANY: usize = 8_000;
+/// How long one may take where others keep the machine busy.
+pub const A_FAN_OUT: Duration = Duration::from_secs(240);
+
+#[test]
+fn a_single_change_is_searchable_soon_while_a_large_fan_out_runs_and_a_kill_repeats_it() {
+    let mut site = prepare();
+    start_loaded(&mut site);
     let is_renamed = |site: &mut Site, name: &str| {
         let counted =
             |from: usize| site.vecsync.row_if_answered(from as i64).is_some_and(|row| row["category"] == name);

@@ -105,9 +105,14 @@ impl Cluster {
 
     /// A process with some roles and a data directory of its own, not started.
     pub fn process(&self, roles: &str) -> Vecsync {
-        let mut vecsync = Vecsync::prepare(&self.site.postgres.url(USER, PASSWORD));
-        vecsync.set("KAFKA_BROKERS", self.kafka.brokers());
-        vecsync.set("VECSYNC_TOPIC_PREFIX", &self.prefix);
+        Cluster::process_on(&self.site, &self.kafka, &self.prefix, roles)
+    }
+
+    /// The same beside any site.
+    pub fn process_on(site: &Site, kafka: &Kafka, prefix: &str, roles: &str) -> Vecsync {
+        let mut vecsync = Vecsync::prepare(&site.postgres.url(USER, PASSWORD));
+        vecsync.set("KAFKA_BROKERS", kafka.brokers());
+        vecsync.set("VECSYNC_TOPIC_PREFIX", prefix);
         vecsync.roles(roles);
         vecsync
     }

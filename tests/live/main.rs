@@ -19,6 +19,8 @@ mod finding;
 mod history;
 mod http;
 mod joined;
+mod joined_apart;
+mod joined_load;
 mod joined_property;
 mod kafka;
 mod kafka_login;

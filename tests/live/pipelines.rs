@@ -19,7 +19,7 @@ const SOON: Duration = Duration::from_secs(60);
 const MENDED: Duration = Duration::from_secs(90);
 
 /// A pipeline over a table of its own kind: a name and a text.
-fn pipeline(name: &str, more: &str) -> String {
+pub fn pipeline(name: &str, more: &str) -> String {
     format!(
         "name = \"{name}\"\n{more}\n[source]\ntable = \"public.{name}\"\n[document]\ntext = \"{{{{ label }}}} {{{{ about }}}}\"\n\
          payload = [\"sku\", \"label\"]\n[index]\nfilters = [\"label\"]\n"
@@ -27,7 +27,7 @@ fn pipeline(name: &str, more: &str) -> String {
 }
 
 /// Makes the table of such a pipeline, as its owner does.
-fn make_table(sql: &Sql, name: &str) {
+pub fn make_table(sql: &Sql, name: &str) {
     sql.execute(&format!("CREATE TABLE {name} (sku text PRIMARY KEY, label text NOT NULL, about text NOT NULL)"));
     publish(sql, name);
 }
@@ -38,7 +38,7 @@ fn publish(sql: &Sql, name: &str) {
     ));
 }
 
-fn add(sql: &Sql, table: &str, sku: &str, label: &str, about: &str) {
+pub fn add(sql: &Sql, table: &str, sku: &str, label: &str, about: &str) {
     sql.execute(&format!("INSERT INTO {table} VALUES ({}, {}, {})", quote(sku), quote(label), quote(about)));
 }
 
@@ -51,7 +51,7 @@ fn ask(sql: &Sql, id: i64, question: &str, answer: &str) {
 }
 
 /// Gives the files of a folder to a vecsync that has not begun.
-fn give(vecsync: &mut Vecsync, files: &[(&str, String)]) {
+pub fn give(vecsync: &mut Vecsync, files: &[(&str, String)]) {
     let folder = vecsync.path("pipelines");
     let _ = fs::remove_dir_all(&folder);
     fs::create_dir(&folder).unwrap();
@@ -73,7 +73,7 @@ fn found(vecsync: &mut Vecsync, path: &str, query: &str) -> Result<Vec<Value>, S
 
 /// Waits until a pipeline has exactly these rows.
 #[track_caller]
-fn expect_rows(vecsync: &mut Vecsync, path: &str, ids: &[Value], limit: Duration) {
+pub fn expect_rows(vecsync: &mut Vecsync, path: &str, ids: &[Value], limit: Duration) {
     wait_until(&format!("{path} to have {ids:?}"), limit, || {
         let mut rows = found(vecsync, path, "anything")?;
         let mut wanted = ids.to_vec();
@@ -304,6 +304,86 @@ fn commands_name_the_pipeline_that_they_are_about() {
     start(&mut site.vecsync);
     expect_rows(&mut site.vecsync, "/pipelines/products", &[json!("kettle")], SOON);
     expect_rows(&mut site.vecsync, "", &[json!(1)], SOON);
+}
+
+/// The command that a text tells to run, without the program's name.
+fn command_in(text: &str) -> Option<Vec<&str>> {
+    let (_, rest) = text.split_once("`vecsync ")?;
+    Some(rest.split_once('`')?.0.split(' ').collect())
+}
+
+/// Waits until health names what is wrong with the source of a pipeline and what mends it, and does that as it stands there.
+#[track_caller]
+fn do_as_told(site: &mut Site, name: &str) {
+    let told = wait_until(&format!("{name} to say what mends it"), MENDED, || {
+        let state = state_of(&mut site.vecsync, name);
+        let error = state["components"]["source"]["error"].as_str().unwrap_or_default().to_owned();
+        if command_in(&error).is_some() { Ok(error) } else { Err(state.to_string()) }
+    });
+    let command = command_in(&told).unwrap();
+    assert_eq!(command, ["sync", "--pipeline", name], "{told}");
+    let ended = site.run_within(&command, MENDED);
+    assert_eq!(ended.code, Some(0), "{told}: {}{}", ended.stdout, ended.stderr);
+}
+
+#[test]
+fn one_that_breaks_after_it_was_well_is_named_with_the_command_that_mends_it() {
+    let mut site = Site::prepare();
+    for table in ["products", "articles"] {
+        make_table(&site.sql, table);
+        add(&site.sql, table, "a", "First", "Is there.");
+    }
+    let large = pipeline("articles", "")
+        .replace("{{ label }} {{ about }}", "{{ label }}")
+        .replace("\"label\"]\n[index]", "\"label\", \"about\"]\n[index]");
+    let files = [("a.toml", PIPELINE.to_owned()), ("b.toml", pipeline("products", "")), ("c.toml", large)];
+    give(&mut site.vecsync, &files);
+    ask(&site.sql, 1, "How do I get a refund?", "Money comes back.");
+    start(&mut site.vecsync);
+    for (path, id) in [("", json!(1)), ("/pipelines/products", json!("a")), ("/pipelines/articles", json!("a"))] {
+        expect_rows(&mut site.vecsync, path, &[id], SOON);
+    }
+
+    // Its slot is gone: what is there is searched, and the others go on.
+    site.sql.query(
+        "SELECT pg_terminate_backend(active_pid, 5000), pg_drop_replication_slot(slot_name) FROM pg_replication_slots
+         WHERE slot_name = 'vecsync_products'",
+    );
+    for table in ["products", "articles"] {
+        add(&site.sql, table, "b", "Second", "Came later.");
+    }
+    expect_rows(&mut site.vecsync, "/pipelines/articles", &[json!("a"), json!("b")], SOON);
+    do_as_told(&mut site, "products");
+    let log = site.vecsync.log();
+    let named = log.lines().find(|line| line.contains("`vecsync sync --pipeline products`"));
+    assert!(named.is_some_and(|line| line.contains("pipeline=\"products\"")), "{named:?}");
+    assert!(!log.contains("`vecsync sync`"), "a command names no pipeline");
+    expect_rows(&mut site.vecsync, "/pipelines/products", &[json!("a"), json!("b")], SOON);
+
+    // Its data is removed under it: it ends with the first file that it wants to make, and is opened again on nothing, and reads its table anew.
+    fs::remove_dir_all(site.path("data/pipelines/articles")).unwrap();
+    site.sql.execute(
+        "INSERT INTO articles SELECT 'c', 'Third', string_agg(md5(n::text), ' ') FROM generate_series(1, 30000) n",
+    );
+    wait_until("articles to be named", SOON, || {
+        let log = site.vecsync.log();
+        if log.contains("pipeline articles: ") {
+            Ok(())
+        } else {
+            Err(state_of(&mut site.vecsync, "articles").to_string())
+        }
+    });
+    add(&site.sql, "products", "c", "Third", "Came beside it.");
+    expect_rows(&mut site.vecsync, "/pipelines/products", &[json!("a"), json!("b"), json!("c")], SOON);
+    assert_eq!(site.vecsync.get("/health/ready/").status, 200);
+    assert_eq!(state_of(&mut site.vecsync, "products")["status"], "healthy");
+    expect_rows(&mut site.vecsync, "/pipelines/articles", &[json!("a"), json!("b"), json!("c")], SOON);
+    wait_until("articles to be up", SOON, || match metric(&mut site.vecsync, "vecsync_pipeline_up", "articles") {
+        Some(1.0) => Ok(()),
+        up => Err(format!("{up:?}")),
+    });
+    let ended = site.vecsync.terminate();
+    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
 }
 
 /// Texts that were embedded since the start, of one pipeline.

@@ -52,7 +52,7 @@ impl Pair {
     }
 
     /// How a vecsync is told of the Qdrant.
-    fn settings(&self) -> [(&'static str, String); 5] {
+    pub fn settings(&self) -> [(&'static str, String); 5] {
         let settings = self.qdrant.settings();
         [
             ("QDRANT_HOST", settings.host.clone()),
@@ -64,7 +64,7 @@ impl Pair {
     }
 
     /// The documents that can be found behind a name, by key.
-    fn documents(&self, name: &str) -> Result<BTreeMap<i64, Value>, String> {
+    pub fn documents(&self, name: &str) -> Result<BTreeMap<i64, Value>, String> {
         let (client, mut found, mut offset) = (self.qdrant.client(), BTreeMap::new(), None);
         loop {
             let request = ScrollPointsBuilder::new(name)

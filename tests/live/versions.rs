@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
+use crate::joined;
 use crate::stream::{expect, expect_gone};
 use crate::support::gate::Gate;
 use crate::support::process::wait_until;
@@ -28,6 +29,9 @@ on_every_version! {
     on_15_everything_is_followed: ground(15);
     on_17_everything_is_followed: ground(17);
     on_18_everything_is_followed: ground(18);
+    on_14_documents_of_several_tables_follow: documents(14);
+    on_17_documents_of_several_tables_follow: documents(17);
+    on_18_documents_of_several_tables_follow: documents(18);
     on_14_a_kill_at_any_row_skips_and_doubles_none: rows_at_one_place(14);
     on_15_a_kill_at_any_row_skips_and_doubles_none: rows_at_one_place(15);
     on_17_a_kill_at_any_row_skips_and_doubles_none: rows_at_one_place(17);
@@ -43,6 +47,10 @@ fn site_of(version: u16) -> Site {
 
 fn ground(version: u16) {
     everything_is_followed(&mut site_of(version));
+}
+
+fn documents(version: u16) {
+    joined::each_change_is_followed(joined::prepare_on(site_of(version)));
 }
 
 /// Fills the table, starts vecsync, and walks over the ground. Needs `max_prepared_transactions`.

@@ -188,8 +188,7 @@ fn table() -> Table {
         columns: COLUMNS.into_iter().chain([("xs", array)]).map(column).collect(),
         key: vec!["id".into()],
         replica_identity: 'd',
-        estimated_rows: 0,
-        analysed: true,
+        estimated_rows: Some(0),
         whole: true,
         pages: 0,
     }

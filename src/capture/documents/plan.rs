@@ -124,7 +124,10 @@ async fn check(
 
 /// The table that this is a partition of, or itself, and how many rows it has by the planner's statistics.
 async fn whole_of(client: &Client, schema: &str, table: &str) -> Result<(TableName, f64), tokio_postgres::Error> {
-    let sql = "SELECT rn.nspname::text, r.relname::text, c.reltuples::float8
+    // What was never analysed is judged by its size: rows of a hundred bytes.
+    let sql = "SELECT rn.nspname::text, r.relname::text,
+                      CASE WHEN c.relpages = 0 AND c.reltuples <= 0 THEN pg_relation_size(c.oid) / 100.0
+                           ELSE c.reltuples END::float8
                FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
                JOIN pg_class r ON r.oid = coalesce(pg_partition_root(c.oid), c.oid)
                JOIN pg_namespace rn ON rn.oid = r.relnamespace WHERE n.nspname = $1 AND c.relname = $2";

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 
 use postgres_protocol::escape::escape_identifier;
 use tokio::sync::mpsc;
-use tokio_postgres::SimpleQueryRow;
+use tokio_postgres::{SimpleQueryMessage, SimpleQueryRow};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::affected::leave_out;
@@ -27,6 +27,8 @@ const CURSOR: &str = "vecsync_keys";
 type Page = Result<Next, CaptureError>;
 
 enum Next {
+    /// So many will come.
+    Counted(u64),
     Some(Vec<KeyText>),
     /// That was all.
     End,
@@ -38,6 +40,7 @@ pub struct Keys {
     /// What has come and is not taken.
     here: VecDeque<KeyText>,
     ended: bool,
+    counted: Option<u64>,
     _reader: AbortOnDropHandle<()>,
 }
 
@@ -64,13 +67,14 @@ impl Keys {
             }
         };
         let reader = AbortOnDropHandle::new(tokio::spawn(reading));
-        Keys { pages, here: VecDeque::new(), ended: false, _reader: reader }
+        Keys { pages, here: VecDeque::new(), ended: false, counted: None, _reader: reader }
     }
 
     /// Waits until there are some, or no more. If the future is dropped, nothing is lost.
     pub async fn ready(&mut self) -> Result<(), CaptureError> {
         while self.here.is_empty() && !self.ended {
             match self.pages.recv().await {
+                Some(Ok(Next::Counted(count))) => self.counted = Some(count),
                 Some(Ok(Next::Some(keys))) => self.here.extend(keys),
                 Some(Ok(Next::End)) => self.ended = true,
                 Some(Err(error)) => return Err(error),
@@ -78,6 +82,11 @@ impl Keys {
             }
         }
         Ok(())
+    }
+
+    /// How many there are in all, where that is known: of a table's, as soon as the first are here.
+    pub fn counted(&self) -> Option<u64> {
+        self.counted
     }
 
     /// Some of those that are here; none: that was all, if they were waited for.
@@ -107,7 +116,8 @@ async fn read(database: &Database, question: Question, pages: &mpsc::Sender<Page
     let mut waiting: Vec<&[KeyText]> = vec![&values];
     while let Some(some) = waiting.pop() {
         // The server keeps what it holds, and the transaction ends at once: who takes minutes over it holds up no VACUUM.
-        let declared = declare(&sql, CURSOR, "NO SCROLL CURSOR WITH HOLD", &statement, &arrays(some, columns)).await;
+        let kind = if of.is_some() { "NO SCROLL CURSOR WITH HOLD" } else { "SCROLL CURSOR WITH HOLD" };
+        let declared = declare(&sql, CURSOR, kind, &statement, &arrays(some, columns)).await;
         match (declared, of) {
             (Ok(()), _) => {}
             (Err(error), Some(number)) if is_of_the_rows(&error) && !some.is_empty() => {
@@ -119,6 +129,18 @@ async fn read(database: &Database, question: Question, pages: &mpsc::Sender<Page
                 continue;
             }
             (Err(error), _) => return Err(failed(error)),
+        }
+        if of.is_none() {
+            // The server holds them all already.
+            let passed = sql.simple_query(&format!("MOVE FORWARD ALL FROM {CURSOR}")).await.map_err(failed)?;
+            let count = passed.iter().find_map(|message| match message {
+                SimpleQueryMessage::CommandComplete(count) => Some(*count),
+                _ => None,
+            });
+            sql.batch_execute(&format!("MOVE ABSOLUTE 0 FROM {CURSOR}")).await.map_err(failed)?;
+            if pages.send(Ok(Next::Counted(count.unwrap_or(0)))).await.is_err() {
+                return Ok(());
+            }
         }
         loop {
             let fetched = sql.simple_query(&format!("FETCH FORWARD {KEYS_PER_PAGE} FROM {CURSOR}")).await;

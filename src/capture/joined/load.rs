@@ -14,7 +14,7 @@ use crate::topic::{Offsets, Resync, SnapshotMarker};
 /// Documents that are read again.
 pub(super) struct Load {
     keys: Keys,
-    /// Nothing of them was searchable when it began, or changes may have been missed.
+    /// The log held nothing when it began: there is nothing to search, so nobody waits behind it.
     pub is_first: bool,
     /// Ends of `changes` when it began: what lies below and was not written again has to be looked at.
     began: Offsets,
@@ -35,23 +35,20 @@ impl Session<'_> {
     pub(super) fn begin_load(&mut self) {
         let main = &self.reader.documents().main;
         let expected = main.estimated_rows;
-        let mut is_first = false;
         self.status.send_modify(|status| {
             let needed = status.snapshot.needed && !status.snapshot.complete;
-            is_first = needed;
             status.snapshot = SnapshotProgress { expected, needed, ..Default::default() };
         });
         tracing::info!("reading all documents of {}.{} begins", main.schema, main.name);
         let keys = Keys::all(&self.capture.database, main);
         let began = self.capture.log.changes_ends();
+        let is_first = began.iter().all(|end| *end == 0);
         self.load = Some(Load { keys, is_first, began, sweep: None, gone: 0 });
     }
 
-    /// Has all documents read anew. A load that is under way serves as well, unless texts are to be embedded again.
+    /// Has all documents read anew, from the beginning where a load is under way: what that has read may have become another
+    /// document since, by a change that nobody follows.
     pub(super) async fn resync(&mut self, wanted: Wanted) -> Result<(), CaptureError> {
-        if self.load.is_some() && !wanted.force {
-            return Ok(());
-        }
         self.load = None;
         self.state.resync = noted(self.state.resync, wanted);
         self.state.snapshot = SnapshotMarker::Wanted;
@@ -71,6 +68,7 @@ impl Session<'_> {
         if load.sweep.is_some() {
             return self.sweep_some().await;
         }
+        let counted = load.keys.counted();
         let keys = load.keys.take(count.min(asked).min(fits));
         if keys.is_empty() {
             load.sweep = Some((0, None));
@@ -84,7 +82,8 @@ impl Session<'_> {
         let read = keys.len() as u64;
         self.status.send_modify(|status| {
             status.snapshot.rows += read;
-            status.snapshot.expected = status.snapshot.expected.max(status.snapshot.rows);
+            let expected = counted.or(status.snapshot.expected);
+            status.snapshot.expected = expected.map(|expected| expected.max(status.snapshot.rows));
         });
         Ok(())
     }

@@ -20,8 +20,7 @@ fn table() -> Table {
         columns: vec![column("id", ColumnKind::Integer), column("answer", ColumnKind::Text)],
         key: vec!["id".into()],
         replica_identity: 'd',
-        estimated_rows: 0,
-        analysed: true,
+        estimated_rows: Some(0),
         whole: true,
         pages: 0,
     }

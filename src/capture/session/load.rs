@@ -76,7 +76,7 @@ impl Session<'_> {
                 // The server answers with how far it has sent, so an idle table need not wait for a keepalive.
                 self.stream.send_status(self.state.confirm, true).await?;
             }
-            Some(Piece::Expected(rows)) => self.status.send_modify(|status| status.snapshot.expected = rows),
+            Some(Piece::Expected(rows)) => self.status.send_modify(|status| status.snapshot.expected = Some(rows)),
             Some(Piece::Rows(rows)) => {
                 let (point, taken_ms) = snapshot.point.expect("a point comes before rows");
                 let (count, now) = (rows.len() as u64, now_ms());

@@ -283,8 +283,7 @@ mod tests {
                 .collect(),
             key: key.iter().map(|name| (*name).to_owned()).collect(),
             replica_identity: 'd',
-            estimated_rows: 0,
-            analysed: true,
+            estimated_rows: Some(0),
             whole: true,
             pages: 0,
         };

@@ -538,7 +538,8 @@ impl Joined {
     }
 }
 
-fn committed(
+/// The positions of a consumer's group in all partitions where it has any.
+pub(super) fn committed(
     consumer: &BaseConsumer<Quiet>,
     topic: &str,
     partitions: u16,
