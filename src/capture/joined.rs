@@ -102,7 +102,7 @@ pub(super) async fn run(
         fanned: None,
         load: None,
         loads_next: false,
-        pace: Pace::new(Instant::now(), appended(capture)),
+        pace: Pace::new(Instant::now()),
         document_bytes: DOCUMENT_BYTES,
         settled: false,
         heard: Instant::now(),
@@ -496,7 +496,7 @@ impl Session<'_> {
         let causes: BTreeMap<RowKey, Cause> = keys.iter().map(|key| (self.reader.key(key), cause)).collect();
         let events = self.events.of_causes(documents, causes);
         self.append(events).await?;
-        self.pace.done(Instant::now(), keys.len());
+        self.pace.done(Instant::now(), keys.len(), appended(self.capture));
         Ok(())
     }
 

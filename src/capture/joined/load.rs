@@ -4,7 +4,7 @@
 use bytes::Bytes;
 
 use super::keys::Keys;
-use super::{BYTES_PER_APPEND, DOCUMENTS_MAX, Session, key_text, noted, with_feedback};
+use super::{BYTES_PER_APPEND, DOCUMENTS_MAX, Session, appended, key_text, noted, with_feedback};
 use crate::capture::documents::KeyText;
 use crate::capture::{CaptureError, Finished, SnapshotProgress, Wanted};
 use crate::clock::now_ms;
@@ -78,7 +78,7 @@ impl Session<'_> {
         let documents = self.read(&keys).await?;
         let events = documents.into_iter().map(|document| self.events.read(document, point, read_ms)).collect();
         self.append(events).await?;
-        self.pace.done(tokio::time::Instant::now(), keys.len());
+        self.pace.done(tokio::time::Instant::now(), keys.len(), appended(self.capture));
         let read = keys.len() as u64;
         self.status.send_modify(|status| {
             status.snapshot.rows += read;
