@@ -251,8 +251,8 @@ fn a_table_that_is_rewritten_all_the_while_is_read_whole() {
             sql.execute("ALTER TABLE faq_faq ALTER COLUMN category TYPE varchar(60)");
             sql.execute("ALTER TABLE faq_faq ALTER COLUMN category TYPE text");
             sql.execute("UPDATE faq_faq SET question = question || '' WHERE id = 1");
-            // The pace of somebody who does this, and no wait for anything.
-            std::thread::sleep(Duration::from_millis(100));
+            // The pace of somebody who does this, and no wait for anything: a reading of the table fits between two on a busy machine, too.
+            std::thread::sleep(Duration::from_millis(300));
             if stopped.load(Ordering::Relaxed) {
                 return;
             }
