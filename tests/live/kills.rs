@@ -26,6 +26,8 @@ const ROUND: usize = 25;
 const STROKE: Duration = Duration::from_millis(1200);
 const STROKE_OVER_KAFKA: Duration = Duration::from_secs(5);
 const PACE: Pace = Pace { sessions: 2, pause: Duration::from_millis(25), truncates: 600, copies: 30 };
+/// Over Kafka each round lasts longer, and what was written while processes were down has to be caught up with at its end.
+const PACE_OVER_KAFKA: Pace = Pace { sessions: 2, pause: Duration::from_millis(100), truncates: 200, copies: 50 };
 
 /// What can be killed, and comes back.
 trait Victim {
@@ -262,7 +264,7 @@ fn whatever_is_killed_at_any_moment_over_kafka_both_stores_equal_the_table() {
         let roles = ["capture", "capture", "embed", "embed", "index", "serve"];
         let mut vecsyncs = roles.map(|roles| cluster.process(roles));
         vecsyncs[4..].iter_mut().for_each(|vecsync| with_qdrant(vecsync, &qdrant, &alias));
-        let sessions = Sessions::start_outliving(&cluster.site.postgres, seed, PACE);
+        let sessions = Sessions::start_outliving(&cluster.site.postgres, seed, PACE_OVER_KAFKA);
         let said = {
             let mut processes: Vec<Process<'_>> =
                 vecsyncs.iter_mut().zip(roles).map(|(vecsync, roles)| Process::new(vecsync, roles, 2)).collect();
