@@ -459,11 +459,16 @@ fn prometheus_operator_gets_the_alerts_as_they_are() {
     // It is the operator's alone: each kind is there without the other.
     let only = helm("single", &["--set", "prometheusRule.enabled=true"], KUBERNETES[0]).unwrap();
     assert!(of_kind(&only, "ServiceMonitor").is_empty());
-    for objects in [only, rendered("roles-secured")] {
+    let elsewhere = "https://wiki.example/vecsync/runbook";
+    for (objects, runbook) in [(only, "docs/runbook.md"), (rendered("roles-secured"), elsewhere)] {
         let rules = of_kind(&objects, "PrometheusRule");
         let [rule] = rules[..] else { panic!("{rules:?}") };
         assert_eq!(rule["apiVersion"], "monitoring.coreos.com/v1");
-        assert_eq!(rule["spec"], yaml("dashboards/alerts.yml"));
+        // But for where the runbook is.
+        let said = rule["spec"].to_string();
+        assert!(said.contains(&format!("\"runbook_url\":\"{runbook}#vecsyncdown\"")), "{said}");
+        let said: Value = serde_json::from_str(&said.replace(runbook, "docs/runbook.md")).unwrap();
+        assert_eq!(said, yaml("dashboards/alerts.yml"));
         // What the operator's own schema wants of each, and that Prometheus would not find out before it reads them.
         for group in list(&rule["spec"]["groups"]) {
             assert_eq!(group.as_object().expect("a group").keys().collect::<Vec<_>>(), ["name", "rules"]);
