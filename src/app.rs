@@ -178,6 +178,12 @@ pub async fn run(mut configs: Configs, control: impl Fn(&Config) -> Arc<ControlF
     std::fs::create_dir_all(&all.root_dir)
         .map_err(|source| AppError::DataDir { path: all.root_dir.clone(), source })?;
     home::settle(&mut configs)?;
+    for name in home::left_behind(&configs) {
+        tracing::warn!(
+            "pipeline {name} has data in VECSYNC_DATA_DIR and no pipeline file: if it is not to come back, drop its slot, which \
+             keeps WAL (SELECT pg_drop_replication_slot('vecsync_{name}'), unless its file named another), and remove its data"
+        );
+    }
     let controls: Vec<Arc<ControlFn>> = configs.pipelines.iter().map(control).collect();
     let listener = listen(&all).await?;
     let server_settings = serve::Settings::load(&all.server)?;

@@ -164,7 +164,7 @@ impl Fleet {
             metrics: Arc::new(move || {
                 measured.slots.iter().for_each(|slot| slot.measure());
                 metrics::process(&process::taken(started_ms as f64 / 1000.0));
-                registry.render()
+                metrics::exposition(&registry)
             }),
         }
     }

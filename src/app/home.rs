@@ -30,6 +30,19 @@ pub fn of(root: &Path, name: &str, is_only: bool) -> Result<PathBuf, AppError> {
     Ok(if is_in_root { root.to_owned() } else { own })
 }
 
+/// Pipelines that have data here and that nobody configures: each may have left a slot, which keeps WAL. A folder that cannot be
+/// read names none.
+pub(super) fn left_behind(configs: &Configs) -> Vec<String> {
+    let names = configs.names();
+    let Some(root) = configs.pipelines.first().map(|config| &config.root_dir) else { return vec![] };
+    let folders = fs::read_dir(root.join(FOLDER)).into_iter().flatten().flatten();
+    let folders = folders.filter_map(|folder| folder.file_name().into_string().ok());
+    let mut left: Vec<String> =
+        folders.chain(noted(root).ok().flatten()).filter(|name| !names.contains(name)).collect();
+    left.sort();
+    left
+}
+
 /// What sets a pipeline's texts apart in the embedding cache, which all share: nothing for the one whose data lies in
 /// VECSYNC_DATA_DIR itself, as it was when that was the only one.
 pub(super) fn scope(config: &Config) -> &str {
@@ -50,7 +63,8 @@ pub(super) fn claim(config: &Config) -> io::Result<()> {
     if config.data_dir != config.root_dir || noted(&config.root_dir)?.as_ref() == Some(name) {
         return Ok(());
     }
-    let beside = config.root_dir.join(format!(".{OWNER}.new"));
+    // Processes with other roles may have the same folder, and begin at the same moment.
+    let beside = config.root_dir.join(format!(".{OWNER}.{}.new", std::process::id()));
     let mut file = File::create(&beside)?;
     file.write_all(format!("{name}\n").as_bytes())?;
     file.sync_all()?;

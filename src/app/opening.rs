@@ -11,7 +11,7 @@ use crate::embed;
 use crate::freshness::Freshness;
 use crate::index::{self, Arrivals, Generations, MirrorSettings, Primary, QdrantError, QdrantSettings};
 use crate::metrics::PipelineMetrics;
-use crate::topic::{EmbedLog, Log, LogError, Offsets, SnapshotMarker, embedded, kafka};
+use crate::topic::{EmbedLog, Log, LogError, Offsets, embedded, kafka};
 
 /// Deleted keys are remembered this long, so that a reader that was away learns of the delete.
 const TOMBSTONE_RETENTION: std::time::Duration = std::time::Duration::from_secs(24 * 60 * 60);
@@ -31,7 +31,7 @@ pub(super) fn freshness_at_start(log: &Log, is_whole: bool) -> Result<Freshness,
     let mut freshness = Freshness::default();
     match log {
         Log::Embedded(log) => {
-            if log.capture_state()?.is_some_and(|state| state.snapshot == SnapshotMarker::Complete) {
+            if log.capture_state()?.is_some_and(|state| state.is_whole()) {
                 freshness.started_complete(log.changes_ends());
             }
         }

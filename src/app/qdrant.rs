@@ -19,7 +19,7 @@ use crate::retry::Chain;
 use crate::serve::SearchError;
 use crate::serve::failover::Outcome;
 use crate::serve::health::{self, Component, Status};
-use crate::topic::{Log, LogError, Offsets, SnapshotMarker};
+use crate::topic::{Log, LogError, Offsets};
 
 /// A new generation that has less than this share of the mirror's rows does not take the place of the one before.
 const SHARE_MIN: f64 = 0.5;
@@ -103,7 +103,7 @@ impl Qdrant {
                     taken.is_asked && tracked.generation != taken.generation && tracked.freshness.is_loaded();
                 if is_another && !is_successor {
                     tracked.freshness = Freshness::default();
-                    if log.capture_state()?.is_some_and(|state| state.snapshot == SnapshotMarker::Complete) {
+                    if log.capture_state()?.is_some_and(|state| state.is_whole()) {
                         tracked.freshness.started_complete(log.changes_ends());
                     }
                 }

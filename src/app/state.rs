@@ -17,7 +17,7 @@ impl Shared {
             stores.push(Store {
                 name: STORE,
                 rows: None,
-                points: qdrant.primary.state().points,
+                points: qdrant.primary.state().points_now(),
                 staleness_ms: self.staleness_ms(STORE),
                 lag_records: qdrant.lag(),
             });

@@ -3,6 +3,7 @@
 //!
 //! Memory does not grow with the table: pages of rows, and a bounded number of keys that differ.
 
+mod kept;
 mod report;
 mod side;
 
@@ -15,6 +16,7 @@ use futures_util::future::{join_all, try_join_all};
 use tokio::sync::{Mutex, mpsc};
 use tokio::task::spawn_blocking;
 
+use self::kept::Kept;
 pub use self::report::{Drifted, PutAside, Repair, Report, StoreReport};
 use self::side::Side;
 use super::serving::Shared;
@@ -79,7 +81,12 @@ impl Progress {
 }
 
 impl Verifier {
+    /// Tells what the last one found that ran on the data directory.
     pub fn new(parts: Parts) -> Verifier {
+        match Kept::read(&parts.data_dir) {
+            Ok(kept) => kept.tell(&parts.metrics, parts.shared.qdrant.is_some()),
+            Err(error) => tracing::warn!("read what the last verify found: {error}"),
+        }
         Verifier(Arc::new(parts))
     }
 
@@ -305,14 +312,20 @@ impl Parts {
         self.log.dead_letters(letters::LETTERS_MAX).await.unwrap_or_default()
     }
 
+    /// Tells what was found, and keeps it. Of a store that could not be asked what was found before still holds.
     fn count(&self, sides: &[Side]) {
+        let mut kept = Kept::read(&self.data_dir).unwrap_or_default();
         for side in sides {
-            for (kind, rows) in side.counts().into_iter().flatten() {
-                self.metrics.drift(side.name, kind.as_label(), rows);
+            if let Some(counts) = side.counts() {
+                kept.note(side.name, counts.into_iter());
             }
         }
         if sides.iter().all(|side| side.fault().is_none()) {
-            self.metrics.verified(now_ms());
+            kept.note_whole(now_ms());
+        }
+        kept.tell(&self.metrics, self.shared.qdrant.is_some());
+        if let Err(error) = kept.write(&self.data_dir) {
+            tracing::warn!("keep what verify has found: {error}");
         }
     }
 }

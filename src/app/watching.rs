@@ -216,7 +216,7 @@ impl Watching {
             self.metrics.store_bytes(LOCAL, bytes);
         }
         if let Some(qdrant) = &self.shared.qdrant {
-            self.metrics.store_points(STORE, qdrant.primary.state().points);
+            self.metrics.store_points(STORE, qdrant.primary.state().points_now());
         }
     }
 }

@@ -81,7 +81,7 @@ pub(super) async fn run(
     prepare(&mut reader, documents.clone()).await?;
     let mut feedback = interval(pace.feedback_every);
     feedback.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let complete = state.snapshot == SnapshotMarker::Complete;
+    let (complete, needed) = (state.snapshot == SnapshotMarker::Complete, !state.is_whole());
     let reached = Place { position: state.position, confirm: state.confirm };
     let mut session = Session {
         capture,
@@ -112,7 +112,7 @@ pub(super) async fn run(
     status.send_modify(|status| {
         status.phase = Phase::Streaming;
         let ends = capture.log.changes_ends();
-        status.snapshot = SnapshotProgress { complete, needed: !complete, ends, ..Default::default() };
+        status.snapshot = SnapshotProgress { complete, needed, ends, ..Default::default() };
         if !complete {
             status.current = None;
         }
@@ -356,7 +356,7 @@ impl Session<'_> {
         if again {
             // Every document may be another one. Recorded with the position that passes the change.
             self.load = None;
-            self.state.snapshot = SnapshotMarker::Wanted;
+            (self.state.snapshot, self.state.whole) = (SnapshotMarker::Wanted, false);
         }
         // Documents are read at the present, so none of them is older than the truncate.
         let mut waiting: Vec<ChangeEvent> = truncated.iter().map(|cause| self.events.barrier(*cause)).collect();
@@ -542,7 +542,7 @@ impl Session<'_> {
         };
         let (flushed, identity, shape) = answered(PROBE_PATIENCE, asked).await?;
         if identity != self.identity {
-            self.state.snapshot = SnapshotMarker::Wanted;
+            (self.state.snapshot, self.state.whole) = (SnapshotMarker::Wanted, false);
             self.record(vec![]).await?;
             return Err(CaptureError::PublicationChanged(source.publication.clone()));
         }

@@ -195,6 +195,7 @@ pub fn fresh(server: Server, confirmed: Lsn) -> CaptureState {
         position: Position::default(),
         confirm: confirmed,
         snapshot: SnapshotMarker::Wanted,
+        whole: false,
         captured: String::new(),
         resync: Resync::default(),
     }
@@ -203,8 +204,10 @@ pub fn fresh(server: Server, confirmed: Lsn) -> CaptureState {
 /// The state with which `captured` is followed. What the log has of another table, key, column list or row filter is
 /// not what this one would have sent: it is read again.
 pub fn capturing(state: CaptureState, captured: String) -> CaptureState {
-    let snapshot = if state.captured == captured { state.snapshot } else { SnapshotMarker::Wanted };
-    CaptureState { captured, snapshot, ..state }
+    if state.captured == captured {
+        return state;
+    }
+    CaptureState { captured, snapshot: SnapshotMarker::Wanted, whole: false, ..state }
 }
 
 #[cfg(test)]
@@ -220,6 +223,7 @@ mod tests {
             position: Position { commit_lsn: Lsn(500), ordinal: 2 },
             confirm: Lsn(520),
             snapshot: SnapshotMarker::Complete,
+            whole: false,
             captured: "faq".into(),
             resync: Default::default(),
         }

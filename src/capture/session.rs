@@ -97,11 +97,11 @@ pub(super) async fn run(
         changed: true,
         heartbeat: None,
     };
-    let complete = session.state.snapshot == SnapshotMarker::Complete;
+    let (complete, needed) = (session.state.snapshot == SnapshotMarker::Complete, !session.state.is_whole());
     status.send_modify(|status| {
         status.phase = Phase::Streaming;
         let ends = capture.log.changes_ends();
-        status.snapshot = SnapshotProgress { complete, needed: !complete, ends, ..Default::default() };
+        status.snapshot = SnapshotProgress { complete, needed, ends, ..Default::default() };
         if !complete {
             status.current = None;
         }
@@ -456,7 +456,7 @@ impl Session<'_> {
         };
         let ((flushed, _), running, identity, shape) = answered(PROBE_PATIENCE, asked).await?;
         if identity != self.identity {
-            let state = CaptureState { snapshot: SnapshotMarker::Wanted, ..self.state.clone() };
+            let state = CaptureState { snapshot: SnapshotMarker::Wanted, whole: false, ..self.state.clone() };
             self.record(vec![], state).await?;
             return Err(CaptureError::PublicationChanged(source.publication.clone()));
         }

@@ -82,6 +82,13 @@ pub struct PrimaryState {
     pub taken: Option<Taken>,
 }
 
+impl PrimaryState {
+    /// The points as they are now; `None` while it cannot be asked.
+    pub fn points_now(&self) -> Option<u64> {
+        self.points.filter(|_| self.fault.is_none())
+    }
+}
+
 /// How far a generation is filled.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Taken {

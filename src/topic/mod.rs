@@ -60,12 +60,22 @@ pub struct CaptureState {
     pub confirm: Lsn,
     /// How far the snapshot is.
     pub snapshot: SnapshotMarker,
+    /// Whether the log has all rows although a snapshot is wanted: somebody asked for one, and no change was missed.
+    #[serde(default)]
+    pub whole: bool,
     /// What was captured: table, key, published columns and rows. Another one needs a snapshot of its own.
     #[serde(default)]
     pub captured: String,
     /// How that snapshot is to be taken.
     #[serde(default)]
     pub resync: Resync,
+}
+
+impl CaptureState {
+    /// Whether the log has held the whole table and all changes since.
+    pub fn is_whole(&self) -> bool {
+        self.whole || self.snapshot == SnapshotMarker::Complete
+    }
 }
 
 /// What a person has asked of the snapshot that is wanted.

@@ -124,6 +124,7 @@ async fn what_a_resync_has_just_written_is_not_taken_for_gone() {
         position: Position::default(),
         confirm: Lsn::default(),
         snapshot: SnapshotMarker::Wanted,
+        whole: false,
         captured: String::new(),
         resync: Default::default(),
     };

@@ -423,6 +423,9 @@ fn one_becomes_several_and_several_one_and_nothing_is_embedded_again() {
     site.vecsync.start_ready();
     expect_rows(&mut site.vecsync, "", &[json!("kettle")], SOON);
     assert_eq!(computed(&mut site.vecsync, "products").unwrap_or(0.0), 0.0);
+    // The other one's slot keeps WAL.
+    assert!(site.log().contains("pipeline faq has data in VECSYNC_DATA_DIR and no pipeline file"), "{}", site.log());
+    assert!(!site.log().contains("pipeline products has data"), "{}", site.log());
     site.vecsync.terminate();
     site.vecsync.write_pipeline(PIPELINE);
     site.vecsync.start_ready();

@@ -195,6 +195,14 @@ fn of_two_at_once_the_second_is_refused_and_a_kill_breaks_off_the_command_and_no
     assert_eq!(first.wait().unwrap().code(), Some(1));
     site.sql.execute("DELETE FROM faq_faq WHERE id > 2000");
     site.vecsync.start_ready();
+    // What it had is all that there was: it says so, and when there is nothing to be found.
+    wait_until("it to be whole", CAUGHT_UP, || {
+        let answer = site.vecsync.http.get("/health/started/").map_err(|error| error.to_string())?;
+        if answer.status == 200 { Ok(()) } else { Err(answer.body) }
+    });
+    let nothing = site.vecsync.search("anything", "&min_score=1");
+    assert_eq!(nothing["results"], json!([]), "{nothing}");
+    assert!(!site.log().contains("snapshot complete rows=2000"), "it was over too soon: this tests nothing");
     site.vecsync.wait_for_log("snapshot complete", CAUGHT_UP);
     site.expect_equal(CAUGHT_UP);
 }

@@ -149,8 +149,12 @@ fn what_was_changed_in_qdrant_by_hand_is_found_by_kind_and_key_and_mended() {
         assert!(text.stdout.contains(line), "{line}: {text:?}");
     }
 
+    // A restart mends nothing, so it takes nothing back.
+    assert_eq!(vecsync.terminate().code, Some(0));
+    vecsync.start_ready();
+    assert_eq!([drift(vecsync, "missing"), drift(vecsync, "stale"), drift(vecsync, "extra")], [2, 2, 1]);
     let captured = |vecsync: &mut Vecsync| vecsync.metric("vecsync_events_total", r#"stage="capture""#).unwrap() as u64;
-    let computed = |vecsync: &mut Vecsync| vecsync.metric("vecsync_embeddings_total", "computed");
+    let computed = |vecsync: &mut Vecsync| vecsync.metric("vecsync_embeddings_total", "computed").unwrap_or_default();
     let before = (captured(vecsync), computed(vecsync));
     let text = vecsync.run(&["verify", "--repair"]);
     assert_eq!(text.code, Some(0), "{text:?}");
@@ -333,6 +337,12 @@ fn a_store_that_is_away_is_named_and_the_other_is_compared() {
     pair.expect_equal(CAUGHT_UP);
     pair.qdrant.kill();
     pair.expect_served_by("local", SOON);
+    wait_until("what it holds not to be known", SOON, || {
+        match pair.site.vecsync.metric("vecsync_store_points", r#"store="qdrant""#) {
+            Some(points) if points.is_nan() => Ok(()),
+            points => Err(format!("{points:?}")),
+        }
+    });
     let text = pair.site.vecsync.run(&["verify"]);
     assert_eq!(text.code, Some(1), "{text:?}");
     assert!(text.stderr.contains("verify: qdrant: "), "{text:?}");

@@ -55,6 +55,7 @@ async fn append(log: &Log, ordinal: u64, records: Vec<Outgoing>) {
         position: Position { commit_lsn: Lsn(ordinal), ordinal },
         confirm: Lsn(ordinal),
         snapshot: SnapshotMarker::Complete,
+        whole: false,
         captured: String::new(),
         resync: Default::default(),
     };

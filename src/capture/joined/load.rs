@@ -51,7 +51,7 @@ impl Session<'_> {
     pub(super) async fn resync(&mut self, wanted: Wanted) -> Result<(), CaptureError> {
         self.load = None;
         self.state.resync = noted(self.state.resync, wanted);
-        self.state.snapshot = SnapshotMarker::Wanted;
+        (self.state.snapshot, self.state.whole) = (SnapshotMarker::Wanted, self.state.is_whole());
         self.record(vec![]).await?;
         self.begin_load();
         Ok(())

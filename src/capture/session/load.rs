@@ -146,7 +146,9 @@ impl Session<'_> {
         }
         self.abandon_snapshot().await;
         let resync = noted(self.state.resync, wanted);
-        self.record(vec![], CaptureState { snapshot: SnapshotMarker::Wanted, resync, ..self.state.clone() }).await?;
+        let whole = self.state.is_whole();
+        self.record(vec![], CaptureState { snapshot: SnapshotMarker::Wanted, whole, resync, ..self.state.clone() })
+            .await?;
         self.begin_snapshot().await
     }
 

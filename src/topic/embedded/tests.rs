@@ -55,6 +55,7 @@ fn state(ordinal: u64) -> CaptureState {
         position: Position { commit_lsn: Lsn(100), ordinal },
         confirm: Lsn(99),
         snapshot: SnapshotMarker::Complete,
+        whole: false,
         captured: "faq".to_owned(),
         resync: Default::default(),
     }

@@ -383,6 +383,7 @@ mod tests {
                 position: event::Position::default(),
                 confirm: event::Lsn(1),
                 snapshot: SnapshotMarker::Complete,
+                whole: false,
                 captured: String::new(),
                 resync: Default::default(),
             };
