@@ -216,8 +216,9 @@ fetch_helm() { # built with a compiler of its own, whatever Go is here; and the 
   mv "$made" "$HELM"
 }
 
-fetch_checks() { # promtool and shellcheck run unpacked: installing the first would start a Prometheus server
+fetch_checks() { # promtool, amtool and shellcheck run unpacked: installing the first two would start servers
   unpacked_package prometheus
+  unpacked_package prometheus-alertmanager
   unpacked_package shellcheck
   unpacked_package docker-compose # for its schema of compose files
   unpacked_package libfaketime # for the test of clocks that are put forward and back

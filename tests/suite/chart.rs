@@ -452,6 +452,59 @@ fn check_policies(set: &str, objects: &[Value], meant: &dyn Fn(&Value) -> Vec<St
 }
 
 #[test]
+fn the_nightly_comparison_is_a_job_that_kubernetes_and_the_program_take() {
+    let file = "deploy/kubernetes/verify.yaml";
+    let job = yaml(file);
+    let program = "
+import json, sys, yaml, jsonschema_rs
+schema = json.load(open(sys.argv[1]))
+thing = yaml.safe_load(open(sys.argv[2]))
+for fault in jsonschema_rs.validator_for({**schema, '$ref': '#/$defs/io.k8s.api.batch.v1.CronJob'}).iter_errors(thing):
+    print(fault.instance_path, fault.message[:300])
+";
+    for kubernetes in KUBERNETES {
+        assert_eq!(python(program, &[&format!("{}/kubernetes-{kubernetes}.json", tools()), file]), "");
+    }
+    let spec = &job["spec"]["jobTemplate"]["spec"]["template"]["spec"];
+    let [container] = list(&spec["containers"])[..] else { panic!("one container") };
+    // It is as hardened as the chart's pods, and asks their service.
+    let objects = rendered("roles");
+    let pod = &workloads(&objects)["serve"]["spec"]["template"]["spec"];
+    for name in ["runAsNonRoot", "runAsUser", "runAsGroup", "fsGroup", "seccompProfile"] {
+        assert_eq!(spec["securityContext"][name], pod["securityContext"][name], "{name}");
+    }
+    assert_eq!(container["securityContext"], pod["containers"][0]["securityContext"]);
+    assert_eq!(spec["automountServiceAccountToken"], false);
+    assert!(text(&container["image"]).ends_with(&format!(":{}", env!("CARGO_PKG_VERSION"))));
+    let settings: BTreeMap<String, String> =
+        list(&container["env"]).iter().map(|one| (text(&one["name"]), text(&one["value"]))).collect();
+    let service = of_kind(&objects, "Service")[0];
+    let port = &service["spec"]["ports"][0]["port"];
+    let name = text(&service["metadata"]["name"]).replace("shop", "search");
+    assert_eq!(settings["VECSYNC_URL"], format!("http://{name}:{port}"));
+    let (folder, key) = settings["VECSYNC_API_KEYS_FILE"].rsplit_once('/').unwrap();
+    assert!(list(&container["volumeMounts"]).iter().any(|mount| mount["mountPath"] == folder));
+    assert_eq!(spec["volumes"][0]["secret"]["items"][0]["path"], key);
+    let folder = tempfile::tempdir().unwrap();
+    let keys = folder.path().join("keys");
+    fs::write(&keys, "a-key-of-enough-characters\n").unwrap();
+    let ended = Command::new(env!("CARGO_BIN_EXE_vecsync"))
+        .args(texts(&container["args"]))
+        .env_clear()
+        .envs(&settings)
+        .env("VECSYNC_API_KEYS_FILE", keys)
+        .env("VECSYNC_URL", "http://127.0.0.1:9")
+        .env("VECSYNC_DATA_DIR", folder.path())
+        .current_dir(folder.path())
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&ended.stderr);
+    // Nothing of its settings is refused, and it asks that address for whichever pipeline is there.
+    assert_eq!(ended.status.code(), Some(1), "{said}");
+    assert!(said.contains("nobody listens at http://127.0.0.1:9/\n"), "{said}");
+}
+
+#[test]
 fn prometheus_operator_gets_the_alerts_as_they_are() {
     let (source, kept) = (read("dashboards/alerts.yml"), read(&format!("{CHART}/files/alerts.yml")));
     assert!(source == kept, "copy dashboards/alerts.yml to {CHART}/files/alerts.yml");
@@ -501,6 +554,14 @@ fn values_that_cannot_work_are_refused_by_name() {
     check("single", &["--set", "settings.VECSYNC_LOGG=info"], &["VECSYNC_LOGG"]);
     check("single", &["--set", "settings.QDRANT_API_KEY=secret"], &["QDRANT_API_KEY"]);
     check("single", &["--set", "image.tag=latest"], &["tag"]);
+    check("single", &["--set", "settings.VECSYNC_MODEL=fp16"], &["VECSYNC_MODEL", "fp32"]);
+    // The image has that model only where it was asked for.
+    let fp32 = ["--set", "settings.VECSYNC_MODEL=fp32"];
+    check("single", &fp32, &["VECSYNC_MODEL is fp32", "--build-arg FP32=yes", "image.fp32=true"]);
+    assert!(read("Dockerfile").contains("if [ \"$FP32\" != yes ]; then rm models/all-MiniLM-L6-v2/model.onnx; fi"));
+    let own = helm("single", &[&fp32[..], &["--set", "image.fp32=true"]].concat(), KUBERNETES[1]).unwrap();
+    let container = &workloads(&own)["single"]["spec"]["template"]["spec"]["containers"][0];
+    assert!(list(&container["env"]).contains(&&json!({"name": "VECSYNC_MODEL", "value": "fp32"})));
     check("single", &["--set", "single.volume.size=much"], &["size", "much"]);
     check("roles", &["--set", "kafka.brokers=kafka"], &["brokers"]);
     check("roles", &["--set", "kafka.securityProtocol=sasl_ssl"], &["saslMechanism"]);

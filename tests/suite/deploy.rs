@@ -10,6 +10,8 @@ use serde_json::Value;
 
 /// Services that programs outside of the machine's containers may reach, from this machine alone.
 const PUBLISHED: &[&str] = &["vecsync", "app", "grafana"];
+/// Services that are in no internal network alone without being published: they have to get out.
+const REACHES_OUT: &[&str] = &["alertmanager"];
 /// Where a container finds the key that searchers and Prometheus send.
 const KEY_FILE: &str = "/run/secrets/vecsync_api_key";
 /// What a setting of libpq's does that the program reads as well.
@@ -143,7 +145,7 @@ fn every_service_is_hardened_watched_and_bounded() {
     let compose = compose();
     let services = compose["services"].as_object().unwrap();
     let names: Vec<&str> = services.keys().map(String::as_str).collect();
-    assert_eq!(names, ["postgres", "kafka", "qdrant", "vecsync", "app", "prometheus", "grafana"]);
+    assert_eq!(names, ["postgres", "kafka", "qdrant", "vecsync", "app", "prometheus", "alertmanager", "grafana"]);
     for (name, service) in services {
         eprintln!("{name}");
         assert_eq!(service["restart"], "unless-stopped");
@@ -163,7 +165,8 @@ fn every_service_is_hardened_watched_and_bounded() {
         let published = texts(&service["ports"]);
         assert_eq!(published.is_empty(), !PUBLISHED.contains(&name.as_str()), "{published:?}");
         assert!(published.iter().all(|port| port.starts_with("127.0.0.1:")), "{published:?}");
-        let wanted: &[&str] = if published.is_empty() { &["backend"] } else { &["backend", "frontend"] };
+        let is_inside = published.is_empty() && !REACHES_OUT.contains(&name.as_str());
+        let wanted: &[&str] = if is_inside { &["backend"] } else { &["backend", "frontend"] };
         assert_eq!(texts(&service["networks"]), wanted);
         for after in service["depends_on"].as_object().into_iter().flatten() {
             assert!(services.contains_key(after.0) && after.1["condition"] == "service_healthy");
@@ -241,14 +244,92 @@ fn every_variable_is_asked_for_and_every_setting_is_one() {
     for name in ["vecsync", "prometheus"] {
         assert_eq!(texts(&compose["services"][name]["secrets"]), ["vecsync_api_key"]);
     }
-    let path = compose["secrets"]["vecsync_api_key"]["file"].as_str().unwrap();
-    let folder = path.trim_start_matches('.').rsplit_once('/').unwrap().0;
-    assert!(read(".gitignore").lines().any(|line| line == folder), "{folder} could be committed");
+    for (name, secret) in compose["secrets"].as_object().unwrap() {
+        let path = secret["file"].as_str().unwrap();
+        let folder = path.trim_start_matches('.').rsplit_once('/').unwrap().0;
+        assert!(read(".gitignore").lines().any(|line| line == folder), "{folder} could be committed");
+        assert!(read("docs/deploying.md").contains(&format!("> secrets/{name}")), "nobody is told to make {name}");
+    }
     let scraping = yaml("dashboards/prometheus/prometheus.yml")["scrape_configs"][0].clone();
     assert_eq!(scraping["authorization"]["credentials_file"], KEY_FILE);
     let debug = yaml("docker-compose.debug.yml");
     let names: Vec<String> = environment(&debug["services"]["vecsync"]["environment"]).into_keys().collect();
     assert_eq!(names, ["VECSYNC_LOG"]);
+}
+
+#[test]
+fn alerts_go_from_prometheus_to_somebody() {
+    let compose = compose();
+    let service = &compose["services"]["alertmanager"];
+    let scraping = yaml("dashboards/prometheus/prometheus.yml");
+    let address = texts(&scraping["alerting"]["alertmanagers"][0]["static_configs"][0]["targets"]).remove(0);
+    let (host, port) = address.split_once(':').unwrap();
+    assert!(compose["services"][host].is_object(), "{address}");
+    assert!(texts(&service["healthcheck"]["test"]).pop().unwrap().contains(&format!("127.0.0.1:{port}/")));
+    // What is mounted is what it reads, and where it writes is a volume.
+    let file = "deploy/alertmanager/alertmanager.yml";
+    let arguments = texts(&service["command"]);
+    let value = |name: &str| arguments.iter().find_map(|one| one.strip_prefix(&format!("--{name}="))).unwrap();
+    let volumes = texts(&service["volumes"]);
+    assert!(volumes.contains(&format!("./{file}:{}:ro", value("config.file"))), "{volumes:?}");
+    assert!(volumes.contains(&format!("alertmanager_data:{}", value("storage.path"))), "{volumes:?}");
+
+    let told = yaml(file);
+    let receivers = told["receivers"].as_array().unwrap();
+    let route = &told["route"];
+    let routes = [route].into_iter().chain(route["routes"].as_array().unwrap());
+    for route in routes {
+        let receiver = receivers.iter().find(|receiver| receiver["name"] == route["receiver"]).expect("a receiver");
+        // One without an integration would swallow what it gets.
+        let hook = receiver["webhook_configs"][0]["url_file"].as_str().unwrap();
+        let secret = hook.strip_prefix("/run/secrets/").unwrap();
+        assert_eq!(texts(&service["secrets"]), [secret]);
+        assert!(compose["secrets"][secret].is_object());
+    }
+    // Labels and names are those of the rules.
+    let rules = read("dashboards/alerts.yml");
+    for matcher in texts(&route["routes"][0]["matchers"]) {
+        let (label, value) = matcher.split_once('=').unwrap();
+        assert!(rules.contains(&format!("{label}: {}", value.trim_matches('"'))), "{matcher}");
+    }
+    for side in ["source_matchers", "target_matchers"] {
+        for matcher in texts(&told["inhibit_rules"][0][side]) {
+            let name = matcher.strip_prefix("alertname=\"").unwrap().trim_end_matches('"');
+            assert!(rules.contains(&format!("- alert: {name}\n")), "{matcher}");
+        }
+    }
+}
+
+#[test]
+fn without_kafka_and_qdrant_nothing_asks_for_them() {
+    let program = "
+import json, sys, yaml
+class Merged(yaml.SafeLoader): pass
+Merged.add_constructor('!reset', lambda loader, node: '!reset')
+Merged.add_constructor('!override', lambda loader, node: {'!override': loader.construct_mapping(node, deep=True)})
+json.dump(yaml.load(open('docker-compose.small.yml'), Merged), sys.stdout)
+";
+    let small: Value = serde_json::from_str(&python(program, &[])).unwrap();
+    let compose = compose();
+    let services = compose["services"].as_object().unwrap();
+    let changed = small["services"].as_object().unwrap();
+    let gone: Vec<&str> = changed.iter().filter(|(_, how)| *how == "!reset").map(|(name, _)| name.as_str()).collect();
+    assert_eq!(gone, ["kafka", "qdrant"]);
+    assert!(changed.keys().all(|name| services.contains_key(name)));
+    let vecsync = &changed["vecsync"];
+    let left = vecsync["depends_on"]["!override"].as_object().unwrap();
+    let before = services["vecsync"]["depends_on"].as_object().unwrap();
+    let wanted: Vec<&String> = before.keys().filter(|name| !gone.contains(&name.as_str())).collect();
+    assert_eq!(left.keys().collect::<Vec<_>>(), wanted);
+    for (name, service) in services.iter().filter(|(name, _)| *name != "vecsync" && !gone.contains(&name.as_str())) {
+        assert!(gone.iter().all(|gone| service["depends_on"][gone].is_null()), "{name} waits for what is gone");
+    }
+    // No setting of vecsync's speaks of them any more, and each that goes was there.
+    let mut settings = environment(&services["vecsync"]["environment"]);
+    for name in environment(&vecsync["environment"]).keys() {
+        assert!(settings.remove(name).is_some(), "{name} was not there");
+    }
+    assert!(!settings.keys().any(|name| name.starts_with("KAFKA_") || name.starts_with("QDRANT_")), "{settings:?}");
 }
 
 #[test]
@@ -358,7 +439,34 @@ fn the_service_is_what_systemd_and_the_program_take() {
     let mut refused = Command::new(env!("CARGO_BIN_EXE_vecsync"));
     let refused = refused.arg("run").env_clear().env("VECSYNC_LISTN", "x").current_dir(folder.path()).output().unwrap();
     assert_eq!(refused.status.code().map(|code| code.to_string()), all("RestartPreventExitStatus").pop());
+    // What runs beside it has its settings, its user and its walls.
+    let (verify, ctl) = (read("deploy/systemd/vecsync-verify.service"), read("deploy/systemd/vecsync-ctl"));
+    for line in unit.lines() {
+        let shared =
+            ["Environment=", "EnvironmentFile=", "User=", "Group=", "StateDirectory", "UMask=", "WorkingDirectory="];
+        let is_wall = unit.find("NoNewPrivileges=").unwrap() <= unit.find(line).unwrap() && line.contains('=');
+        let is_shared = shared.iter().any(|name| line.starts_with(name));
+        if is_shared || is_wall && !line.starts_with("WantedBy=") {
+            assert!(verify.lines().any(|other| other == line), "vecsync-verify.service lacks {line}");
+        }
+        if is_shared && !line.starts_with("StateDirectory") && line != "Environment=VECSYNC_LOG_FORMAT=json" {
+            let wanted = line.strip_prefix("Environment=").map_or(format!("-p {line}"), |pair| format!("-E {pair}"));
+            assert!(ctl.contains(&wanted), "vecsync-ctl lacks {wanted}");
+        }
+    }
+    assert!(verify.contains("\nExecStart=/usr/local/bin/vecsync verify\n"));
+    assert!(ctl.ends_with("  /usr/local/bin/vecsync \"$@\"\n"));
     // systemd's own tool, where it is.
+    for name in ["vecsync-verify.service", "vecsync-verify.timer"] {
+        let here =
+            read(&format!("deploy/systemd/{name}")).replace("/usr/local/bin/vecsync", env!("CARGO_BIN_EXE_vecsync"));
+        fs::write(folder.path().join(name), here).unwrap();
+    }
+    let timer = folder.path().join("vecsync-verify.timer");
+    if let Ok(ended) = Command::new("systemd-analyze").args(["verify", "--man=no"]).arg(&timer).output() {
+        let said = String::from_utf8_lossy(&ended.stderr).into_owned();
+        assert!(ended.status.success() && !said.contains("vecsync-verify"), "{said}");
+    }
     let here = unit.replace("/usr/local/bin/vecsync", env!("CARGO_BIN_EXE_vecsync"));
     let path = folder.path().join("vecsync.service");
     fs::write(&path, here).unwrap();

@@ -88,6 +88,33 @@ fn the_runbook_names_commands_flags_paths_and_settings_that_there_are() {
     }
 }
 
+#[test]
+fn the_runbook_is_run_where_the_table_says() {
+    let runbook = read("docs/runbook.md");
+    // What else it asks for is with a shell on the machine, and wants a key where vecsync does.
+    let others = ["curl -s -H \"Authorization: ", "df -h ", "for task in ", "top -H ", "ls /proc/", "SELECT "];
+    for line in runbook.lines().filter_map(|line| line.strip_prefix("    ")) {
+        let is_known = line.starts_with("vecsync ") || others.iter().any(|other| line.starts_with(other));
+        assert!(is_known, "where is this run, and is it there? {line}");
+    }
+    let compose = crate::deploy::compose();
+    let services = compose["services"].as_object().unwrap();
+    for name in ["runbook", "deploying", "backup"] {
+        let text = read(&format!("docs/{name}.md"));
+        for (place, _) in text.match_indices("docker compose ") {
+            let line = text[place..].split(['\n', '`']).next().unwrap();
+            let words: Vec<&str> = line.split_whitespace().skip(2).filter(|word| !word.starts_with('-')).collect();
+            let ["exec" | "stop" | "logs", rest @ ..] = &words[..] else { continue };
+            let named = rest.iter().find(|word| word.parse::<u32>().is_err() && **word != "5m").expect("a service");
+            assert!(services.contains_key(*named), "docs/{name}.md: {line}: no service {named}");
+        }
+    }
+    for part in ["vecsync-ctl", "vecsync-verify.timer", "vecsync-verify.service"] {
+        assert!(Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/systemd").join(part).is_file(), "{part}");
+        assert!(read("docs/deploying.md").contains(part), "docs/deploying.md does not install {part}");
+    }
+}
+
 /// Every command of the program, in a line of its own or within a sentence.
 fn commands(text: &str) -> Vec<&str> {
     let lines = text.lines().filter_map(|line| line.strip_prefix("    vecsync "));
@@ -126,8 +153,8 @@ fn dashboards_alerts_and_runbook_name_metrics_that_there_are() {
     assert!(used.len() > 35, "{used:?}");
     for name in used {
         let series = ["_bucket", "_sum", "_count"].iter().find_map(|suffix| name.strip_suffix(suffix)).unwrap_or(&name);
-        // Groups of rules and a slot have such names, too.
-        if ["vecsync_freshness", "vecsync_faq"].contains(&series) {
+        // Groups of rules, a slot and a secret have such names, too.
+        if ["vecsync_freshness", "vecsync_faq", "vecsync_api_key"].contains(&series) {
             continue;
         }
         assert!(described.contains(&format!("\"{series}\"")), "{name} is no metric");
