@@ -11,11 +11,11 @@ use std::time::Duration;
 
 use measure::report::Report;
 use measure::{
-    backfill, capture, embed, failover, finding, freshness, joins, kafka, limit, qdrant, scan, search, soak,
+    backfill, capture, embed, failover, finding, freshness, joins, kafka, limit, qdrant, scan, search, single, soak,
 };
 use support::kafka::Kafka;
 
-const USAGE: &str = "usage: [freshness|backfill|embed|search|idle|finding|scan|capture|joins|qdrant|failover|kafka|replay|all]… [--model fp32|int8|both] [--json FILE] [--no-docs]; or: soak SECONDS [--model M]";
+const USAGE: &str = "usage: [freshness|backfill|embed|search|idle|finding|scan|capture|joins|qdrant|failover|kafka|replay|all]… [--model fp32|int8|both] [--json FILE] [--no-docs]; or: soak SECONDS [--model M]; or: single --before PATH; joins: [--documents N]";
 
 /// What is measured.
 #[derive(Debug, Default)]
@@ -33,6 +33,12 @@ struct Wanted {
     failover: bool,
     kafka: bool,
     replay: bool,
+    /// Documents of the category that is renamed.
+    documents: usize,
+    /// Held against `before`; not a part of all.
+    single: bool,
+    /// The program of another build.
+    before: Option<PathBuf>,
     /// How long; not a part of all.
     soak: Option<Duration>,
     models: Vec<&'static str>,
@@ -102,7 +108,11 @@ fn main() -> ExitCode {
     }
     if wanted.joins {
         // Texts are known.
-        report.add("int8", "joins", joins::measure("int8"));
+        report.add("int8", "joins", joins::measure("int8", wanted.documents));
+    }
+    if let Some(before) = wanted.before.as_deref().filter(|_| wanted.single) {
+        // Texts are known.
+        report.add("int8", "single table", single::measure(before));
     }
     if wanted.qdrant {
         // The vectors are drawn by chance.
@@ -146,7 +156,8 @@ fn main() -> ExitCode {
 
 impl Wanted {
     fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Self, String> {
-        let mut wanted = Wanted { models: vec!["fp32", "int8"], docs: true, ..Wanted::default() };
+        let mut wanted =
+            Wanted { models: vec!["fp32", "int8"], docs: true, documents: joins::MANY, ..Wanted::default() };
         let mut any = false;
         while let Some(argument) = arguments.next() {
             let part = match argument.as_str() {
@@ -159,6 +170,7 @@ impl Wanted {
                 "scan" => &mut wanted.scan,
                 "capture" => &mut wanted.capture,
                 "joins" => &mut wanted.joins,
+                "single" => &mut wanted.single,
                 "qdrant" => &mut wanted.qdrant,
                 "failover" => &mut wanted.failover,
                 "kafka" => {
@@ -176,6 +188,18 @@ impl Wanted {
                 "--bench" => continue,
                 "--no-docs" => {
                     wanted.docs = false;
+                    continue;
+                }
+                "--before" => {
+                    let path = PathBuf::from(arguments.next().ok_or("--before wants the program of an older build")?);
+                    // vecsync is started in a folder of its own.
+                    let whole = path.canonicalize().map_err(|error| format!("--before {}: {error}", path.display()))?;
+                    wanted.before = Some(whole);
+                    continue;
+                }
+                "--documents" => {
+                    let number = arguments.next().and_then(|text| text.parse().ok()).filter(|number| *number > 1_000);
+                    wanted.documents = number.ok_or("--documents wants a number above 1000: fewer are no fan-out")?;
                     continue;
                 }
                 "--json" => {
@@ -204,6 +228,11 @@ impl Wanted {
             for part in [capture, joins, qdrant, failover, kafka, replay] {
                 *part = true;
             }
+        }
+        if wanted.single && wanted.before.is_none() {
+            return Err(
+                "single wants --before PATH: the program of an older build, which this one is held against".to_owned()
+            );
         }
         // A part of the figures must not replace the table of all.
         wanted.docs &= !any && wanted.models.len() == 2;

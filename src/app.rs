@@ -79,6 +79,17 @@ pub enum AppError {
         /// What the system said.
         source: io::Error,
     },
+    /// The process may open too few files.
+    #[error(
+        "open files: the limit of this process is {limit}, wanted at least {wanted}: ulimit -n, LimitNOFILE of a unit, \
+         ulimits.nofile of a container"
+    )]
+    Files {
+        /// How many it may open.
+        limit: u64,
+        /// How many it has to be able to.
+        wanted: u64,
+    },
     /// It cannot be told whose data is there.
     #[error(
         "find out which pipeline's data lies in VECSYNC_DATA_DIR itself: write its name into {path}, which several pipelines \
@@ -171,8 +182,9 @@ impl From<CaptureError> for AppError {
 /// the query server is asked for about a pipeline.
 pub async fn run(mut configs: Configs, control: impl Fn(&Config) -> Arc<ControlFn>) -> Result<(), AppError> {
     let started = Instant::now();
-    process::raise_file_limit();
+    process::raise_file_limit()?;
     process::keep_large_blocks();
+    process::keep_few_heaps();
     // What is not of one pipeline is the same in all.
     let all = configs.pipelines[configs.default].clone();
     std::fs::create_dir_all(&all.root_dir)

@@ -14,6 +14,7 @@ pub mod qdrant;
 pub mod report;
 pub mod scan;
 pub mod search;
+pub mod single;
 pub mod soak;
 pub mod texts;
 

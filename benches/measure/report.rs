@@ -39,6 +39,12 @@ const BOUNDS: &[(&str, &str, Bound)] = &[
     ("joins", "rename_s", Bound::Most(40.0)),
     ("joins", "rename_embeddings", Bound::Most(0.0)),
     ("joins", "single_slowest_ms", Bound::Most(1000.0)),
+    // Whatever the number of documents.
+    ("joins", "peak_above_idle_mb", Bound::Most(128.0)),
+    ("single table", "load_of_before", Bound::Least(0.98)),
+    ("single table", "transaction_of_before", Bound::Least(0.98)),
+    ("single table", "commits_of_before", Bound::Least(0.98)),
+    ("single table", "indexed_of_before", Bound::Least(0.98)),
     ("failover", "errors", Bound::Most(0.0)),
     ("failover", "slowest_beyond_hedge_ms", Bound::Most(50.0)),
     ("search", "of_model_latency", Bound::Most(1.15)),

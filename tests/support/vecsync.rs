@@ -1,6 +1,7 @@
 //! The real program: started, asked, stopped, killed. Its settings are all that it gets of the environment.
 
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::fs;
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
@@ -42,6 +43,8 @@ pub struct Vecsync {
     roles: String,
     /// What it is started by, such as `prlimit` with its arguments; empty: nothing.
     under: Vec<String>,
+    /// The program itself.
+    program: PathBuf,
     process: Option<Child>,
     readers: Vec<JoinHandle<()>>,
     log: Arc<Mutex<Vec<u8>>>,
@@ -63,7 +66,8 @@ impl Vecsync {
         let log = Arc::default();
         let (settings, readers) = (BTreeMap::new(), vec![]);
         let (http, roles, under) = (Http::new(port), String::new(), vec![]);
-        let mut vecsync = Vecsync { port, http, folder, settings, roles, under, process: None, readers, log };
+        let program = env!("CARGO_BIN_EXE_vecsync").into();
+        let mut vecsync = Vecsync { port, http, folder, settings, roles, under, program, process: None, readers, log };
         vecsync.write_pipeline(PIPELINE);
         vecsync.set("DATABASE_URL", database_url);
         vecsync.set("VECSYNC_DATA_DIR", vecsync.path("data"));
@@ -90,6 +94,11 @@ impl Vecsync {
     /// Starts it by another program, which puts it in its own place, such as `prlimit`; none: as it is.
     pub fn under(&mut self, words: &[&str]) {
         self.under = words.iter().map(|word| (*word).to_owned()).collect();
+    }
+
+    /// Takes another build of it than this one.
+    pub fn program(&mut self, program: &Path) {
+        self.program = program.to_owned();
     }
 
     pub fn write_pipeline(&self, text: &str) {
@@ -227,7 +236,7 @@ impl Vecsync {
 
     /// Another process with the same settings, not started.
     pub fn command(&self, arguments: &[&str]) -> Command {
-        let words: Vec<&str> = self.under.iter().map(String::as_str).chain([env!("CARGO_BIN_EXE_vecsync")]).collect();
+        let words: Vec<&OsStr> = self.under.iter().map(OsStr::new).chain([self.program.as_os_str()]).collect();
         let mut command = Command::new(words[0]);
         command.args(&words[1..]);
         // The folder has no `.env`, and no setting of this machine goes along.
