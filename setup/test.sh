@@ -46,7 +46,9 @@ step "set-up" setup/setup.sh
 step "format (cargo fmt --check)" cargo fmt --all --check
 step "lints (cargo clippy)" cargo clippy --locked --all-targets -- -D warnings
 step "Qdrant for the tests (cargo clippy, cargo build)" qdrant_server
-step "tests (cargo test)" cargo test --locked
+step "tests (cargo test)" cargo test --locked -- --skip kills::
+# By themselves: the one over Kafka keeps two cores busy with ten servers.
+step "kills (cargo test)" cargo test --locked --test live -- --test-threads 1 kills::
 step "Django (ruff, mypy, wheel, tests)" setup/django.sh
 step "dependencies (cargo deny)" "$DENY" --log-level error check bans licenses sources
 step "alert rules (promtool)" alert_rules

@@ -54,7 +54,7 @@ use opening::{
     embedded_settings, kafka_settings, make_data_dir, mirror_settings, open_log, qdrant_settings, revision_of,
 };
 use pipeline::Common;
-pub use process::keep_memory_private;
+pub use process::{keep_memory_private, raise_file_limit};
 use tasks::{Tasks, too_early};
 
 /// The name of the store beside the process, in metrics and answers.
@@ -182,9 +182,7 @@ impl From<CaptureError> for AppError {
 /// the query server is asked for about a pipeline.
 pub async fn run(mut configs: Configs, control: impl Fn(&Config) -> Arc<ControlFn>) -> Result<(), AppError> {
     let started = Instant::now();
-    process::raise_file_limit()?;
     process::keep_large_blocks();
-    process::keep_few_heaps();
     // What is not of one pipeline is the same in all.
     let all = configs.pipelines[configs.default].clone();
     std::fs::create_dir_all(&all.root_dir)

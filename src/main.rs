@@ -200,6 +200,7 @@ fn run(environment: &Environment, roles: &[Role]) -> Result<(), Failure> {
         let settings = of_each.get(&config.pipeline.name).unwrap_or(&settings).clone();
         commands::door::door(config.clone(), Settings { data_dir: config.data_dir.clone(), ..settings }, is_one)
     };
+    app::raise_file_limit().map_err(|error| Failure::Error(Box::new(error)))?;
     to_end(&log, app::run(configs, control))
 }
 

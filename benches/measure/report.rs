@@ -40,7 +40,7 @@ const BOUNDS: &[(&str, &str, Bound)] = &[
     ("joins", "rename_embeddings", Bound::Most(0.0)),
     ("joins", "single_slowest_ms", Bound::Most(1000.0)),
     // Whatever the number of documents.
-    ("joins", "peak_above_idle_mb", Bound::Most(128.0)),
+    ("joins", "peak_above_idle_mb", Bound::Most(256.0)),
     ("single table", "load_of_before", Bound::Least(0.98)),
     ("single table", "transaction_of_before", Bound::Least(0.98)),
     ("single table", "commits_of_before", Bound::Least(0.98)),

@@ -11,10 +11,6 @@ use crate::metrics::Process;
 /// The unit of times in `/proc`, whatever the kernel's own clock is: USER_HZ of proc(5) on Linux.
 const TICKS_PER_SECOND: f64 = 100.0;
 
-/// Heaps of the allocator, on one core too: threads of queries and of the log wait for each other less.
-#[cfg(target_env = "gnu")]
-const HEAPS_MIN: usize = 2;
-
 /// Lets nothing of the memory, which has passwords and keys, get into a core file or to another program of the same user:
 /// neither by ptrace nor by `/proc`, where the environment is. A limit on core files would not hold for those that the system
 /// hands to a program of its own. To be called before there is anything to keep.
@@ -29,10 +25,11 @@ pub fn keep_memory_private() {
 const FILES_MIN: u64 = 128;
 
 /// Connections are files: the soft limit is often 1,024, and every process may raise its own to the hard one.
+/// To be called before there are threads: what starts them asks for files, and not everything that does can be told that there is none.
 ///
 /// # Errors
 /// The hard limit, where it is below [`FILES_MIN`].
-pub(super) fn raise_file_limit() -> Result<(), AppError> {
+pub fn raise_file_limit() -> Result<(), AppError> {
     let limit = getrlimit(Resource::Nofile);
     let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
     if let Err(error) = setrlimit(Resource::Nofile, raised) {
@@ -54,20 +51,6 @@ pub(super) fn keep_large_blocks() {
         // SAFETY: takes two integers; other threads may allocate meanwhile.
         if unsafe { libc::mallopt(parameter, bytes) } == 0 {
             tracing::warn!(parameter, bytes, "set the allocator");
-        }
-    }
-}
-
-/// Has all threads allocate from few heaps, one a core. glibc makes up to eight a core, of 64 MiB each, and gives a thread another one as
-/// soon as two meet: what is replaced over and over, such as the rows of a fan-out, then leaves holes in all of them, which
-/// nobody else uses. Threads of before keep what they have.
-pub(super) fn keep_few_heaps() {
-    #[cfg(target_env = "gnu")]
-    {
-        let heaps = std::thread::available_parallelism().map_or(HEAPS_MIN, usize::from).max(HEAPS_MIN);
-        // SAFETY: takes two integers; other threads may allocate meanwhile.
-        if unsafe { libc::mallopt(libc::M_ARENA_MAX, libc::c_int::try_from(heaps).unwrap_or(libc::c_int::MAX)) } == 0 {
-            tracing::warn!(heaps, "set the allocator");
         }
     }
 }

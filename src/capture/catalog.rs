@@ -368,7 +368,8 @@ pub enum CatalogError {
     },
     /// There is no such table.
     #[error(
-        "find table {name}, which source.table or source.watch of the pipeline file names: there is none{suggestions}"
+        "find table {name}, which source.table or source.watch of the pipeline file names: there is none{suggestions}; correct \
+         the name there, or make the table (in Django: manage.py migrate), and see that DATABASE_URL has the right database"
     )]
     NoTable {
         /// What was looked for.

@@ -20,6 +20,8 @@ const ASK_EVERY: Duration = Duration::from_secs(1);
 /// Another screen without a cursor, on which long lines are cut by the terminal; and back.
 const ENTER: &str = "\x1b[?1049h\x1b[?25l\x1b[?7l";
 const LEAVE: &str = "\x1b[?7h\x1b[?25h\x1b[?1049l";
+/// How wide a line of a fault gets on a terminal, in characters: as wide as the table above, so that none of it is cut off.
+const FAULT_WIDTH: usize = 78;
 /// To the upper left; what is left of a line; what is left of the screen.
 const HOME: &str = "\x1b[H";
 const CLEAR_LINE: &str = "\x1b[K";
@@ -223,7 +225,11 @@ impl Seen<'_> {
             or_none(&state["breaker"]),
             or_unknown(&state["dead_letters_open"])
         ));
-        lines.extend(self.faults().map(|fault| format!("! {fault}")));
+        for fault in self.faults() {
+            // Asked once, it is the terminal that goes on in another line.
+            let width = if self.rates.is_some() { FAULT_WIDTH } else { usize::MAX };
+            lines.extend(wrapped(&format!("! {fault}"), width));
+        }
         lines.join("\n") + "\n"
     }
 
@@ -268,6 +274,19 @@ impl Seen<'_> {
     fn faults(&self) -> impl Iterator<Item = String> {
         array(&self.state["faults"]).map(|fault| format!("{}: {}", text(&fault["component"]), text(&fault["error"])))
     }
+}
+
+/// The lines of a text of words, the later ones moved to the right. A word that is longer has a line of its own.
+fn wrapped(text: &str, width: usize) -> Vec<String> {
+    let mut lines: Vec<String> = vec![];
+    for word in text.split(' ') {
+        match lines.last_mut() {
+            Some(line) if line.chars().count() + 1 + word.chars().count() <= width => *line += &format!(" {word}"),
+            Some(_) => lines.push(format!("  {word}")),
+            None => lines.push(word.to_owned()),
+        }
+    }
+    lines
 }
 
 fn array(value: &Value) -> impl Iterator<Item = &Value> {
@@ -389,6 +408,13 @@ mod tests {
         let rate = |states: &[Value]| seen(states).rates.and_then(|rates| rates.get("capture").copied());
         assert_eq!(rate(&[state(10), state(3)]), None);
         assert_eq!(rate(&[state(10), state(3), state(7)]), Some(2.0));
+    }
+
+    #[test]
+    fn a_long_fault_is_not_cut_off() {
+        assert_eq!(wrapped("! qdrant: no answer", 12), ["! qdrant: no", "  answer"]);
+        assert_eq!(wrapped("! a bbbbbbbbbbbbbbbb c", 5), ["! a", "  bbbbbbbbbbbbbbbb", "  c"]);
+        assert_eq!(wrapped("! a b", usize::MAX), ["! a b"]);
     }
 
     #[test]

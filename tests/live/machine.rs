@@ -93,13 +93,13 @@ fn without_a_file_descriptor_left_it_goes_on_and_recovers() {
     assert_eq!(site.vecsync.terminate().code, Some(0));
 
     // Too few to begin with.
-    for few in [8, 16, 48, FEWEST - 1] {
+    for few in [6, 8, 16, 48, FEWEST - 1] {
         site.vecsync.under(&[PRLIMIT, &format!("--nofile={few}")]);
         site.vecsync.start();
         let ended = site.vecsync.wait_for_exit(SOON);
         let wanted = format!("open files: the limit of this process is {few}, wanted at least {FEWEST}: ulimit -n");
         assert_eq!(ended.code, Some(1));
-        assert!(few < 16 || ended.stderr.contains(&wanted), "{few}: {}", ended.stderr);
+        assert!(ended.stderr.contains(&wanted), "{few}: {}", ended.stderr);
     }
     site.vecsync.under(&[]);
     site.vecsync.start_ready();
@@ -122,7 +122,7 @@ fn with_too_little_memory_it_ends_with_words_and_goes_on_with_enough() {
         expect_all_or_nothing(
             &mut site,
             &format!("{} MB", limit / MB),
-            &["memory", "os error 12", "os error 11", "bad_alloc"],
+            &["memory", "os error 12", "os error 11", "bad_alloc", "failed to map segment"],
         );
     }
     // It is taken away while it works.

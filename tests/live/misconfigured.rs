@@ -262,7 +262,7 @@ fn what_is_wrong_with_the_brokers_is_named() {
 fn what_is_wrong_with_qdrant_is_named() {
     let _place = Place::take();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let qdrant = Qdrant::own_with(Some("key-of-this-qdrant"), &[]);
+    let mut qdrant = Qdrant::own_with(Some("key-of-this-qdrant"), &[]);
     let mut vecsync = Vecsync::prepare(&format!("postgresql://vecsync@127.0.0.1:{}/shop", free_port()));
     let settings = qdrant.settings();
     vecsync.set("QDRANT_HOST", &settings.host);
@@ -298,4 +298,7 @@ fn what_is_wrong_with_qdrant_is_named() {
     vecsync.set("QDRANT_GRPC_PORT", settings.grpc_port);
     vecsync.set("QDRANT_PORT", free_port());
     expect(&vecsync, "REST", &["nothing can be reached", "set QDRANT_PORT"]);
+    // It is there and stands still.
+    qdrant.signal("STOP");
+    expect(&vecsync, "Qdrant", &["takes connections and answers nothing", "start it again"]);
 }

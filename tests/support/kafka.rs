@@ -19,7 +19,7 @@ use vecsync::event::Record;
 
 use super::process::{free_port, signal, wait_for_exit, wait_until};
 
-const START: Duration = Duration::from_secs(90);
+const START: Duration = Duration::from_secs(180);
 const STOP: Duration = Duration::from_secs(60);
 /// How long a question to it may take.
 const PATIENCE: Duration = Duration::from_secs(10);

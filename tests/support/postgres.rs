@@ -29,8 +29,8 @@ pub const DATABASE: &str = "shop";
 /// The server's version, where a test does not name another.
 pub const VERSION: u16 = 15;
 
-const START: Duration = Duration::from_secs(30);
-const STOP: Duration = Duration::from_secs(30);
+const START: Duration = Duration::from_secs(120);
+const STOP: Duration = Duration::from_secs(60);
 
 /// Run once by the superuser. An empty line ends a statement.
 const ROLES: &str = "ALTER ROLE postgres PASSWORD 'canary-4711-password';

@@ -15,8 +15,8 @@ use tempfile::TempDir;
 use super::process::{free_port, signal, wait_for_exit, wait_until};
 
 /// Longer than a start takes that has a journal to do again.
-const START: Duration = Duration::from_secs(60);
-const STOP: Duration = Duration::from_secs(10);
+const START: Duration = Duration::from_secs(120);
+const STOP: Duration = Duration::from_secs(60);
 /// How long a question to it may take.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 /// Width of every vector.

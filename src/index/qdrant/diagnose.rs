@@ -35,6 +35,8 @@ pub enum Spoken {
     Http2,
     /// TLS.
     Tls,
+    /// It takes connections and answers nothing.
+    Silence,
     /// Something else.
     Unknown,
 }
@@ -43,7 +45,10 @@ pub enum Spoken {
 pub async fn remedy(server: &Server, error: &QdrantError) -> Option<String> {
     let may_be_the_way = match error {
         QdrantError::Call { status, .. } => {
-            matches!(status.code(), Code::Unavailable | Code::Unknown | Code::Internal | Code::Cancelled)
+            matches!(
+                status.code(),
+                Code::Unavailable | Code::Unknown | Code::Internal | Code::Cancelled | Code::DeadlineExceeded
+            )
         }
         QdrantError::Silent { .. } => true,
         _ => false,
@@ -70,6 +75,11 @@ pub async fn remedy(server: &Server, error: &QdrantError) -> Option<String> {
                 server.host
             ),
         }),
+        (Spoken::Silence, _) => Some(format!(
+            "port {port} takes connections and answers nothing within {} s: Qdrant stands still or has too much to do (its log \
+             and the machine's load tell; start it again), or something else has the port",
+            PATIENCE.as_secs()
+        )),
         _ => None,
     }
 }
@@ -89,6 +99,9 @@ pub async fn rest_remedy(server: &Server) -> Option<String> {
             "nothing can be reached at port {port} ({why}): set QDRANT_PORT to Qdrant's port for REST (6333 unless \
              configured otherwise)"
         )),
+        (Spoken::Silence, _) => {
+            Some(format!("port {port} for REST takes connections and answers nothing: is Qdrant at a standstill?"))
+        }
         (Spoken::Http2 | Spoken::Unknown, _) => Some(format!(
             "port {port} is not Qdrant's REST: set QDRANT_PORT to that (6333 unless configured otherwise), and \
              QDRANT_GRPC_PORT to the one for gRPC"
@@ -108,6 +121,7 @@ async fn spoken(host: &str, port: u16) -> Spoken {
         Err(error) => Spoken::Nothing(error.to_string()),
         Ok(answer) if says_tls(&answer) => Spoken::Tls,
         Ok(answer) if answer.get(FRAME_TYPE) == Some(&SETTINGS) => Spoken::Http2,
+        Ok(answer) if answer.is_empty() => Spoken::Silence,
         Ok(_) => Spoken::Unknown,
     }
 }
