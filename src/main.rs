@@ -458,6 +458,7 @@ fn dead_letters(about: &About<'_>, command: DeadLetters) -> Result<(), Failure> 
 fn check_pipelines(environment: &Environment, paths: &[PathBuf]) -> Result<(), Failure> {
     let mut problems = Problems::new();
     let files = commands::pipeline::files(paths, &mut problems);
+    let mut untried = None;
     for (file, result) in folder::read_all(&files, &check_templates) {
         let Some(pipeline) = problems.take(result) else { continue };
         let source = &pipeline.source;
@@ -469,7 +470,16 @@ fn check_pipelines(environment: &Environment, paths: &[PathBuf]) -> Result<(), F
         // Only the database knows what is wrong with SQL.
         match problems.take(vecsync::config::source_database(environment)) {
             Some(Some(database)) => {
-                let (said, wrong) = block_on(commands::pipeline::check_queries(&database, &pipeline))?;
+                let asked = block_on(commands::pipeline::check_queries(&database, &pipeline));
+                let (said, wrong) = match asked {
+                    Ok(found) => found,
+                    // What is wrong with other files is told all the same.
+                    Err(Failure::Error(error)) => {
+                        untried.get_or_insert((file.display().to_string(), error));
+                        continue;
+                    }
+                    Err(other) => return Err(other),
+                };
                 for what in &wrong {
                     problems.push(Problem::new(file.display().to_string(), what.clone()));
                 }
@@ -480,6 +490,13 @@ fn check_pipelines(environment: &Environment, paths: &[PathBuf]) -> Result<(), F
             Some(None) => print(&format!("{good}; its queries were not tried: DATABASE_URL is not set\n"))?,
             None => {}
         }
+    }
+    match untried {
+        Some((_, error)) if problems.is_empty() => return Err(error.into()),
+        Some((file, error)) => {
+            problems.push(Problem::new(file, format!("its queries were not tried: {}", Chain(error.as_ref()))))
+        }
+        None => {}
     }
     Ok(problems.or(Some(()))?)
 }

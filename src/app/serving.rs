@@ -313,7 +313,10 @@ fn millis(took: Duration) -> f64 {
 
 fn source(status: &capture::Status) -> Component {
     let mut source = match &status.phase {
-        Phase::Streaming => Component::new("source", Status::Healthy),
+        Phase::Streaming => match &status.query {
+            Some(why) => faulty("source", why),
+            None => Component::new("source", Status::Healthy),
+        },
         Phase::Starting => faulty("source", "connecting"),
         Phase::Standby(why) | Phase::Retrying(why) | Phase::Refused(why) => faulty("source", why),
     };

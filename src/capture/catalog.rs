@@ -503,6 +503,11 @@ impl CatalogError {
         CatalogError::Query { operation: operation.into(), source }
     }
 
+    /// Whether a query was answered, with an error.
+    pub fn is_answer(&self) -> bool {
+        matches!(self, CatalogError::Query { source, .. } if source.as_db_error().is_some())
+    }
+
     /// Whether trying again can succeed without anybody's help.
     pub fn is_transient(&self) -> bool {
         match self {

@@ -4,7 +4,7 @@ use tokio_postgres::Client;
 
 use super::catalog::{self, CatalogError, Column, Table, sql_name};
 use super::connection::ReplicationConnection;
-use super::documents::{self, Documents, KeyText, QUERY, plan};
+use super::documents::{self, Documents, QUERY, in_one, plan, trial};
 use super::progress::{self, Server, SlotFacts, Start};
 use super::publication::{self, Absent, Publication, name_of};
 use super::{CaptureError, ColumnCheck, slot, sql};
@@ -87,11 +87,11 @@ async fn check_documents(
                 tell("table", Ok(described(&documents.main)));
             }
             let said = documents.map(|documents| said_of_documents(&documents, &unwatched)).unwrap_or_default();
-            tell("documents", if problems.is_empty() { Ok(said) } else { Err(problems.join("; ")) });
+            tell("documents", if problems.is_empty() { Ok(said) } else { Err(in_one(&problems)) });
             if !publication.is_empty() {
                 let faults: Vec<String> = publication.iter().filter_map(|said| said.clone().err()).collect();
                 let said: Vec<String> = publication.into_iter().filter_map(Result::ok).collect();
-                tell("publication", if faults.is_empty() { Ok(said.join("; ")) } else { Err(faults.join("; ")) });
+                tell("publication", if faults.is_empty() { Ok(said.join("; ")) } else { Err(in_one(&faults)) });
             }
         }
         Err(error) => tell("documents", Err(Chain(&error).to_string())),
@@ -126,10 +126,17 @@ pub async fn queries(
     problems.extend(check_columns(&found.names()));
     let publication = published_all(&sql, found, &source.publication).await?;
     let asked = sql::connect(database).await?;
-    let outlook = plan::look(&asked, found).await;
-    let outlook = outlook.map_err(|source| CatalogError::query("ask for the plans of the queries", source))?;
+    let outlook = match plan::look(&asked, found).await {
+        Ok(outlook) => outlook,
+        // Which of them it is, the plan itself would have told.
+        Err(error) if error.as_db_error().is_some() => {
+            let problems = vec![format!("{QUERY}: ask for its plan: {}", catalog::server_text(&error))];
+            plan::Outlook { problems, unwatched: vec![] }
+        }
+        Err(source) => return Err(CatalogError::query("ask for the plans of the queries", source).into()),
+    };
     if outlook.problems.is_empty() {
-        problems.extend(try_out(database, found).await?);
+        problems.extend(trial::run(database, found).await?);
     }
     problems.extend(outlook.problems);
     Ok(Queries { documents, problems, publication, unwatched: outlook.unwatched })
@@ -163,35 +170,6 @@ async fn published_all(
     }
     said.dedup();
     Ok(said)
-}
-
-/// Reads the document of one key. What comes has to be asked for.
-async fn try_out(database: &Database, documents: &Documents) -> Result<Vec<String>, CaptureError> {
-    let failed = |source| CatalogError::query("try source.query", source);
-    let mut reader = documents::Reader::connect(database, documents.clone()).await?;
-    reader.prepare(documents.clone()).await.map_err(failed)?;
-    let names: Vec<String> = documents.main.key.iter().map(|name| super::connection::quote_name(name)).collect();
-    let any = format!("SELECT {} FROM {} LIMIT 1", names.join(", "), documents.main.source());
-    let answer = match reader.simple_query(&any).await {
-        Ok(answer) => answer,
-        // That the role may not read the keys is for its owner to mend.
-        Err(error) if error.as_db_error().is_some() => {
-            return Ok(vec![format!("source.table: {}", catalog::server_text(&error))]);
-        }
-        Err(error) => return Err(failed(error).into()),
-    };
-    let at: Vec<usize> = (0..names.len()).collect();
-    let rows = documents::reader::rows_of(answer);
-    let Some(key) = rows.first().map(|row| documents::texts(row, &at)) else { return Ok(vec![]) };
-    let keys: [KeyText; 1] = [key];
-    let wanted = reader.key(&keys[0]);
-    let read = reader.read(&keys).await.map_err(failed)?;
-    let odd = read.iter().find(|document| document.key != wanted);
-    let odd = odd.map(|document| {
-        let (asked, came) = (wanted.as_str(), document.key.as_str());
-        format!("{QUERY}: was asked for {asked} and gave {came} as well; it has to give the documents of the keys in $1 alone")
-    });
-    Ok(odd.into_iter().collect())
 }
 
 /// Documents in a line.

@@ -3,11 +3,12 @@
 
 pub mod plan;
 pub mod reader;
+pub mod trial;
 
 use std::collections::BTreeSet;
 
 use tokio_postgres::Client;
-use tokio_postgres::error::ErrorPosition;
+use tokio_postgres::error::{ErrorPosition, SqlState};
 use tokio_postgres::types::{Kind, Type};
 
 use super::catalog::{self, CatalogError, Column, Table, TableName, sql_name};
@@ -89,6 +90,11 @@ impl Documents {
     }
 }
 
+/// Problems in one line. Some end with SQL.
+pub fn in_one(problems: &[String]) -> String {
+    problems.iter().map(|what| what.trim_end_matches(';')).collect::<Vec<_>>().join("; ")
+}
+
 /// Where the nth watch stands in a pipeline file, with one of its keys.
 pub fn place(number: usize, key: &str) -> String {
     format!("source.watch[{number}].{key}")
@@ -137,10 +143,11 @@ pub async fn look(
     for (number, watch) in query.watch.iter().enumerate() {
         watched.push(tables.watched(number, watch).await?);
     }
-    let document = describe(client, QUERY, &query.sql, &mut problems).await?;
+    let document = describe(client, QUERY, &query.sql, main.as_ref(), &mut problems).await?;
     let mut affects = vec![];
     for (number, watch) in query.watch.iter().enumerate() {
-        affects.push(describe(client, &place(number, "affects"), &watch.affects, &mut problems).await?);
+        let table = watched.get(number).and_then(Option::as_ref);
+        affects.push(describe(client, &place(number, "affects"), &watch.affects, table, &mut problems).await?);
     }
     let Some(main) = main else { return Ok((None, problems)) };
     let columns = match &document {
@@ -298,6 +305,7 @@ async fn describe(
     client: &Client,
     place: &str,
     sql: &str,
+    given: Option<&Table>,
     problems: &mut Vec<String>,
 ) -> Result<Option<Described>, CatalogError> {
     match client.prepare(sql).await {
@@ -314,10 +322,56 @@ async fn describe(
             Err(CatalogError::query(format!("prepare {place}"), error))
         }
         Err(error) => {
-            problems.push(format!("{place}: {}", said(&error, sql)));
+            let mended = match error.code() {
+                Some(code) if [SqlState::AMBIGUOUS_FUNCTION, SqlState::INDETERMINATE_DATATYPE].contains(code) => {
+                    typed(client, given).await?
+                }
+                Some(_) | None => granted(client, &error)
+                    .await
+                    .map_err(|source| CatalogError::query("look for what may not be read", source))?,
+            };
+            problems.push(format!("{place}: {}{mended}", said(&error, sql)));
             Ok(None)
         }
     }
+}
+
+/// How a parameter is written whose type the server cannot tell.
+async fn typed(client: &Client, given: Option<&Table>) -> Result<String, CatalogError> {
+    let types = match given {
+        Some(table) => key_types(client, table).await?,
+        None => vec![],
+    };
+    let typed: Vec<String> = (1..).zip(types).map(|(number, kind)| format!("${number}::{kind}[]")).collect();
+    Ok(match typed.is_empty() {
+        true => String::new(),
+        false => format!("; write which type it is given: {}", typed.join(", ")),
+    })
+}
+
+/// The SQL that gives a right that lacks, where what it is for can be known: the server names it, without its schema.
+pub(super) async fn granted(client: &Client, error: &tokio_postgres::Error) -> Result<String, tokio_postgres::Error> {
+    // Names stand at the end of what it says. The longest that fits; of several tables the one that is meant without a schema.
+    let sql = "SELECT sql, visible, length(name) AS long FROM (
+            SELECT c.relname::text AS name, pg_table_is_visible(c.oid) AS visible,
+                   format('GRANT SELECT ON %I.%I TO %I;', n.nspname, c.relname, current_user) AS sql
+            FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+            WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f') AND NOT has_table_privilege(c.oid, 'SELECT')
+            UNION ALL
+            SELECT n.nspname::text, true, format('GRANT USAGE ON SCHEMA %I TO %I;', n.nspname, current_user)
+            FROM pg_namespace n WHERE NOT has_schema_privilege(n.oid, 'USAGE')) lacking
+        WHERE right(rtrim($1, '\".»”'), length(name)) = name ORDER BY length(name) DESC, visible DESC LIMIT 2";
+    let Some(server) = error.as_db_error().filter(|server| *server.code() == SqlState::INSUFFICIENT_PRIVILEGE) else {
+        return Ok(String::new());
+    };
+    let rows = client.query(sql, &[&server.message()]).await?;
+    let of = |row: &tokio_postgres::Row| (row.get::<_, bool>("visible"), row.get::<_, i32>("long"));
+    Ok(match rows.as_slice() {
+        // Which one is meant is not known.
+        [first, second] if of(first) == of(second) => String::new(),
+        [first, ..] => format!("; run {}", first.get::<_, String>("sql")),
+        [] => String::new(),
+    })
 }
 
 /// What the server says of a statement, and where in it.

@@ -111,6 +111,7 @@ pub(super) async fn run(
     };
     status.send_modify(|status| {
         status.phase = Phase::Streaming;
+        status.query = None;
         let ends = capture.log.changes_ends();
         status.snapshot = SnapshotProgress { complete, needed, ends, ..Default::default() };
         if !complete {
@@ -403,6 +404,8 @@ impl Session<'_> {
             // Large ones count at once, small ones by and by.
             self.document_bytes = bytes.max((self.document_bytes + bytes) / 2);
         }
+        let why = self.reader.gives_others().map(str::to_owned);
+        self.status.send_if_modified(|status| std::mem::replace(&mut status.query, why.clone()) != why);
         Ok(read)
     }
 

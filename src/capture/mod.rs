@@ -97,6 +97,8 @@ pub struct Status {
     pub snapshot: SnapshotProgress,
     /// The last snapshot that this process has brought to its end.
     pub finished: Finished,
+    /// Why the pipeline's query is not one of documents by key, if it has shown that.
+    pub query: Option<String>,
 }
 
 /// A snapshot that is complete.
@@ -224,7 +226,7 @@ pub enum CaptureError {
     #[error(transparent)]
     Catalog(#[from] catalog::CatalogError),
     /// The pipeline names columns that the table lacks.
-    #[error("{0}; mend the pipeline file and start again, or mend the table")]
+    #[error("{}; mend the pipeline file and start again, or mend the table", .0.trim_end_matches(';'))]
     Columns(String),
     /// A message of the stream cannot be read.
     #[error("read the stream at {lsn}")]

@@ -65,7 +65,7 @@ impl Survey {
                 None => problems,
             };
             let Some(found) = found.filter(|_| problems.is_empty()) else {
-                return Err(CaptureError::Columns(problems.join("; ")));
+                return Err(CaptureError::Columns(documents::in_one(&problems)));
             };
             let table = found.main.clone();
             let documents = Some(reader_of(database, found).await?);

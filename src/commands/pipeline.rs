@@ -32,7 +32,11 @@ pub async fn check_queries(database: &Database, pipeline: &Pipeline) -> Result<(
     let check_columns: ColumnCheck = Arc::new(move |columns: &[&str]| {
         document.as_ref().map(|document| document.check_columns(columns, &filters)).unwrap_or_default()
     });
-    let found = check::queries(database, &pipeline.source, query, &check_columns).await?;
+    let found = match check::queries(database, &pipeline.source, query, &check_columns).await {
+        // It could be asked, and refused.
+        Err(CaptureError::Catalog(error)) if error.is_answer() => return Ok((String::new(), vec![error.to_string()])),
+        found => found?,
+    };
     let Queries { documents, mut problems, publication, unwatched } = found;
     problems.extend(publication.into_iter().filter_map(Result::err).map(|what| format!("source.publication: {what}")));
     let said = documents.map(|documents| check::said_of_documents(&documents, &unwatched)).unwrap_or_default();

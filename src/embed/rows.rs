@@ -10,7 +10,7 @@ use sha2::{Digest, Sha256};
 
 use super::cache::{Cache, Key, Layout};
 use super::completion::{self, Completion};
-use super::document::{Document, Rendered};
+use super::document::{Document, DocumentError, Rendered};
 use super::intake::{Event, Intake, Item, intake};
 use super::model::{DIMENSION, EmbedError, Vector, normalise};
 use super::tokens::{self, SPECIAL_TOKENS, Token, TokenIds};
@@ -34,6 +34,8 @@ pub enum Reason {
     Unreadable,
     /// The document cannot be rendered from this row.
     Template,
+    /// The pipeline's query fails for this row.
+    Query,
     /// The model or the tokenizer refuses its text.
     Embedding,
     /// A column that did not change was not sent, and is not known.
@@ -44,14 +46,15 @@ pub enum Reason {
 
 impl Reason {
     /// All of them.
-    pub const ALL: [Reason; 5] =
-        [Reason::Unreadable, Reason::Template, Reason::Embedding, Reason::Incomplete, Reason::TooLarge];
+    pub const ALL: [Reason; 6] =
+        [Reason::Unreadable, Reason::Template, Reason::Query, Reason::Embedding, Reason::Incomplete, Reason::TooLarge];
 
     /// The label.
     pub fn as_label(self) -> &'static str {
         match self {
             Reason::Unreadable => "unreadable",
             Reason::Template => "template",
+            Reason::Query => "query",
             Reason::Embedding => "embedding",
             Reason::Incomplete => "incomplete",
             Reason::TooLarge => "too_large",
@@ -218,7 +221,10 @@ impl Rows {
         let rendered = match self.document.render(&row) {
             Ok(Some(rendered)) => rendered,
             Ok(None) => return prepared.outputs.push(gone(key)),
-            Err(fault) => return self.put_aside(item, Reason::Template, &Chain(&fault).to_string(), prepared),
+            Err(fault) => {
+                let reason = if matches!(fault, DocumentError::Source(_)) { Reason::Query } else { Reason::Template };
+                return self.put_aside(item, reason, &Chain(&fault).to_string(), prepared);
+            }
         };
         let text_hash = text_hash(&self.revision, &rendered);
         let fits = |layout: &Layout| {

@@ -20,6 +20,7 @@ mod history;
 mod http;
 mod joined;
 mod joined_apart;
+mod joined_keys;
 mod joined_load;
 mod joined_property;
 mod kafka;

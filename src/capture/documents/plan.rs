@@ -8,14 +8,17 @@ use serde_json::Value;
 use tokio_postgres::{Client, SimpleQueryMessage};
 
 use super::reader::arrays;
-use super::{Documents, KeyText, QUERY, place};
-use crate::capture::catalog::TableName;
+use super::{Documents, KeyText, QUERY, granted, place};
+use crate::capture::catalog::{TableName, server_text};
 use crate::capture::publication::name_of;
 
 /// A table of so many rows may be read whole.
 const ROWS_MAX: f64 = 10_000.0;
 /// Lines of a plan that are told.
 const LINES_MAX: usize = 30;
+
+/// What in a plan is a name.
+const NAMES: [&str; 7] = ["Node Type", "Schema", "Relation Name", "Alias", "Index Name", "CTE Name", "Subplan Name"];
 
 /// What the plans say.
 #[derive(Debug, Default, PartialEq)]
@@ -42,11 +45,19 @@ pub async fn look(client: &Client, documents: &Documents) -> Result<Outlook, tok
             unwatched.extend(Some(name).filter(|name| !watched.contains(name)));
         }
         outlook.unwatched = unwatched.iter().map(TableName::to_string).collect();
+        refuse(client, QUERY, &plan, &mut outlook).await?;
+        if is_limited(&plan[0]["Plan"]) {
+            outlook.problems.push(format!(
+                "{QUERY}: ends with a LIMIT, so what it gives for a key depends on the other keys in $1; leave it out, or put it \
+                 into a LATERAL subquery of each key"
+            ));
+        }
         check(client, QUERY, &documents.sql, main.key.len(), &plan, documents, &mut outlook).await?;
     }
     for (number, watched) in documents.watched.iter().enumerate() {
         let (place, keys) = (place(number, "affects"), watched.table.key.len());
         if let Some(plan) = explain(client, &place, &watched.affects, keys, &mut outlook).await? {
+            refuse(client, &place, &plan, &mut outlook).await?;
             check(client, &place, &watched.affects, keys, &plan, documents, &mut outlook).await?;
         }
     }
@@ -65,7 +76,8 @@ async fn explain(
         Ok(lines) => Ok(serde_json::from_str::<Value>(&lines.join("\n")).ok()),
         Err(error) if error.as_db_error().is_none() => Err(error),
         Err(error) => {
-            outlook.problems.push(format!("{place}: {}", crate::capture::catalog::server_text(&error)));
+            let mended = granted(client, &error).await?;
+            outlook.problems.push(format!("{place}: {}{mended}", server_text(&error)));
             Ok(None)
         }
     }
@@ -84,7 +96,86 @@ async fn lines(client: &Client, form: &str, sql: &str, keys: usize) -> Result<Ve
     Ok(answer?.into_iter().filter_map(line).collect())
 }
 
-/// Names what would be read whole.
+/// Names what a reader may not do, whether there are rows to do it with or not.
+async fn refuse(
+    client: &Client,
+    place: &str,
+    plan: &Value,
+    outlook: &mut Outlook,
+) -> Result<(), tokio_postgres::Error> {
+    let (mut kinds, mut called) = (BTreeSet::new(), BTreeSet::new());
+    visit(plan, &mut |node| {
+        kinds.extend(node["Node Type"].as_str().map(str::to_owned));
+        let parts = node.as_object().into_iter().flatten().filter(|(key, _)| !NAMES.contains(&key.as_str()));
+        for (_, part) in parts {
+            let lines = part.as_array().into_iter().flatten().chain([part]);
+            lines.filter_map(Value::as_str).for_each(|text| calls(text, &mut called));
+        }
+    });
+    if kinds.contains("LockRows") {
+        outlook
+            .problems
+            .push(format!("{place}: locks rows, which who reads may not; leave out FOR UPDATE or FOR SHARE"));
+    }
+    if kinds.contains("ModifyTable") {
+        outlook.problems.push(format!("{place}: writes; wanted a SELECT that only reads"));
+    }
+    // PostgreSQL's own, and of that name none that is otherwise. What somebody has made is volatile where nobody has said what it
+    // is, and large objects and XML are read by functions that are called so.
+    let sql = "SELECT p.proname::text FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace
+               WHERE p.proname = ANY ($1) AND p.proname !~ '^(lo|ts)_|^lo(read|write)$|xml' GROUP BY p.proname
+               HAVING bool_and(p.provolatile = 'v') AND bool_or(n.nspname = 'pg_catalog') ORDER BY 1";
+    let called: Vec<String> = called.into_iter().collect();
+    let volatile: Vec<String> = client.query(sql, &[&called]).await?.iter().map(|row| row.get(0)).collect();
+    if !volatile.is_empty() {
+        outlook.problems.push(format!(
+            "{place}: calls {}, which gives something else each time (it is volatile) or writes; leave that out",
+            volatile.join(" and ")
+        ));
+    }
+    Ok(())
+}
+
+/// The functions that an expression calls by a name without a schema. PostgreSQL writes them so where they are its own.
+fn calls(text: &str, called: &mut BTreeSet<String>) {
+    let (mut word, mut is_qualified, mut quote) = (String::new(), false, None);
+    for character in text.chars() {
+        match (quote, character) {
+            (Some(open), _) if character == open => (quote, is_qualified) = (None, open == '"'),
+            (Some(_), _) => {}
+            (None, '"' | '\'') => {
+                quote = Some(character);
+                word.clear();
+            }
+            (None, '(') if !word.is_empty() && !is_qualified => {
+                called.insert(std::mem::take(&mut word));
+            }
+            (None, '.') => {
+                word.clear();
+                is_qualified = true;
+            }
+            (None, _) if character.is_alphanumeric() || character == '_' || character == '$' => word.push(character),
+            (None, _) => {
+                word.clear();
+                is_qualified = false;
+            }
+        }
+    }
+}
+
+/// Whether the rows that come out at the top were counted.
+fn is_limited(node: &Value) -> bool {
+    match node["Node Type"].as_str() {
+        Some("Limit") => true,
+        Some("Result" | "Subquery Scan" | "LockRows") if node.get("Filter").is_none() => {
+            let below = node["Plans"].as_array();
+            below.is_some_and(|below| below.len() == 1 && is_limited(&below[0]))
+        }
+        _ => false,
+    }
+}
+
+/// Names what would be read whole, however it is planned.
 async fn check(
     client: &Client,
     place: &str,
@@ -94,6 +185,29 @@ async fn check(
     documents: &Documents,
     outlook: &mut Outlook,
 ) -> Result<(), tokio_postgres::Error> {
+    if large(client, plan, documents).await?.is_empty() {
+        return Ok(());
+    }
+    // Of two tables one is hashed whole where little is known of the other; whether an index serves is seen without that.
+    client.batch_execute("SET enable_hashjoin = off; SET enable_mergejoin = off").await?;
+    let judged = match explain(client, place, sql, keys, outlook).await? {
+        Some(plan) => large(client, &plan, documents).await?,
+        None => vec![],
+    };
+    if !judged.is_empty() {
+        let plan = lines(client, "COSTS OFF", sql, keys).await?;
+        let shown = plan.iter().take(LINES_MAX).map(|line| format!("\n    {line}")).collect::<String>();
+        let tables = judged.join(" and ");
+        outlook.problems.push(format!(
+            "{place}: reads all of {tables} for each change; make an index on what it is looked up by, or write it so that one \
+             serves. Its plan, where an index is taken as soon as one serves:{shown}"
+        ));
+    }
+    client.batch_execute("RESET enable_hashjoin; RESET enable_mergejoin").await
+}
+
+/// Tables that this plan reads whole and that are too large for that.
+async fn large(client: &Client, plan: &Value, documents: &Documents) -> Result<Vec<String>, tokio_postgres::Error> {
     let mut whole = BTreeSet::new();
     visit(plan, &mut |node| {
         if let Some(table) = read_whole(node) {
@@ -107,19 +221,7 @@ async fn check(
         *rows_of.entry(name).or_default() += rows;
     }
     let is_large = |(name, rows): &(TableName, f64)| *name == main || *rows > ROWS_MAX;
-    let large: Vec<String> = rows_of.into_iter().filter(is_large).map(|(name, _)| name.to_string()).collect();
-    if !large.is_empty() {
-        client.batch_execute("RESET enable_seqscan").await?;
-        let plan = lines(client, "COSTS OFF", sql, keys).await?;
-        client.batch_execute("SET enable_seqscan = off").await?;
-        let shown = plan.iter().take(LINES_MAX).map(|line| format!("\n    {line}")).collect::<String>();
-        let tables = large.join(" and ");
-        outlook.problems.push(format!(
-            "{place}: reads all of {tables} for each change; make an index on what it is looked up by, or write it so that one \
-             serves. Its plan:{shown}"
-        ));
-    }
-    Ok(())
+    Ok(rows_of.into_iter().filter(is_large).map(|(name, _)| name.to_string()).collect())
 }
 
 /// The table that this is a partition of, or itself, and how many rows it has by the planner's statistics.
@@ -176,6 +278,16 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn calls_are_found_in_expressions_and_not_in_texts() {
+        let mut found = BTreeSet::new();
+        calls(
+            r#"((t.body || 'now(it''s)') || (random())::text) "odd(" x.own(1) nextval('s'::regclass), "a"(1)"#,
+            &mut found,
+        );
+        assert_eq!(found.into_iter().collect::<Vec<_>>(), ["nextval", "random"]);
+    }
 
     #[test]
     fn a_scan_without_a_condition_reads_all_wherever_it_stands_in_a_plan() {

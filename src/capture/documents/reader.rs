@@ -1,7 +1,8 @@
 //! Reads documents by key as the pipeline's query gives them now, and the keys that `affects` gives. Follows nothing.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Deref;
+use std::sync::OnceLock;
 
 use postgres_protocol::escape::{escape_identifier, escape_literal};
 use serde_json::Value;
@@ -46,6 +47,14 @@ pub struct Document {
     pub bytes: usize,
 }
 
+/// What the query gave for some keys.
+pub struct Given<T> {
+    /// What was asked for.
+    pub asked: Vec<T>,
+    /// Keys of rows that nobody asked for, each once.
+    pub others: BTreeSet<RowKey>,
+}
+
 /// A connection that documents are read over.
 pub struct Reader {
     sql: Sql,
@@ -53,6 +62,10 @@ pub struct Reader {
     is_prepared: bool,
     /// It reads in a transaction that has to outlive a query that fails.
     in_transaction: bool,
+    /// The query gave documents that nobody asked for: told once.
+    others: OnceLock<String>,
+    /// It gave several for one key: told once.
+    several: OnceLock<()>,
 }
 
 impl Deref for Reader {
@@ -66,12 +79,15 @@ impl Deref for Reader {
 impl Reader {
     /// Connects. The query is prepared by [`Reader::prepare`].
     pub async fn connect(database: &Database, documents: Documents) -> Result<Reader, ConnectError> {
-        Ok(Reader { sql: sql::connect(database).await?, documents, is_prepared: false, in_transaction: false })
+        let sql = sql::connect(database).await?;
+        let (others, several) = (OnceLock::new(), OnceLock::new());
+        Ok(Reader { sql, documents, is_prepared: false, in_transaction: false, others, several })
     }
 
     /// Prepares the query of these documents for the first time, or anew.
     pub async fn prepare(&mut self, documents: Documents) -> Result<(), tokio_postgres::Error> {
         self.documents = documents;
+        (self.others, self.several) = (OnceLock::new(), OnceLock::new());
         self.sql.batch_execute(SETTINGS).await?;
         if self.is_prepared {
             self.sql.batch_execute(&format!("DEALLOCATE {DOCUMENT}; DEALLOCATE {DOCUMENT_KEY}")).await?;
@@ -104,8 +120,11 @@ impl Reader {
         let mut found = BTreeMap::new();
         let mut waiting: Vec<&[KeyText]> = keys.chunks(KEYS_PER_QUERY).collect();
         while let Some(some) = waiting.pop() {
-            match self.execute(DOCUMENT, some).await {
-                Ok(rows) => rows.iter().for_each(|row| self.note(&mut found, row)),
+            match self.gives(some).await {
+                Ok(given) => {
+                    self.tell_others(some.len(), &given.others);
+                    given.asked.into_iter().for_each(|document| self.note(&mut found, document));
+                }
                 Err(error) if !is_of_the_rows(&error) => return Err(error),
                 // One row that the query cannot do with holds up no other.
                 Err(error) if some.len() == 1 => {
@@ -136,8 +155,18 @@ impl Reader {
         let (given, own): (Vec<usize>, usize) =
             ((0..self.documents.main.key.len()).collect(), self.documents.main.key.len());
         while let Some(some) = waiting.pop() {
-            match self.execute(DOCUMENT_KEY, some).await {
-                Ok(rows) => found.extend(rows.iter().map(|row| self.key_in(row, &given, own))),
+            let rows = match self.execute(DOCUMENT_KEY, some).await {
+                Ok(rows) => {
+                    let keys = rows.iter().map(|row| self.key_in(row, &given, own));
+                    self.sort_out(some, keys.map(|text| (self.key(&text), text)).collect()).await
+                }
+                Err(error) => Err(error),
+            };
+            match rows {
+                Ok(given) => {
+                    self.tell_others(some.len(), &given.others);
+                    found.extend(given.asked);
+                }
                 Err(error) if !is_of_the_rows(&error) => return Err(error),
                 Err(_) if some.len() == 1 => {
                     if self.is_key(&some[0]).await? {
@@ -182,6 +211,96 @@ impl Reader {
         Ok((rows.len() <= limit).then(|| rows.iter().map(|row| texts(row, &at)).collect()))
     }
 
+    /// What the query gives for these keys, row by row.
+    pub async fn gives(&self, keys: &[KeyText]) -> Result<Given<Document>, tokio_postgres::Error> {
+        let rows = self.execute(DOCUMENT, keys).await?;
+        self.sort_out(keys, rows.iter().map(|row| self.document(row)).collect()).await
+    }
+
+    /// Why the query is not one of documents by key, if it has shown that.
+    pub fn gives_others(&self) -> Option<&str> {
+        self.others.get().map(String::as_str)
+    }
+
+    fn tell_others(&self, asked: usize, others: &BTreeSet<RowKey>) {
+        let Some(first) = others.first().filter(|_| self.others.get().is_none()) else { return };
+        let what = format!(
+            "{QUERY} was asked for {asked} documents and gave {} that nobody asked for, as {}: they are not taken, and what was asked \
+             for and not given is deleted; have it give the documents of the keys in $1 alone, under these keys",
+            others.len(),
+            first.as_str()
+        );
+        tracing::warn!("{what}");
+        // Whoever was first has told it.
+        let _ = self.others.set(what);
+    }
+
+    /// Tells what was asked for from what was not. A key may be spelled otherwise than it was asked for.
+    async fn sort_out<T: Keyed>(
+        &self,
+        asked: &[KeyText],
+        given: Vec<(T, KeyText)>,
+    ) -> Result<Given<T>, tokio_postgres::Error> {
+        let known: BTreeSet<RowKey> = asked.iter().map(|text| self.key(text)).collect();
+        let mut others: BTreeMap<RowKey, KeyText> = BTreeMap::new();
+        for (one, text) in given.iter().filter(|(one, _)| !known.contains(one.key())) {
+            others.entry(one.key().clone()).or_insert_with(|| text.clone());
+        }
+        if !others.is_empty() {
+            let texts: Vec<KeyText> = others.values().cloned().collect();
+            let mut equal = self.equal(asked, &texts).await?.into_iter();
+            others.retain(|_, _| !equal.next().unwrap_or(false));
+        }
+        let asked = given.into_iter().map(|(one, _)| one).filter(|one| !others.contains_key(one.key())).collect();
+        Ok(Given { asked, others: others.into_keys().collect() })
+    }
+
+    /// Of each of these keys, whether PostgreSQL takes it for one that was asked for, by its type or by the collation of the column.
+    async fn equal(&self, asked: &[KeyText], keys: &[KeyText]) -> Result<Vec<bool>, tokio_postgres::Error> {
+        let main = &self.documents.main;
+        let unnested = |keys: &[KeyText]| {
+            let array = |(array, kind): (String, &String)| format!("{}::{kind}[]", escape_literal(&array));
+            let arrays = arrays(keys, main.key.len()).into_iter().zip(&self.documents.key_types);
+            format!("unnest({})", arrays.map(array).collect::<Vec<_>>().join(", "))
+        };
+        let numbered: Vec<String> = (0..main.key.len()).map(|place| format!("k{place}")).collect();
+        let columns = numbered.join(", ");
+        let all = |is: &dyn Fn((&String, &String)) -> String| {
+            main.key.iter().zip(&numbered).map(is).collect::<Vec<_>>().join(" AND ")
+        };
+        let same = all(&|(_, k)| format!("a.{k} = g.{k}"));
+        let same_there = all(&|(name, k)| {
+            let name = escape_identifier(name);
+            format!("t.{name} = g.{k} AND t.{name} = a.{k}")
+        });
+        let asked = unnested(asked);
+        let ask = async |some: &[KeyText]| {
+            let sql = format!(
+                "SELECT EXISTS (SELECT FROM {asked} AS a ({columns}) WHERE {same})
+                    OR EXISTS (SELECT FROM {} AS t, {asked} AS a ({columns}) WHERE {same_there})
+                 FROM {} WITH ORDINALITY AS g ({columns}, number) ORDER BY g.number",
+                main.source(),
+                unnested(some)
+            );
+            let rows = self.ask(&sql).await?;
+            Ok::<_, tokio_postgres::Error>(rows.iter().map(|row| row.get(0) == Some("t")).collect::<Vec<_>>())
+        };
+        match ask(keys).await {
+            Err(error) if is_of_the_rows(&error) => {}
+            answer => return answer,
+        }
+        let mut found = vec![];
+        for key in keys {
+            match ask(std::slice::from_ref(key)).await {
+                Ok(is) => found.extend(is),
+                // No key of this type is like it.
+                Err(error) if is_of_the_rows(&error) => found.push(false),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(found)
+    }
+
     async fn execute(&self, statement: &str, keys: &[KeyText]) -> Result<Vec<SimpleQueryRow>, tokio_postgres::Error> {
         let literals = arrays(keys, self.documents.main.key.len());
         let literals: Vec<String> = literals.iter().map(|array| escape_literal(array)).collect();
@@ -219,14 +338,14 @@ impl Reader {
     }
 
     /// The key of a row, as the documents' table spells it; that begins at `own`. Of one that this lacks, as the query does.
-    fn key_in(&self, row: &SimpleQueryRow, given: &[usize], own: usize) -> RowKey {
+    fn key_in(&self, row: &SimpleQueryRow, given: &[usize], own: usize) -> KeyText {
         let places: Vec<usize> = (own..own + given.len()).collect();
         let text = texts(row, &places);
-        self.key(&if text.iter().all(Option::is_some) { text } else { texts(row, given) })
+        if text.iter().all(Option::is_some) { text } else { texts(row, given) }
     }
 
-    /// Takes a row of the query. Of several with one key that counts which comes first as a text: whoever reads them, takes the same.
-    fn note(&self, found: &mut BTreeMap<RowKey, Document>, row: &SimpleQueryRow) {
+    /// A row of the query, and the text of its key.
+    fn document(&self, row: &SimpleQueryRow) -> (Document, KeyText) {
         let mut bytes = 0;
         let mut columns = Row::with_capacity(self.documents.columns.len());
         for (place, column) in self.documents.columns.iter().enumerate() {
@@ -236,13 +355,45 @@ impl Reader {
             });
             columns.insert(column.name.clone(), value);
         }
-        let key = self.key_in(row, &self.documents.key_at, self.documents.columns.len());
-        let document = Document { key: key.clone(), columns, bytes };
-        let first = |known: &Document| Value::Object(known.columns.clone()).to_string();
-        match found.get(&key) {
-            Some(known) if first(known) <= first(&document) => {}
-            Some(_) | None => drop(found.insert(key, document)),
+        let text = self.key_in(row, &self.documents.key_at, self.documents.columns.len());
+        (Document { key: self.key(&text), columns, bytes }, text)
+    }
+
+    /// Takes a document. Of several with one key that counts which comes first as a text: whoever reads them, takes the same.
+    fn note(&self, found: &mut BTreeMap<RowKey, Document>, document: Document) {
+        let text = |document: &Document| Value::Object(document.columns.clone()).to_string();
+        match found.get(&document.key) {
+            None => drop(found.insert(document.key.clone(), document)),
+            Some(known) if *known == document => {}
+            Some(known) => {
+                if self.several.set(()).is_ok() {
+                    let key = document.key.as_str();
+                    tracing::warn!(
+                        "{QUERY} gives several documents for {key}, of which one is taken; have it give one row for a key"
+                    );
+                }
+                if text(&document) < text(known) {
+                    found.insert(document.key.clone(), document);
+                }
+            }
         }
+    }
+}
+
+/// What has a document's key.
+trait Keyed {
+    fn key(&self) -> &RowKey;
+}
+
+impl Keyed for Document {
+    fn key(&self) -> &RowKey {
+        &self.key
+    }
+}
+
+impl Keyed for RowKey {
+    fn key(&self) -> &RowKey {
+        self
     }
 }
 

@@ -90,12 +90,12 @@ pub(in crate::capture) async fn inspect(capture: &Capture, sql: &Sql) -> Result<
     let source = &capture.source;
     if let Some(query) = &source.query {
         let (documents, mut problems) = documents::look(sql, source, query).await?;
-        let Some(documents) = documents else { return Err(CaptureError::Columns(problems.join("; "))) };
+        let Some(documents) = documents else { return Err(CaptureError::Columns(documents::in_one(&problems))) };
         let publication = follow_all(sql, &documents, &source.publication).await?;
         problems.extend((capture.check_columns)(&documents.names()));
         return match problems.is_empty() {
             true => Ok(Inspected { table: documents.main.clone(), publication, documents: Some(documents) }),
-            false => Err(CaptureError::Columns(problems.join("; "))),
+            false => Err(CaptureError::Columns(documents::in_one(&problems))),
         };
     }
     let table = catalog::load(sql, &source.schema, &source.table).await?;
@@ -201,10 +201,34 @@ pub(super) fn changed(was: &str, is: &str) -> String {
     if was["publication"] != is["publication"] {
         said.push("the publication was made anew or is set otherwise".to_owned());
     }
+    if was["query"] != is["query"] {
+        said.push(match (&was["query"], &is["query"]) {
+            (Value::Null, _) => "documents are what source.query gives".to_owned(),
+            (_, Value::Null) => "documents are rows of the table, and no source.query".to_owned(),
+            _ => "source.query is another one".to_owned(),
+        });
+    }
+    said.extend(watched_changed(&was["watched"], &is["watched"]));
     match said.is_empty() {
-        true => "something that has no name".to_owned(),
+        true => "in a way that this build does not tell".to_owned(),
         false => said.join("; "),
     }
+}
+
+/// Watched tables that came, went, or are watched otherwise.
+fn watched_changed(was: &Value, is: &Value) -> Vec<String> {
+    let name = |watch: &Value| watch["of"]["table"].as_str().unwrap_or_default().to_owned();
+    let all = |value: &Value| -> Vec<Value> { value.as_array().cloned().unwrap_or_default() };
+    let (was, is) = (all(was), all(is));
+    let knows = |all: &[Value], watch: &Value| all.iter().any(|other| name(other) == name(watch));
+    let mut said: Vec<String> =
+        is.iter().filter(|one| !knows(&was, one)).map(|one| format!("table {} is watched", name(one))).collect();
+    said.extend(was.iter().filter(|one| !knows(&is, one)).map(|one| format!("table {} is watched no more", name(one))));
+    let other = is.iter().filter(|one| knows(&was, one) && !was.contains(one));
+    said.extend(other.map(|one| format!("table {} has other columns or keys, or another affects", name(one))));
+    said.sort();
+    said.dedup();
+    said
 }
 
 /// Columns that came, went, or are of another type or written anew.
@@ -254,7 +278,21 @@ mod tests {
         );
         check(&|is| is["rows"] = json!("(id > 3)"), "row filter (id > 3) instead of none");
         check(&|is| is["publication"] = json!("2 t"), "the publication was made anew or is set otherwise");
-        check(&|_| (), "something that has no name");
+        check(&|is| is["query"] = json!("SELECT 1"), "documents are what source.query gives");
+        let watched = |affects: &str| json!([{"of": {"table": "public.tag"}, "affects": affects}]);
+        check(&|is| is["watched"] = watched("SELECT 1"), "table public.tag is watched");
+        check(&|_| (), "in a way that this build does not tell");
+        let with = |affects: &str| {
+            let mut one = was.clone();
+            (one["query"], one["watched"]) = (json!("SELECT 1"), watched(affects));
+            one
+        };
+        let mut other = with("SELECT 2");
+        other["query"] = json!("SELECT 3");
+        assert_eq!(
+            changed(&with("SELECT 1").to_string(), &other.to_string()),
+            "source.query is another one; table public.tag has other columns or keys, or another affects"
+        );
         assert!(changed("", &was.to_string()).starts_with("table public.faq"));
     }
 }
