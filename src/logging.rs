@@ -37,7 +37,7 @@ pub fn start(log: &Log) -> Result<(), LoggingError> {
     use tracing_subscriber::util::SubscriberInitExt;
 
     let filter = EnvFilter::builder()
-        .parse(format!("{QUIET},{}", log.filter))
+        .parse(directives(&log.filter))
         .map_err(|source| LoggingError::Filter { filter: log.filter.clone(), source })?;
     let events = tracing_subscriber::fmt().with_env_filter(filter).with_writer(AboveTheBar);
     let started = match log.format {
@@ -46,6 +46,25 @@ pub fn start(log: &Log) -> Result<(), LoggingError> {
     };
     std::panic::set_hook(Box::new(|panic| tracing::error!("panic: {}", what_panicked(panic))));
     started.map_err(LoggingError::Started)
+}
+
+/// The setting as `tracing` is given it. A level that stands alone is meant for vecsync: of others it would bring thousands of
+/// lines that say nothing of it, so they go no lower than `info` unless they are named.
+fn directives(setting: &str) -> String {
+    let (mut alone, mut named) = (vec![], vec![]);
+    // Commas inside of a span's braces part nothing.
+    let mut depth = 0_i32;
+    for directive in setting.split(',') {
+        let is_outside = depth == 0;
+        depth += directive.chars().map(|c| i32::from("[{".contains(c)) - i32::from("]}".contains(c))).sum::<i32>();
+        match directive.trim().to_ascii_lowercase() {
+            level if is_outside && ["debug", "trace"].contains(&&*level) => alone.push(format!("info,vecsync={level}")),
+            _ => named.push(directive),
+        }
+    }
+    // What is named counts, wherever it stands.
+    let all = [QUIET].into_iter().chain(alone.iter().map(String::as_str)).chain(named);
+    all.collect::<Vec<_>>().join(",")
 }
 
 /// A panic as one line: what it says, and where, without the folders of the machine that built it.
@@ -123,7 +142,21 @@ fn one_line(event: &[u8]) -> Cow<'_, [u8]> {
 
 #[cfg(test)]
 mod tests {
-    use super::one_line;
+    use super::{QUIET, directives, one_line};
+
+    #[test]
+    fn a_level_that_stands_alone_is_meant_for_vecsync() {
+        let check = |setting: &str, wanted: &str| assert_eq!(directives(setting), format!("{QUIET},{wanted}"));
+        check("debug", "info,vecsync=debug");
+        check(" TRACE", "info,vecsync=trace");
+        check("debug,h2=debug", "info,vecsync=debug,h2=debug");
+        check("vecsync::serve=info,debug", "info,vecsync=debug,vecsync::serve=info");
+        for kept in
+            ["info", "warn", "off", "h2=debug", "info,vecsync=debug", "warn,vecsync[a{b,debug}]=trace,tower=debug"]
+        {
+            check(kept, kept);
+        }
+    }
 
     #[test]
     fn an_event_stays_one_line() {

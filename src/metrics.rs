@@ -180,6 +180,11 @@ impl PipelineMetrics {
         self.pipeline.clone()
     }
 
+    /// The pipeline's name.
+    pub fn pipeline(&self) -> &str {
+        &self.pipeline
+    }
+
     /// `count` events with this `op` went through `stage`.
     pub fn events(&self, stage: Stage, op: &'static str, count: u64) {
         self.tally.events[stage as usize].fetch_add(count, Ordering::Relaxed);

@@ -43,12 +43,13 @@ use super::session::{
 use super::sql::Sql;
 use super::{
     Capture, CaptureError, Current, Phase, Republished, Request, SnapshotProgress, Status, Wanted, pgoutput, slot,
+    trail,
 };
 use crate::clock::now_ms;
 use crate::event::{ChangeEvent, Lsn, RowKey};
 use crate::retry::Retry;
 use crate::shutdown::Shutdown;
-use crate::topic::{CaptureState, Outgoing, SnapshotMarker};
+use crate::topic::{self, CaptureState, Outgoing, SnapshotMarker};
 
 /// Documents that one change makes new and that are read at once. More are a fan-out.
 const AT_ONCE_MAX: usize = 1_000;
@@ -416,18 +417,20 @@ impl Session<'_> {
         }
         let records = records(self.capture, &events, &self.state);
         self.changed = true;
-        self.record(records).await
+        let places = self.record(records).await?;
+        trail::appended(self.capture, &events, &places);
+        Ok(())
     }
 
     /// Hands the log records, and where capture stands. However long the log takes, feedback goes on.
-    async fn record(&mut self, records: Vec<Outgoing>) -> Result<(), CaptureError> {
+    async fn record(&mut self, records: Vec<Outgoing>) -> Result<Vec<topic::trail::Place>, CaptureError> {
         let state = self.state_now();
         let log = &self.capture.log;
         let work = async { log.append_changes(records, &state).await.map_err(CaptureError::from) };
-        with_feedback(&mut self.stream, &mut self.feedback, self.state.confirm, work).await?;
+        let places = with_feedback(&mut self.stream, &mut self.feedback, self.state.confirm, work).await?;
         self.heard = Instant::now();
         self.state = state;
-        Ok(())
+        Ok(places)
     }
 
     fn state_now(&self) -> CaptureState {

@@ -24,6 +24,7 @@ pub mod sql;
 pub mod standing;
 pub mod survey;
 pub mod tls;
+mod trail;
 pub mod values;
 pub mod wire;
 

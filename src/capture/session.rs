@@ -21,6 +21,7 @@ use super::snapshot::Piece;
 use super::sql::Sql;
 use super::{
     Capture, CaptureError, Current, Phase, Request, SnapshotProgress, Status, Wanted, joined, pgoutput, reselect, slot,
+    trail,
 };
 use crate::clock::now_ms;
 use crate::event::{ChangeEvent, Lsn, Op, Source};
@@ -410,7 +411,9 @@ impl Session<'_> {
                 let events = reselect::complete(sql, table, batch.events).await;
                 let events = events.map_err(|source| CaptureError::Reselect { table: table.name.clone(), source })?;
                 let records = records(capture, &events, &state);
-                capture.log.append_changes(records, &state).await.map_err(CaptureError::from)
+                let places = capture.log.append_changes(records, &state).await?;
+                trail::appended(capture, &events, &places);
+                Ok(())
             };
             with_feedback(&mut self.stream, &mut self.feedback, self.state.confirm, work).await?;
         }
@@ -434,7 +437,7 @@ impl Session<'_> {
     /// goes on.
     async fn record(&mut self, records: Vec<Outgoing>, state: CaptureState) -> Result<(), CaptureError> {
         let log = &self.capture.log;
-        let work = async { log.append_changes(records, &state).await.map_err(CaptureError::from) };
+        let work = async { log.append_changes(records, &state).await.map(drop).map_err(CaptureError::from) };
         with_feedback(&mut self.stream, &mut self.feedback, self.state.confirm, work).await?;
         self.heard = Instant::now();
         self.state = state;

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use super::completion;
+use super::trail::{self, Trail};
 use crate::event::{ChangeEvent, EventError, Op, Record, Row, RowKey, Version};
 use crate::topic::{Partition, Stored};
 
@@ -17,6 +18,8 @@ pub struct Intake {
     pub counts: BTreeMap<&'static str, u64>,
     /// The offset after the last record of each partition that is in the batch.
     pub ends: BTreeMap<Partition, u64>,
+    /// What it is made of, where that is logged.
+    pub trail: Option<Trail>,
 }
 
 /// An event that no later one of the batch has overtaken.
@@ -60,14 +63,18 @@ pub enum Event {
 /// Reads a batch, in the order in which the log gave it. `used` are the columns that must be whole, where records may
 /// lack some: what the record before has of them is taken over.
 pub fn intake(batch: Vec<Stored>, used: Option<&BTreeSet<String>>) -> Intake {
-    let mut intake = Intake::default();
+    let mut intake = Intake { trail: trail::begin(), ..Intake::default() };
     let mut latest: HashMap<(Partition, RowKey), Item> = HashMap::new();
     let mut barriers: BTreeMap<Partition, Item> = BTreeMap::new();
     let mut heartbeats: BTreeMap<Partition, Item> = BTreeMap::new();
     let mut replays: BTreeMap<Partition, Item> = BTreeMap::new();
     for stored in batch {
         intake.ends.insert(stored.partition, stored.offset + 1);
-        let event = match ChangeEvent::from_record(&stored.record) {
+        let event = ChangeEvent::from_record(&stored.record);
+        if let Some(trail) = &mut intake.trail {
+            trail.note(event.as_ref().ok(), (stored.partition, stored.offset));
+        }
+        let event = match event {
             Ok(ChangeEvent::Nothing) => {
                 *intake.counts.entry("message").or_default() += 1;
                 continue;

@@ -14,6 +14,7 @@ mod intake;
 mod model;
 mod rows;
 pub mod tokens;
+mod trail;
 mod weights;
 pub mod window;
 pub mod worker;

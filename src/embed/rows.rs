@@ -14,11 +14,13 @@ use super::document::{Document, DocumentError, Rendered};
 use super::intake::{Event, Intake, Item, intake};
 use super::model::{DIMENSION, EmbedError, Vector, normalise};
 use super::tokens::{self, SPECIAL_TOKENS, Token, TokenIds};
+use super::trail::{self, Trail};
 use super::{Embedder, window};
 use crate::clock::now_ms;
 use crate::config;
 use crate::event::{EmbeddedRow, EventError, Record, RowKey, VectorEvent, Version, Window};
 use crate::retry::Chain;
+use crate::topic::trail::Place;
 use crate::topic::{Outgoing, Partition, Settled, Stored, letter};
 
 /// What a window has in a record besides its text and its vector, and a row besides its windows and its payload.
@@ -88,6 +90,10 @@ pub struct Processed {
     pub split: u64,
     /// Titles that do not stand whole in front of their windows.
     pub titles_cut: u64,
+    /// What the batch was made of, and of each record of `vectors` where it comes from, where that is logged.
+    pub trail: Option<Trail>,
+    /// See `trail`; none of what is about no row.
+    pub origins: Vec<Option<Place>>,
 }
 
 /// All that turns rows into vectors.
@@ -163,7 +169,8 @@ impl Rows {
     /// Renders, looks up and splits. Blocks: up to milliseconds a row.
     fn prepare(&self, intake: Intake, bytes_max: usize) -> Prepared {
         let mut prepared = Prepared { bytes_max, ..Prepared::default() };
-        let Intake { items, unreadable, counts, ends } = intake;
+        let Intake { items, unreadable, counts, ends, trail } = intake;
+        prepared.processed.trail = trail;
         prepared.processed.ends = ends;
         prepared.processed.counts = counts;
         for (stored, fault) in unreadable {
@@ -371,6 +378,9 @@ impl Rows {
         self.cache.keep(vectors, layouts.iter().map(|(key, layout)| (*key, layout)));
         outputs.sort_by_key(|(partition, version, _)| (*partition, *version));
         processed.settled = outputs.iter().filter_map(settled).collect();
+        if processed.trail.is_some() {
+            processed.origins = outputs.iter().map(trail::origin).collect();
+        }
         let now_ms = now_ms();
         let records = outputs.into_iter().map(|(partition, _, event)| Outgoing::To(partition, event.to_record(now_ms)));
         processed.vectors = records.collect();
@@ -451,7 +461,9 @@ pub(super) async fn process(rows: &Arc<Rows>, batch: Vec<Stored>, bytes_max: usi
 }
 
 async fn blocking<T: Send + 'static>(run: impl FnOnce() -> T + Send + 'static) -> Result<T, EmbedError> {
-    match tokio::task::spawn_blocking(run).await {
+    // What it logs is of the pipeline that is at work here.
+    let span = tracing::Span::current();
+    match tokio::task::spawn_blocking(move || span.in_scope(run)).await {
         Ok(result) => Ok(result),
         Err(fault) if fault.is_panic() => std::panic::resume_unwind(fault.into_panic()),
         Err(_) => Err(EmbedError::Stopped),

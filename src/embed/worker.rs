@@ -14,6 +14,7 @@ use super::completion::Completion;
 use super::document::{Document, DocumentError};
 use super::model::EmbedError;
 use super::rows::{self, Processed, Reason, Rows};
+use super::trail::Report;
 use crate::clock::now_ms;
 use crate::config;
 use crate::metrics::{PipelineMetrics, Stage};
@@ -190,13 +191,22 @@ impl Worker {
         }
     }
 
-    async fn commit(&self, log: &mut EmbedLog, letters: &mut Letters, processed: Processed) -> Result<(), LogError> {
+    async fn commit(
+        &self,
+        log: &mut EmbedLog,
+        letters: &mut Letters,
+        mut processed: Processed,
+    ) -> Result<(), LogError> {
         let open = letters.current(log).await?;
+        let report = Report::of(&mut processed);
         // After the batch's own letters: one of its rows may be put aside and, further on, be readable again.
         processed.dead_letters.iter().for_each(|letter| open.offer(letter));
         let mut dead_letters = processed.dead_letters;
         dead_letters.extend(open.close(&processed.settled, now_ms()));
-        log.commit(processed.vectors, dead_letters, &processed.ends).await?;
+        let places = log.commit(processed.vectors, dead_letters, &processed.ends).await?;
+        if let Some(report) = report {
+            report.committed(self.metrics.pipeline(), &places);
+        }
         self.metrics.open_letters(Some(open.len() as u64));
         // Counted when durable, so that what is done again after a fault is not counted twice.
         for (op, count) in processed.counts {

@@ -4,6 +4,7 @@
 use futures_util::future::BoxFuture;
 
 use super::arrivals::{ARRIVALS_MAX, Arrivals, Told};
+use super::trail::{self, Trail};
 use crate::clock::now_ms;
 use crate::event::VectorEvent;
 use crate::metrics::{PipelineMetrics, Stage};
@@ -22,6 +23,8 @@ pub(super) struct Counts {
     pub replayed: Vec<(Partition, u64)>,
     /// Its last changes, for people.
     pub last: Vec<Told>,
+    /// What it is made of, where that is logged.
+    trail: Option<Trail>,
 }
 
 /// Reads the records and makes them ready for a store; what cannot be read is logged and stepped over, and counted as a
@@ -33,7 +36,7 @@ pub(super) fn decode<T>(
     arrivals: Option<&Arrivals>,
     ready: impl Fn(Partition, u64, VectorEvent) -> T,
 ) -> (Vec<T>, Counts) {
-    let mut counts = Counts::default();
+    let mut counts = Counts { trail: trail::begin(), ..Counts::default() };
     let mut events = Vec::with_capacity(stored.len());
     let told_from = stored.len().saturating_sub(ARRIVALS_MAX);
     for (place, Stored { partition, offset, record }) in stored.into_iter().enumerate() {
@@ -48,6 +51,9 @@ pub(super) fn decode<T>(
             }
         };
         counts.take(partition, &event);
+        if let Some(trail) = &mut counts.trail {
+            trail.note((partition, offset), &event);
+        }
         if place >= told_from {
             counts.last.extend(arrivals.and_then(|arrivals| arrivals.told(&event)));
         }
@@ -78,6 +84,13 @@ impl Counts {
         }
         if let Some(newest_ms) = self.commits_ms.iter().max() {
             metrics.last_commit(Stage::Index, *newest_ms);
+        }
+    }
+
+    /// Logs at debug that this store has them, in its collection or generation of that name.
+    pub fn log(&mut self, metrics: &PipelineMetrics, store: &'static str, generation: &str) {
+        if let Some(trail) = self.trail.take() {
+            trail.stored(metrics.pipeline(), store, generation);
         }
     }
 

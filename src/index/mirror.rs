@@ -16,6 +16,7 @@ mod store;
 mod tests;
 mod transfer;
 
+use std::borrow::Cow;
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -243,6 +244,11 @@ impl Mirror {
     /// Whether searches are answered. They are not while the folder is opened again after damage.
     pub fn is_open(&self) -> bool {
         read(&self.0.store).is_some()
+    }
+
+    /// The name of its folder: revision and number.
+    pub fn name(&self) -> Cow<'_, str> {
+        self.0.settings.dir.file_name().unwrap_or_default().to_string_lossy()
     }
 
     /// Rows that can be found.

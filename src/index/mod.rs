@@ -19,6 +19,7 @@ pub mod quantise;
 mod run;
 pub mod scan;
 pub mod sink;
+mod trail;
 
 pub use arrivals::{Arrival, Arrivals};
 pub use drift::{Held, Kind, RowHash, Suspects, Wanted};

@@ -463,7 +463,7 @@ impl Inner {
             tokio::select! {
                 biased;
                 Some(applied) = next(&mut applying) => {
-                    self.applied(applied, &until)?;
+                    self.applied(generation, applied, &until)?;
                     self.tell(generation, reader, &until);
                     retry.reset();
                     wrote = Instant::now();
@@ -473,7 +473,7 @@ impl Inner {
                     if let Some(applying) = applying
                         && let Ok(applied) = timeout(END_PATIENCE, applying).await
                     {
-                        self.applied(applied, &until)?;
+                        self.applied(generation, applied, &until)?;
                     }
                     return Ok(Ended::Shutdown);
                 }
@@ -542,10 +542,11 @@ impl Inner {
     }
 
     /// Counts what was applied.
-    fn applied(&self, applied: Applied, until: &Until<'_>) -> Result<(), QdrantError> {
+    fn applied(&self, generation: &QdrantGeneration, applied: Applied, until: &Until<'_>) -> Result<(), QdrantError> {
         let Applied { result, took, mut counts } = applied;
         self.metrics.store_request(STORE, "upsert", result.is_ok(), took);
         result?;
+        counts.log(&self.metrics, STORE, generation.store.collection());
         if let Until::Asked(_) = until {
             counts.report_latency(&self.metrics, STORE);
             self.arrivals.reached(STORE, std::mem::take(&mut counts.last));

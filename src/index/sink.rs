@@ -307,6 +307,7 @@ impl Sink {
         let Applied { result, took, mut counts, positions } = applied;
         self.metrics.store_request(STORE, "upsert", result.is_ok(), took);
         let stored = result?;
+        counts.log(&self.metrics, STORE, &self.mirror.name());
         match self.span {
             Span::Follow => {
                 self.metrics.rows_changed(stored.changed);

@@ -37,6 +37,7 @@ use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
+use super::trail::Place;
 use super::{CaptureState, LogError, Offsets, Outgoing, Partition, lock};
 use crate::event::Record;
 use layout::{Latest, RecordKind, TopicId, kind};
@@ -119,8 +120,8 @@ impl Log {
     }
 
     /// Appends events to `changes` and sets capture's state, in one transaction; returns when both are durable.
-    /// If the future is dropped, the transaction may be written all the same.
-    pub async fn append_changes(&self, records: Vec<Outgoing>, state: &CaptureState) -> Result<(), LogError> {
+    /// If the future is dropped, the transaction may be written all the same. Gives the records' places, in their order.
+    pub async fn append_changes(&self, records: Vec<Outgoing>, state: &CaptureState) -> Result<Vec<Place>, LogError> {
         self.inner.shared.ensure_room()?;
         let state = Some(state.clone());
         self.inner.ask(|done| Command::Append { records, state, done }).await
@@ -129,7 +130,7 @@ impl Log {
     /// Appends to `changes` what is no event of the source; returns when it is durable.
     pub async fn append_marks(&self, records: Vec<Outgoing>) -> Result<(), LogError> {
         self.inner.shared.ensure_room()?;
-        self.inner.ask(|done| Command::Append { records, state: None, done }).await
+        self.inner.ask(|done| Command::Append { records, state: None, done }).await.map(drop)
     }
 
     /// The durable ends of `changes`.

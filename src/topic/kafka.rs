@@ -29,13 +29,14 @@ use rdkafka::consumer::Consumer;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use tokio::task::spawn_blocking;
 
+use super::trail::Place;
 use super::{CaptureState, LogError, Offsets, Outgoing, Partition, lock};
 use crate::config::Secret;
 use crate::event::Record;
 use client::{Limits, Names, PATIENCE};
 use keys::LiveKeys;
 use topics::Wanted;
-use writer::Writer;
+use writer::{Writer, Written};
 
 pub use embed::EmbedLog;
 pub use followers::Followers;
@@ -123,7 +124,7 @@ impl Log {
     }
 
     /// See [`super::Log::append_changes`]. Only after `take_over`; after an error nothing more is written before it.
-    pub async fn append_changes(&self, records: Vec<Outgoing>, state: &CaptureState) -> Result<(), LogError> {
+    pub async fn append_changes(&self, records: Vec<Outgoing>, state: &CaptureState) -> Result<Vec<Place>, LogError> {
         let value = serde_json::to_vec(state).expect("capture's state has string keys only");
         self.blocking(move |inner| inner.append(records, value.into())).await
     }
@@ -269,7 +270,7 @@ impl Log {
 }
 
 impl Inner {
-    fn append(&self, records: Vec<Outgoing>, state: Bytes) -> Result<(), LogError> {
+    fn append(&self, records: Vec<Outgoing>, state: Bytes) -> Result<Vec<Place>, LogError> {
         let Inner { settings, names, .. } = self;
         let mut held = lock(&self.writer);
         let Some(writer) = held.as_ref() else {
@@ -278,14 +279,16 @@ impl Inner {
         let mut placed = writer::place(&names.changes, settings.partitions, records);
         placed.push((names.state.as_str().into(), 0, state::record(CAPTURE, state)));
         match writer.transact(&placed, None) {
-            Ok(written) => {
+            Ok(Written { ends: written, mut places }) => {
+                // The last record is the state's, of another topic.
+                places.pop();
                 let mut ends = lock(&self.ends);
                 for (partition, end) in written.get(&names.changes).into_iter().flatten() {
                     if let Some(known) = ends.get_mut(usize::from(*partition)) {
                         *known = (*known).max(*end);
                     }
                 }
-                Ok(())
+                Ok(places)
             }
             Err(error) => {
                 *held = None;

@@ -6,6 +6,7 @@ use bytes::Bytes;
 use tokio::task::spawn_blocking;
 
 use super::letter::{Newest, Sought};
+use super::trail::Place;
 use super::{
     CaptureState, LetterId, Letters, LogError, Offsets, OpenLetters, Outgoing, Partition, Stored, embedded, kafka,
 };
@@ -39,8 +40,8 @@ impl Log {
     }
 
     /// Appends events to `changes` and sets capture's state, in one transaction; returns when both are durable.
-    /// If the future is dropped, the transaction may be written all the same.
-    pub async fn append_changes(&self, records: Vec<Outgoing>, state: &CaptureState) -> Result<(), LogError> {
+    /// If the future is dropped, the transaction may be written all the same. Gives the records' places, in their order.
+    pub async fn append_changes(&self, records: Vec<Outgoing>, state: &CaptureState) -> Result<Vec<Place>, LogError> {
         match self {
             Log::Embedded(log) => log.append_changes(records, state).await,
             Log::Kafka(log) => log.append_changes(records, state).await,
@@ -248,7 +249,7 @@ impl EmbedLog {
         vectors: Vec<Outgoing>,
         dead_letters: Vec<Record>,
         ends: &BTreeMap<Partition, u64>,
-    ) -> Result<(), LogError> {
+    ) -> Result<Vec<Place>, LogError> {
         match self {
             EmbedLog::Embedded(log) => {
                 let mut upto = log.committed();

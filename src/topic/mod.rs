@@ -9,6 +9,7 @@ pub mod letter;
 mod log;
 pub mod partition;
 pub mod replay;
+pub mod trail;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 

@@ -59,6 +59,7 @@ mod source_tls;
 mod stream;
 mod tables;
 mod torture;
+mod trail;
 mod verify;
 mod versions;
 mod watch;

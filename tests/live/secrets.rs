@@ -61,7 +61,23 @@ fn furnished(cluster: &Cluster, guarded: &Guarded, qdrant: &Qdrant) -> Vecsync {
     // Both ways to a password: one that counts and one that is passed over.
     vecsync.set("DATABASE_URL", cluster.site.postgres.url(USER, PASSWORD));
     vecsync.set("PGPASSWORD", "canary-passed-over");
-    vecsync.set("VECSYNC_LOG", "trace,vecsync::access=debug");
+    // A level alone is that of vecsync's own parts.
+    let others = [
+        "h2",
+        "hyper",
+        "hyper_util",
+        "ort",
+        "rdkafka",
+        "librdkafka",
+        "rustls",
+        "sled",
+        "tokio",
+        "tokio_postgres",
+        "tokio_rustls",
+        "tonic",
+        "tower",
+    ];
+    vecsync.set("VECSYNC_LOG", format!("trace,vecsync::access=debug,{}=trace", others.join("=trace,")));
     vecsync.http.with_key(KEY);
     vecsync
 }

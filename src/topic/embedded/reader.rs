@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 
 use tokio::sync::watch;
 
+use super::super::trail::Place;
 use super::super::{LogError, Offsets, OpenLetters, Outgoing, Partition, Stored, lock, replay};
 use super::layout::kind;
 use super::shared::{Shared, Topic};
@@ -77,7 +78,7 @@ impl EmbedLog {
         vectors: Vec<Outgoing>,
         dead_letters: Vec<Record>,
         upto: &Offsets,
-    ) -> Result<(), LogError> {
+    ) -> Result<Vec<Place>, LogError> {
         let shared = &self.inner.shared;
         shared.check_len("commit to", upto)?;
         let (committed, ends) = (self.committed(), shared.changes.ends());

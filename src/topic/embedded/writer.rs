@@ -12,6 +12,7 @@ use std::sync::mpsc as threads;
 use tokio::sync::{mpsc, oneshot};
 
 use super::super::partition::partition_of;
+use super::super::trail::Place;
 use super::super::{CaptureState, LogError, Offsets, Outgoing, Partition, Stored, lock};
 use super::layout::{self, Latest, RecordKind, TopicId, kind};
 use super::shared::{Shared, Topic};
@@ -32,7 +33,7 @@ pub(super) enum Command {
     Append {
         records: Vec<Outgoing>,
         state: Option<CaptureState>,
-        done: Done<()>,
+        done: Done<Vec<Place>>,
     },
     Commit {
         topic: Arc<Topic>,
@@ -40,14 +41,14 @@ pub(super) enum Command {
         vectors: Vec<Outgoing>,
         dead_letters: Vec<Record>,
         upto: Offsets,
-        done: Done<()>,
+        done: Done<Vec<Place>>,
     },
     /// Puts partitions back to their beginning for the replay whose record stands at this offset.
     Replay {
         topic: Arc<Topic>,
         epoch: u64,
         replays: BTreeMap<Partition, u64>,
-        done: Done<()>,
+        done: Done<Vec<Place>>,
     },
     /// Removes at most [`PRUNE_STEP`] tombstones and barriers that are older than `before_ms` and stand below `below`.
     Prune {
@@ -76,8 +77,8 @@ pub(super) enum Command {
 
 /// A transaction that is written and not yet durable, and what is to happen when it is.
 enum Written {
-    Append(Option<CaptureState>, Done<()>),
-    Commit(Arc<Topic>, Offsets, Done<()>),
+    Append(Option<CaptureState>, Vec<Place>, Done<Vec<Place>>),
+    Commit(Arc<Topic>, Offsets, Vec<Place>, Done<Vec<Place>>),
     Prune(u64, Done<u64>),
     Import(Done<()>),
     Hold(Done<()>, threads::Receiver<()>),
@@ -165,17 +166,17 @@ impl Writer {
     fn write(&mut self, command: Command, written: &mut Vec<Written>) -> Result<(), LogError> {
         match command {
             Command::Append { records, state, done } => match self.append(records, state.as_ref()) {
-                Ok(()) => written.push(Written::Append(state, done)),
+                Ok(places) => written.push(Written::Append(state, places, done)),
                 Err(error) => return refuse(&self.shared, error, done),
             },
             Command::Commit { topic, epoch, vectors, dead_letters, upto, done } => {
                 match self.commit(&topic, epoch, vectors, dead_letters, &upto) {
-                    Ok(()) => written.push(Written::Commit(topic, upto, done)),
+                    Ok(places) => written.push(Written::Commit(topic, upto, places, done)),
                     Err(error) => return refuse(&self.shared, error, done),
                 }
             }
             Command::Replay { topic, epoch, replays, done } => match self.replay(&topic, epoch, &replays) {
-                Ok(upto) => written.push(Written::Commit(topic, upto, done)),
+                Ok(upto) => written.push(Written::Commit(topic, upto, vec![], done)),
                 Err(error) => return refuse(&self.shared, error, done),
             },
             Command::Prune { topic, partition, below, before_ms, done } => {
@@ -203,15 +204,15 @@ impl Writer {
         let mut closed = false;
         for one in written {
             match one {
-                Written::Append(state, done) => {
+                Written::Append(state, places, done) => {
                     if let Some(state) = state {
                         *lock(&self.shared.state) = Some(state);
                     }
-                    let _ = done.send(Ok(()));
+                    let _ = done.send(Ok(places));
                 }
-                Written::Commit(topic, upto, done) => {
+                Written::Commit(topic, upto, places, done) => {
                     *lock(&topic.committed) = upto;
-                    let _ = done.send(Ok(()));
+                    let _ = done.send(Ok(places));
                 }
                 Written::Prune(count, done) => drop(done.send(Ok(count))),
                 Written::Import(done) => drop(done.send(Ok(()))),
@@ -230,10 +231,10 @@ impl Writer {
         closed
     }
 
-    fn append(&mut self, records: Vec<Outgoing>, state: Option<&CaptureState>) -> Result<(), LogError> {
+    fn append(&mut self, records: Vec<Outgoing>, state: Option<&CaptureState>) -> Result<Vec<Place>, LogError> {
         let changes = self.shared.changes.clone();
         let mut plan = Plan::default();
-        self.place(&mut plan, &changes, records)?;
+        let places = self.place(&mut plan, &changes, records)?;
         if let Some(state) = state {
             let key = layout::state_key(changes.id);
             let json = serde_json::to_vec(state)
@@ -241,7 +242,7 @@ impl Writer {
             let value = layout::sealed(&key, &json);
             plan.batch.insert(key, value);
         }
-        self.apply(plan)
+        self.apply(plan).map(|()| places)
     }
 
     /// Gives the positions as they are then.
@@ -275,12 +276,12 @@ impl Writer {
         vectors: Vec<Outgoing>,
         dead_letters: Vec<Record>,
         upto: &Offsets,
-    ) -> Result<(), LogError> {
+    ) -> Result<Vec<Place>, LogError> {
         if topic.epoch.load(Ordering::SeqCst) != epoch {
             return Err(LogError::Fenced { topic: topic.name.clone() });
         }
         let mut plan = Plan::default();
-        self.place(&mut plan, topic, vectors)?;
+        let places = self.place(&mut plan, topic, vectors)?;
         let dead = self.shared.dead.clone();
         self.place(&mut plan, &dead, dead_letters.into_iter().map(Outgoing::ByKey).collect())?;
         for (partition, position) in (0..).zip(upto) {
@@ -288,7 +289,7 @@ impl Writer {
             let value = layout::number(&key, *position);
             plan.batch.insert(key, value);
         }
-        self.apply(plan)
+        self.apply(plan).map(|()| places)
     }
 
     fn import(
@@ -315,10 +316,10 @@ impl Writer {
     }
 
     /// Gives the records their offsets. A newer record of a key takes the place of the older one, also inside `records`:
-    /// offsets are given to all, only the last one is stored.
-    fn place(&mut self, plan: &mut Plan, topic: &Arc<Topic>, records: Vec<Outgoing>) -> Result<(), LogError> {
+    /// offsets are given to all, only the last one is stored. Gives the places.
+    fn place(&mut self, plan: &mut Plan, topic: &Arc<Topic>, records: Vec<Outgoing>) -> Result<Vec<Place>, LogError> {
         if records.is_empty() {
-            return Ok(());
+            return Ok(vec![]);
         }
         let mut next = self.next_offsets(topic)?;
         let placed = self.spread(&mut next, records)?;
@@ -342,7 +343,7 @@ impl Writer {
             plan.batch.insert(key, value);
         }
         plan.next.push((topic.clone(), next));
-        Ok(())
+        Ok(placed.into_iter().map(|(partition, offset, _)| (partition, offset)).collect())
     }
 
     fn spread(&self, next: &mut Offsets, records: Vec<Outgoing>) -> Result<Vec<(Partition, u64, Record)>, LogError> {
@@ -526,11 +527,10 @@ fn refuse<T>(shared: &Shared, error: LogError, done: Done<T>) -> Result<(), LogE
 fn answer_failed(shared: &Shared, written: Vec<Written>) {
     for one in written {
         match one {
-            Written::Append(_, done)
-            | Written::Commit(_, _, done)
-            | Written::Import(done)
-            | Written::Hold(done, _)
-            | Written::Close(done) => {
+            Written::Append(_, _, done) | Written::Commit(_, _, _, done) => {
+                drop(done.send(Err(shared.stopped_error())));
+            }
+            Written::Import(done) | Written::Hold(done, _) | Written::Close(done) => {
                 drop(done.send(Err(shared.stopped_error())));
             }
             Written::Prune(_, done) => drop(done.send(Err(shared.stopped_error()))),

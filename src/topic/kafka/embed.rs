@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use tokio::task::spawn_blocking;
 use tokio::time::{Instant, sleep, sleep_until};
 
+use super::super::trail::Place;
 use super::super::{LogError, Offsets, OpenLetters, Outgoing, Partition, Stored, lock, replay};
 use super::client::{self, Limits, Names, PATIENCE, Quiet};
 use super::feed::Feed;
@@ -244,9 +245,10 @@ impl EmbedLog {
         vectors: Vec<Outgoing>,
         dead_letters: Vec<Record>,
         ends: &BTreeMap<Partition, u64>,
-    ) -> Result<(), LogError> {
+    ) -> Result<Vec<Place>, LogError> {
         let joined = self.joined().await?;
         let (settings, names) = (self.settings.clone(), self.names.clone());
+        let count = vectors.len();
         let mut records = writer::place(&names.vectors(&self.revision), settings.partitions, vectors);
         let bytes_max = self.limits.record_bytes_max();
         records.extend(dead_letters.into_iter().map(|letter| letters::place(&settings, &names, letter, bytes_max)));
@@ -254,7 +256,11 @@ impl EmbedLog {
         let commit = move || joined.commit(&settings, &names, &id, &records, &ends, revocations);
         let committed = spawn_blocking(commit).await.unwrap_or_else(|fault| Err(LogError::Task(fault)));
         self.uncertain |= committed.is_err();
-        committed
+        // The dead letters follow, in a topic of their own.
+        committed.map(|mut places| {
+            places.truncate(count);
+            places
+        })
     }
 
     /// See [`super::super::EmbedLog::record_bytes_max`].
@@ -401,7 +407,7 @@ impl Joined {
         records: &[Placed],
         ends: &BTreeMap<Partition, u64>,
         revocations: u64,
-    ) -> Result<(), LogError> {
+    ) -> Result<Vec<Place>, LogError> {
         let _no_rebalance = self.feed.transaction();
         if self.feed.revocations() != revocations || !self.feed.owns(ends.keys()) {
             return Err(LogError::Revoked { topic: names.changes.clone() });
@@ -415,12 +421,13 @@ impl Joined {
             return Err(LogError::Revoked { topic: names.changes.clone() });
         }
         let offsets = client::offsets(&names.changes, ends).map_err(&fault)?;
-        self.write(settings, transactional_id, |writer| writer.transact(records, Some((offsets, group))))
+        let written = self
+            .write(settings, transactional_id, |writer| writer.transact(records, Some((offsets, group))))
             .map_err(&fault)?;
         self.feed.forget_below(ends);
         lock(&self.done).extend(ends);
         lock(&self.standing).moved(ends);
-        Ok(())
+        Ok(written.places)
     }
 
     /// Writes with the writer whose turn it is.

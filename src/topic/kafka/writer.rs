@@ -15,6 +15,7 @@ use rdkafka::message::{DeliveryResult, Header, OwnedHeaders};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer, ProducerContext};
 
 use super::super::partition::partition_of;
+use super::super::trail::Place;
 use super::super::{Outgoing, Partition, lock};
 use super::Settings;
 use super::client::{self, PATIENCE, RECORD_BYTES_MAX};
@@ -42,6 +43,14 @@ pub(super) type Placed = (Arc<str>, Partition, Record);
 /// The offset after the last record of each partition, by topic.
 pub(super) type Ends = HashMap<String, BTreeMap<Partition, u64>>;
 
+/// What a transaction has written.
+#[derive(Debug, PartialEq)]
+pub(super) struct Written {
+    pub ends: Ends,
+    /// The records' places, in their order.
+    pub places: Vec<Place>,
+}
+
 /// A producer that has been initialised: it has fenced those before it.
 pub(super) struct Writer {
     producer: Arc<BaseProducer<Deliveries>>,
@@ -56,6 +65,8 @@ struct Deliveries(Mutex<Delivered>);
 #[derive(Default)]
 struct Delivered {
     ends: Ends,
+    /// The offset of each record that was sent, by its number.
+    offsets: Vec<u64>,
     count: usize,
     fault: Option<KafkaError>,
 }
@@ -71,15 +82,20 @@ impl ClientContext for Deliveries {
 }
 
 impl ProducerContext for Deliveries {
-    type DeliveryOpaque = ();
+    /// The record's number in what is sent together.
+    type DeliveryOpaque = usize;
 
-    fn delivery(&self, result: &DeliveryResult<'_>, (): ()) {
+    fn delivery(&self, result: &DeliveryResult<'_>, number: usize) {
         let mut delivered = lock(&self.0);
         delivered.count += 1;
         match result {
             Ok(message) => {
                 let partition = Partition::try_from(message.partition()).unwrap_or_default();
-                let end = u64::try_from(message.offset()).unwrap_or_default() + 1;
+                let offset = u64::try_from(message.offset()).unwrap_or_default();
+                let end = offset + 1;
+                if let Some(known) = delivered.offsets.get_mut(number) {
+                    *known = offset;
+                }
                 // Once a record: the name is copied only for the first of its topic.
                 if !delivered.ends.contains_key(message.topic()) {
                     delivered.ends.insert(message.topic().to_owned(), BTreeMap::new());
@@ -114,15 +130,15 @@ impl Writer {
         Ok(Writer { producer: Arc::new(producer), committed: Mutex::new(None) })
     }
 
-    /// Writes records, and `positions` of a group, in one transaction. Gives the offset after the last record of each
-    /// partition written to. Blocks. After an error it is not known whether the transaction stands, and this writer is of
+    /// Writes records, and `positions` of a group, in one transaction. Gives the records' places and the offset after the
+    /// last one of each partition written to. Blocks. After an error it is not known whether the transaction stands, and this writer is of
     /// no further use: the next one's `open` settles it.
     pub fn transact(
         &self,
         records: &[Placed],
         positions: Option<(TopicPartitionList, ConsumerGroupMetadata)>,
-    ) -> Result<Ends, KafkaError> {
-        *self.delivered() = Delivered::default();
+    ) -> Result<Written, KafkaError> {
+        *self.delivered() = Delivered { offsets: vec![0; records.len()], ..Delivered::default() };
         self.keep_apart();
         self.producer.begin_transaction()?;
         let written = self.fill(records, positions);
@@ -132,7 +148,9 @@ impl Writer {
         written?;
         self.producer.commit_transaction(COMMIT_PATIENCE)?;
         *lock(&self.committed) = Some(Instant::now());
-        Ok(std::mem::take(&mut self.delivered().ends))
+        let Delivered { ends, offsets, .. } = std::mem::take(&mut *self.delivered());
+        let places = records.iter().zip(offsets).map(|((_, partition, _), offset)| (*partition, offset)).collect();
+        Ok(Written { ends, places })
     }
 
     /// Ends a transaction that failed sooner than its time-out does; whether it succeeds changes nothing.
@@ -157,8 +175,8 @@ impl Writer {
         records: &[Placed],
         positions: Option<(TopicPartitionList, ConsumerGroupMetadata)>,
     ) -> Result<(), KafkaError> {
-        for (topic, partition, record) in records {
-            self.send(topic, *partition, record)?;
+        for (number, (topic, partition, record)) in records.iter().enumerate() {
+            self.send(topic, *partition, record, number)?;
         }
         if let Some((offsets, group)) = positions {
             self.send_positions(offsets, group)?;
@@ -201,12 +219,12 @@ impl Writer {
         }
     }
 
-    fn send(&self, topic: &str, partition: Partition, record: &Record) -> Result<(), KafkaError> {
+    fn send(&self, topic: &str, partition: Partition, record: &Record, number: usize) -> Result<(), KafkaError> {
         let mut headers = OwnedHeaders::new_with_capacity(record.headers.len());
         for (key, value) in &record.headers {
             headers = headers.insert(Header { key, value: Some(&value[..]) });
         }
-        let mut message = BaseRecord::<[u8], [u8]>::to(topic)
+        let mut message = BaseRecord::<[u8], [u8], usize>::with_opaque_to(topic, number)
             .partition(i32::from(partition))
             .key(&record.key[..])
             .timestamp(record.timestamp_ms)
