@@ -27,6 +27,7 @@ use crate::control::{self, ControlError, Door};
 use crate::embed::{self, Cache, Document, Embedder, Expectation, Worker};
 use crate::index::{self, Arrivals, Generations, Index, MirrorError, QdrantError};
 use crate::metrics::PipelineMetrics;
+use crate::remedy;
 use crate::shutdown::Shutdown;
 use crate::topic::{EmbedLog, Log};
 
@@ -349,7 +350,8 @@ impl Opened {
         let watching = Watching { shared: Arc::clone(&shared), log, revision: revision.clone(), stored, metrics };
         tasks.spawn("freshness", watching.run(shutdown.clone()));
         tracing::info!(
-            pipeline = config.pipeline.name,
+            // Of several the name is in each line anyway.
+            pipeline = remedy::pipeline().is_none().then_some(&*config.pipeline.name),
             model = embedder.as_ref().map_or("none", Embedder::model_name),
             revision,
             rows = shared.mirror().map_or(0, |mirror| mirror.rows()),

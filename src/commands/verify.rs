@@ -4,8 +4,9 @@ use std::fmt::Write;
 
 use serde_json::Value;
 
+use super::key;
 use crate::app::verify::{Drifted, Report, StoreReport};
-use crate::client::plain;
+use crate::client::{self, plain};
 use crate::config::settings::Settings;
 use crate::control::{self, ControlError, Request};
 use crate::progress_bar::Progress;
@@ -16,6 +17,16 @@ pub enum VerifyError {
     /// The running vecsync did not do it, or there is none.
     #[error("verify")]
     Control(#[from] ControlError),
+    /// There is none that could do it, and a vecsync says what is wrong.
+    #[error("verify: {nobody}; the vecsync at {url} says: {why}")]
+    Down {
+        /// Who was asked.
+        nobody: ControlError,
+        /// Who says it.
+        url: String,
+        /// What is wrong, each with the part that it is wrong with.
+        why: String,
+    },
     /// It answered something else.
     #[error("verify: read the answer of the running vecsync, which may be another version: {0}")]
     Answer(Value),
@@ -43,13 +54,27 @@ pub async fn verify(settings: &Settings, repair: bool, as_json: bool) -> Result<
         bar.set_total(total);
         bar.set(done);
     });
-    let answer = answer.await?;
+    let answer = match answer.await {
+        Err(nobody @ ControlError::NotRunning { .. }) => return Err(down(settings, nobody).await),
+        answer => answer?,
+    };
     drop(bar);
     let Ok(report) = serde_json::from_value::<Report>(answer.clone()) else {
         return Err(VerifyError::Answer(answer));
     };
     let said = if as_json { format!("{answer:#}\n") } else { lines(&report) };
     Ok((said, found(&report, repair)))
+}
+
+/// Nobody could be asked: with what the vecsync at the address says of it, if there is one.
+async fn down(settings: &Settings, nobody: ControlError) -> VerifyError {
+    let url = settings.url.to_string();
+    let state = client::document(&url, key(settings), "/status").await.unwrap_or_default();
+    let faults = state["faults"].as_array().into_iter().flatten();
+    let said =
+        faults.filter_map(|fault| Some(format!("{}: {}", fault["component"].as_str()?, fault["error"].as_str()?)));
+    let why = said.map(|said| plain(&said)).collect::<Vec<_>>().join("; ");
+    if why.is_empty() { nobody.into() } else { VerifyError::Down { nobody, url, why } }
 }
 
 fn found(report: &Report, repair: bool) -> Found {

@@ -169,6 +169,12 @@ fn each_of_three_follows_its_table_and_two_that_break_disturb_nobody() {
     assert!(health["pipelines"]["broken"]["waits_for"].as_str().unwrap().contains("public.broken"), "{health}");
     assert_eq!(health["pipelines"]["products"]["ready"], true);
     assert_eq!(vecsync.get("/pipelines/broken/health/ready/").status, 503);
+    let verified = vecsync.run(&["verify", "--pipeline", "broken"]);
+    assert_eq!(verified.code, Some(1), "{verified:?}");
+    assert!(
+        verified.stderr.contains("/pipelines/broken says: ") && verified.stderr.contains("public.broken"),
+        "{verified:?}"
+    );
     assert_eq!(vecsync.get("/pipelines/products/health/ready/").status, 200);
     let up = ["faq", "products", "articles", "broken"].map(|name| metric(vecsync, "vecsync_pipeline_up", name));
     assert_eq!(up, [Some(1.0), Some(1.0), Some(1.0), Some(0.0)]);
