@@ -137,11 +137,22 @@ impl<IO> Socket<IO> {
         Socket { io, activity, limits, read_timer, write_timer, stalled_since: None, farewell, api, words: None }
     }
 
-    /// Passes on the outcome of a write, or fails when none has succeeded for too long.
-    fn watch_write<T>(&mut self, outcome: Poll<io::Result<T>>, cx: &mut Context<'_>) -> Poll<io::Result<T>> {
+    /// Passes on the outcome of a write of bytes.
+    fn watch_write(&mut self, outcome: Poll<io::Result<usize>>, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         if outcome.is_ready() {
             self.activity.bytes_went();
+        }
+        self.watch(outcome, cx)
+    }
+
+    /// Passes on the outcome of a write, a flush or the end, or fails when none has succeeded for too long.
+    ///
+    /// hyper flushes whenever it is polled, also by the timer of a silent client: a flush that did not wait sent nothing,
+    /// and must not put the client's deadline off.
+    fn watch<T>(&mut self, outcome: Poll<io::Result<T>>, cx: &mut Context<'_>) -> Poll<io::Result<T>> {
+        if outcome.is_ready() {
             if self.stalled_since.take().is_some() {
+                self.activity.bytes_went();
                 // While it lasted, reading had no deadline: it is polled again to get one.
                 cx.waker().wake_by_ref();
             }
@@ -211,7 +222,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Socket<IO> {
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let outcome = Pin::new(&mut self.io).poll_flush(cx);
-        self.watch_write(outcome, cx)
+        self.watch(outcome, cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -220,7 +231,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Socket<IO> {
             match &mut this.farewell {
                 Farewell::None => {
                     let outcome = Pin::new(&mut this.io).poll_shutdown(cx);
-                    ready!(this.watch_write(outcome, cx))?;
+                    ready!(this.watch(outcome, cx))?;
                     this.farewell = if this.activity.is_unread() {
                         let until = Instant::now() + this.limits.linger;
                         Farewell::Lingering { until, bytes_left: LINGER_BYTES_MAX }
@@ -263,5 +274,54 @@ impl Timer {
             sleep.as_mut().reset(deadline);
         }
         sleep.as_mut().poll(cx).is_ready()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+    use std::time::Duration;
+
+    use tokio::time::{interval, timeout};
+
+    use super::super::health::Report;
+    use super::super::keys::Keys;
+    use super::super::status::State;
+    use super::super::{Service, Services};
+    use super::*;
+    use crate::shutdown::Shutdown;
+
+    /// hyper flushes at each poll: when the first timer woke it, the flush began the client's time anew, for ever.
+    #[tokio::test]
+    async fn a_flush_of_nothing_does_not_put_the_deadline_off() {
+        let limits = Arc::new(Limits { idle: Duration::from_millis(100), ..Limits::default() });
+        let health = || Report { components: Vec::new(), ready: Ok(()), serves: true, is_whole: true };
+        let service = Service {
+            pipeline: "faq".into(),
+            search: None,
+            health: Arc::new(health),
+            filters: Vec::new(),
+            state: Arc::new(State::default),
+            control: None,
+        };
+        let services = Services::one(service, Arc::new(String::new));
+        let api = Api::new(services, Keys::default(), Duration::from_secs(1), limits.clone(), Shutdown::new());
+        let activity = Arc::new(Activity::new());
+        activity.end(false);
+        let (near, _far) = tokio::io::duplex(64);
+        let mut socket = Socket::new(near, activity, limits, Arc::new(api));
+
+        let mut wakes = interval(Duration::from_millis(10));
+        let mut scratch = [0; 8];
+        let polled = poll_fn(|cx| {
+            while wakes.poll_tick(cx).is_ready() {}
+            let read = Pin::new(&mut socket).poll_read(cx, &mut ReadBuf::new(&mut scratch));
+            if read.is_pending() {
+                assert!(matches!(Pin::new(&mut socket).poll_flush(cx), Poll::Ready(Ok(()))));
+            }
+            read
+        });
+        let outcome = timeout(Duration::from_secs(20), polled).await.expect("closed at its deadline");
+        assert_eq!(outcome.map_err(|error| error.kind()), Err(io::ErrorKind::TimedOut));
     }
 }
